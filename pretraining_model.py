@@ -1,0 +1,204 @@
+"""A GPT-2-like transformer and its language-modelling head.
+
+The layer has two named slots, `after_attention` and `after_feed_forward`, that are the identity until
+somebody fills them: adapters (`finetuning_model.py`) plug in there and never copy a `forward`.
+"""
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IGNORE_INDEX = -100  # a label that asks for no loss, as in torch's cross_entropy
+LOSS_CHUNK = 1024  # rows of logits that exist at once; see docs/performance.md
+
+
+@dataclass
+class TransformerConfig:
+    """The shape of a transformer. The defaults are the tutorial's model: 50M parameters with a 29k vocabulary."""
+
+    num_embeddings: int
+    embed_dim: int = 410
+    hidden_dim: int = 2100
+    num_max_positions: int = 256
+    num_heads: int = 10
+    num_layers: int = 16
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    initializer_range: float = 0.02
+    sinusoidal_embeddings: bool = False
+    causal: bool = True
+
+    def __post_init__(self):
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
+        if self.sinusoidal_embeddings and self.embed_dim % 2:
+            raise ValueError(f"sinusoidal embeddings need an even embed_dim, not {self.embed_dim}")
+
+
+class SelfAttention(nn.Module):
+    """Multi-head scaled dot-product self-attention (Vaswani et al. 2017, section 3.2)."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.num_heads, self.causal, self.dropout = config.num_heads, config.causal, config.attention_dropout
+        self.query_key_value = nn.Linear(config.embed_dim, 3 * config.embed_dim)
+        self.projection = nn.Linear(config.embed_dim, config.embed_dim)
+
+    def forward(self, hidden_states: Tensor, attendable: Tensor | None = None) -> Tensor:
+        """[batch, seq, embed] → [batch, seq, embed]; `attendable` broadcasts to [batch, heads, query, key]."""
+        batch, seq, embed = hidden_states.shape
+        query, key, value = (
+            self.query_key_value(hidden_states)
+            .view(batch, seq, 3, self.num_heads, embed // self.num_heads)
+            .permute(2, 0, 3, 1, 4)  # [3, batch, heads, seq, head_dim]
+        )
+        attended = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=attendable,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=self.causal and attendable is None,
+        )
+        return self.projection(attended.transpose(1, 2).reshape(batch, seq, embed))
+
+
+class FeedForward(nn.Sequential):
+    """Position-wise feed-forward block with GPT-2's tanh-approximated GELU."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.expansion = nn.Linear(config.embed_dim, config.hidden_dim)
+        self.activation = nn.GELU(approximate="tanh")
+        self.projection = nn.Linear(config.hidden_dim, config.embed_dim)
+
+
+class TransformerLayer(nn.Module):
+    """Pre-LayerNorm layer (GPT-2: Radford et al. 2019, section 2.3) with a slot after each sub-layer."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.embed_dim)
+        self.attention = SelfAttention(config)
+        self.after_attention = nn.Identity()
+        self.feed_forward_norm = nn.LayerNorm(config.embed_dim)
+        self.feed_forward = FeedForward(config)
+        self.after_feed_forward = nn.Identity()
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden_states: Tensor, attendable: Tensor | None = None) -> Tensor:
+        """[batch, seq, embed] → [batch, seq, embed]."""
+        attended = self.dropout(self.attention(self.attention_norm(hidden_states), attendable))
+        hidden_states = hidden_states + self.after_attention(attended)
+        mixed = self.dropout(self.feed_forward(self.feed_forward_norm(hidden_states)))
+        return hidden_states + self.after_feed_forward(mixed)
+
+
+class Transformer(nn.Module):
+    """Token and position embeddings, the layers, a final LayerNorm: `input_ids` → `hidden_states`."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        self.token_embeddings = nn.Embedding(config.num_embeddings, config.embed_dim)
+        self.position_embeddings = nn.Embedding(config.num_max_positions, config.embed_dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
+        self.final_norm = nn.LayerNorm(config.embed_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """GPT-2's initialisation: N(0, 0.02), with the layers' residual projections scaled by depth."""
+        std = self.config.initializer_range
+        for module in self.modules():
+            initialize(module, std)
+        for layer in self.layers:
+            for projection in (layer.attention.projection, layer.feed_forward.projection):
+                # 2 * num_layers branches add up in the residual stream: this keeps its variance at one branch's
+                nn.init.normal_(projection.weight, std=std / math.sqrt(2 * self.config.num_layers))
+        if self.config.sinusoidal_embeddings:
+            positions = sinusoids(self.config.num_max_positions, self.config.embed_dim)
+            self.position_embeddings.weight = nn.Parameter(positions, requires_grad=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Encode a batch of token ids.
+
+        Args:
+            input_ids: [batch, seq].
+            attention_mask: [batch, seq], 1 for real tokens, 0 for padding on either side. A causal model needs
+                none where the padding is on the right, since no real token looks there.
+        Returns: hidden_states [batch, seq, embed].
+        Raises ValueError if the sequence is longer than the positions.
+        """
+        seq = input_ids.size(1)
+        if seq > self.config.num_max_positions:
+            raise ValueError(f"a sequence of {seq} tokens is longer than num_max_positions {self.config.num_max_positions}")
+        if attention_mask is None:
+            positions, attendable = torch.arange(seq, device=input_ids.device), None
+        else:
+            positions = (attention_mask.cumsum(1) - 1).clamp(min=0)  # counted from the first real token
+            attendable = attendable_positions(attention_mask, self.config.causal)
+        hidden_states = self.dropout(self.token_embeddings(input_ids) + self.position_embeddings(positions))
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attendable)
+        return self.final_norm(hidden_states)
+
+
+class TransformerWithLMHead(nn.Module):
+    """Transformer with a language-modelling head whose weights are the token embeddings (Press & Wolf 2017)."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """Logits [batch, seq, num_embeddings]; or, with `labels`, the loss summed over all labels.
+
+        `labels` [batch, seq] are aligned with the positions (labels[:, t] is what position t has to predict: the
+        next token for a causal model, the masked one for a bidirectional one); -100 asks for no loss.
+        """
+        hidden_states = self.transformer(input_ids, attention_mask)
+        return self.logits(hidden_states) if labels is None else self.loss(hidden_states, labels)
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """[..., embed] → [..., num_embeddings]."""
+        return F.linear(hidden_states, self.transformer.token_embeddings.weight)
+
+    def loss(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
+        """Summed negative log-likelihood of `labels` [batch, seq], without ever holding all logits in memory."""
+        hidden_states, labels = hidden_states.flatten(0, 1), labels.flatten()
+        if not self.config.causal:  # of MLM's positions 85 % have no label: no logits for them
+            labelled = labels != IGNORE_INDEX
+            hidden_states, labels = hidden_states[labelled], labels[labelled]
+        weight = self.transformer.token_embeddings.weight.to(hidden_states.dtype)
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK, chunking_method=None, acc_policy="balanced")
+        return F.linear_cross_entropy(hidden_states, weight, labels, reduction="sum", options=options).float()
+
+
+def initialize(module: nn.Module, std: float) -> None:
+    """N(0, std) for the weights of linear and embedding layers, zero for biases; LayerNorms stay the identity."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=std)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def sinusoids(num_positions: int, embed_dim: int) -> Tensor:
+    """Fixed position embeddings [num_positions, embed_dim] (Vaswani et al. 2017, section 3.5)."""
+    frequencies = 10000 ** (-torch.arange(0, embed_dim, 2) / embed_dim)
+    angles = torch.arange(num_positions).unsqueeze(1) * frequencies
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)  # sine and cosine alternate
+
+
+def attendable_positions(attention_mask: Tensor, causal: bool) -> Tensor:
+    """Boolean mask, broadcastable to [batch, heads, query, key], of the keys that each query may look at."""
+    attendable = attention_mask.bool()[:, None, None, :]
+    if causal:
+        seq = attention_mask.size(1)
+        attendable = attendable & torch.ones(seq, seq, dtype=torch.bool, device=attention_mask.device).tril()
+        # A padding token on the left would have nothing to look at, and a softmax over nothing is NaN.
+        attendable = attendable | torch.eye(seq, dtype=torch.bool, device=attention_mask.device)
+    return attendable

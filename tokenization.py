@@ -1,0 +1,173 @@
+"""Tokenizers: vocabularies from the Hub, from a file or trained on a corpus, and fast WordPiece encoding."""
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from arguments import UserError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+HUB_VOCABULARIES = {
+    "bert-base-cased": "google-bert/bert-base-cased",
+    "bert-base-uncased": "google-bert/bert-base-uncased",
+}
+# The reference takes "[MASK]" for a special token only between spaces, the fast tokenizer everywhere.
+GLUED_SPECIAL_TOKEN = re.compile(r"\S\[(?:PAD|UNK|CLS|SEP|MASK)\]|\[(?:PAD|UNK|CLS|SEP|MASK)\]\S")
+
+
+class Tokenizer:
+    """WordPiece (Devlin et al. 2019) whose ids are those of `pytorch_pretrained_bert.BertTokenizer`.
+
+    The Rust library does the work. The two disagree about a few characters (those younger than Rust's Unicode
+    tables, above all) and about special tokens glued to other text: such texts go to the reference itself.
+    """
+
+    def __init__(self, vocab: list[str]):
+        """`vocab`: the tokens in the order of their ids. Raises UserError where a special token is missing."""
+        self.vocab = vocab
+        self.token_to_id = {token: index for index, token in enumerate(vocab)}
+        missing = [token for token in SPECIAL_TOKENS if token not in self.token_to_id]
+        if missing:
+            raise UserError(f"the vocabulary lacks the special tokens {', '.join(missing)}")
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
+            self.token_to_id[token] for token in SPECIAL_TOKENS
+        )
+        self.special_ids = [self.token_to_id[token] for token in SPECIAL_TOKENS]
+        self.lowercase = not any(token != token.lower() for token in vocab if not re.fullmatch(r"\[.+\]", token))
+        self._fast = _fast_tokenizer(models.WordPiece(self.token_to_id, unk_token="[UNK]"), self.lowercase)
+        self._fast.add_special_tokens(list(SPECIAL_TOKENS))
+        self._agrees: dict[str, bool] = {}  # character → do the two implementations agree on it?
+
+    def __len__(self) -> int:
+        return len(self.vocab)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Tokenizer":
+        """Read a `vocab.txt`, one token a line. Raises UserError if it is not one."""
+        try:
+            lines = Path(path).read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read as a vocabulary: {error}") from error
+        vocab = [line.strip() for line in (lines[:-1] if lines[-1] == "" else lines)]
+        try:
+            return cls(vocab)
+        except UserError as error:
+            raise UserError(f"{path} is not a WordPiece vocabulary: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write `vocab.txt`, one token a line."""
+        Path(path).write_text("".join(f"{token}\n" for token in self.vocab), encoding="utf-8")
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of one text, without special tokens of our own."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """The ids of many texts, on all cores."""
+        slow = {index for index, text in enumerate(texts) if self._needs_reference(text)}
+        fast = self._fast.encode_batch_fast(
+            ["" if index in slow else text for index, text in enumerate(texts)], add_special_tokens=False
+        )
+        return [self._reference(texts[index]) if index in slow else fast[index].ids for index in range(len(texts))]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Readable text: word pieces joined, spaces before punctuation removed."""
+        return self._fast.decode(list(ids), skip_special_tokens=False)
+
+    def _needs_reference(self, text: str) -> bool:
+        if "[" in text and GLUED_SPECIAL_TOKEN.search(text):
+            return True
+        return not text.isascii() and not all(map(self._agree_on, set(text)))
+
+    def _agree_on(self, character: str) -> bool:
+        """Try both implementations on a character, alone, inside and at either end of a word; once each."""
+        if character not in self._agrees:
+            text = f"a{character}b c{character} {character}d {character} e"
+            normalized = self._fast.normalizer.normalize_str(text)
+            fast = [word for word, _ in self._fast.pre_tokenizer.pre_tokenize_str(normalized)]
+            self._agrees[character] = fast == self._reference_words.tokenize(text)
+        return self._agrees[character]
+
+    def _reference(self, text: str) -> list[int]:
+        pieces = [piece for word in self._reference_words.tokenize(text) for piece in self._reference_pieces.tokenize(word)]
+        return [self.token_to_id[piece] for piece in pieces]
+
+    @cached_property
+    def _reference_words(self):
+        from pytorch_pretrained_bert.tokenization import BasicTokenizer
+
+        return BasicTokenizer(do_lower_case=self.lowercase)
+
+    @cached_property
+    def _reference_pieces(self):
+        from pytorch_pretrained_bert.tokenization import WordpieceTokenizer
+
+        return WordpieceTokenizer(self.token_to_id)
+
+
+def train_tokenizer(texts: Callable[[], Iterator[str]], vocab_size: int, lowercase: bool) -> Tokenizer:
+    """Learn a WordPiece vocabulary of at most `vocab_size` tokens from the texts that `texts()` gives.
+
+    Reproducible: the alphabet is cut by a rule of our own and the learned tokens are sorted, since both depend on
+    the order of a hash table in the library.
+    """
+    learner = _fast_tokenizer(models.WordPiece(unk_token="[UNK]"), lowercase)
+    alphabet = _alphabet(texts(), learner.normalizer, vocab_size // 8)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts(), trainer)
+    learned = sorted(set(learner.get_vocab()) - set(SPECIAL_TOKENS))
+    return Tokenizer([*SPECIAL_TOKENS, *learned])
+
+
+def _alphabet(texts: Iterator[str], normalizer: normalizers.Normalizer, size: int) -> list[str]:
+    """The `size` most frequent characters of the normalized texts; of equally frequent ones, the first in Unicode."""
+    raw, counts = Counter(), Counter()
+    for text in texts:
+        raw.update(text)
+    for character, count in raw.items():
+        for normalized in normalizer.normalize_str(character).strip():
+            counts[normalized] += count
+    return sorted(sorted(counts, key=lambda character: (-counts[character], character))[:size])
+
+
+def parse_training_request(name: str) -> tuple[int, bool] | None:
+    """`train:8192` → (8192, False), `train:8192:uncased` → (8192, True), any other name → None.
+
+    Raises UserError if the size is not a number that leaves room for the special tokens.
+    """
+    if not name.startswith("train:"):
+        return None
+    match = re.fullmatch(r"train:(\d+)(:uncased)?", name)
+    if not match or int(match[1]) < 100:
+        raise UserError(f"--tokenizer {name}: write train:SIZE or train:SIZE:uncased, with a size of 100 or more")
+    return int(match[1]), match[2] is not None
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """A tokenizer from a `vocab.txt`, a folder that holds one, or the Hub. Raises UserError if there is none."""
+    path = Path(name) / "vocab.txt" if Path(name).is_dir() else Path(name)
+    if path.is_file():
+        return Tokenizer.from_file(path)
+    if path.suffix == ".txt" or name.startswith((".", "/")):
+        raise UserError(f"--tokenizer {name}: there is no such file")
+    from data_sources import download  # the Hub's library takes a second to import
+
+    return Tokenizer.from_file(download(HUB_VOCABULARIES.get(name, name), "vocab.txt", flag="--tokenizer"))
+
+
+def _fast_tokenizer(model: models.Model, lowercase: bool) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
