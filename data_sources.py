@@ -3,10 +3,12 @@
 A source has splits; a split is a stream of rows (dicts of columns), so that no corpus is ever held in memory.
 """
 import csv
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +18,8 @@ from arguments import UserError, suggestion
 
 SPLIT_FILES = {"train": ("train",), "valid": ("valid", "validation", "dev"), "test": ("test",)}
 FILE_TYPES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
+HELD_OUT = {"imdb": 5000}  # examples held out of a training split without a validation split
+HELD_OUT_FRACTION = 0.1  # of any other
 csv.field_size_limit(2**30)  # the standard library stops at 131,072 characters a field
 
 
@@ -104,6 +108,37 @@ def open_source(dataset_path: str, columns: dict[str, str | None] | None = None)
     )
 
 
+def split_rows(source: Source) -> dict[str, Iterable[dict]]:
+    """Rows of the training and validation splits.
+
+    Without a validation split, a part of the training split is held out: always the same one, stratified by label;
+    texts that stand in it are taken out of the training part, wherever they occur.
+    """
+    if "valid" in source.splits:
+        return {"train": source.rows("train"), "valid": source.rows("valid")}
+    rows = list(source.rows("train"))
+    n_held_out = HELD_OUT.get(source.name, round(HELD_OUT_FRACTION * len(rows)))
+    by_label = defaultdict(dict)  # label → digest → row, so that duplicates count once
+    for row in rows:
+        by_label[_stratum(row)][text_digest(row["text"], row.get("text_pair"))] = row
+    held_out = {}
+    for label, distinct in by_label.items():
+        n_wanted = round(n_held_out * sum(_stratum(row) == label for row in rows) / len(rows))
+        held_out |= {digest: distinct[digest] for digest in sorted(distinct)[:n_wanted]}
+    train = [row for row in rows if text_digest(row["text"], row.get("text_pair")) not in held_out]
+    return {"train": train, "valid": [held_out[digest] for digest in sorted(held_out)]}
+
+
+def _stratum(row: dict) -> object:
+    """What a held-out part is stratified by: the class; numbers are all of one kind."""
+    return None if isinstance(row.get("label"), float) else row.get("label")
+
+
+def text_digest(*texts: str | None) -> str:
+    """What tells two examples apart, and orders them the same everywhere."""
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
 # ---------------------------------------------------------------------------------------------- the user's own files
 
 
@@ -125,7 +160,8 @@ def _split_files(folder: Path) -> dict[str, Path]:
         files = [folder / f"{stem}{suffix}" for stem in stems for suffix in FILE_TYPES if (folder / f"{stem}{suffix}").is_file()]
         if len(files) > 1:
             raise UserError(f"{folder} has more than one {split} file: {', '.join(file.name for file in files)}; keep one")
-        found |= {split: file for file in files}
+        if files:
+            found[split] = files[0]
     if "train" not in found:
         raise UserError(f"{folder} has no train file; name one of its files {', '.join('train' + one for one in FILE_TYPES)}")
     return found
@@ -220,7 +256,7 @@ def _hub_source(name: str, dataset: HubDataset) -> Source:
         with _hub_errors(where):
             tables = datasets.load_dataset(dataset.path, dataset.config, revision=dataset.revision)
         return {
-            split: lambda table=tables[stem]: _rename(_table_rows(table), columns, f"{where} ({stem})")
+            split: lambda stem=stem: _rename(_table_rows(tables[stem]), columns, f"{where} ({stem})")
             for split, stems in SPLIT_FILES.items()
             for stem in stems
             if stem in tables

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IGNORE_INDEX = -100  # a label that asks for no loss, as in torch's cross_entropy
+from utils import IGNORE_INDEX
+
 LOSS_CHUNK = 1024  # rows of logits that exist at once; see docs/performance.md
 
 

@@ -1,0 +1,257 @@
+"""Text becomes batches: the token cache, and corpora for language modelling.
+
+Training batches are a pure function of (seed, step, rank): resuming a run is exact and costs nothing, and two
+processes see together what one would see alone. Batches are dicts of CPU tensors, batch first.
+"""
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import filelock
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from arguments import UserError
+from data_sources import PACKAGED, Source, open_source, split_rows, text_digest
+from tokenization import Tokenizer, load_tokenizer, parse_training_request, train_tokenizer
+from utils import IGNORE_INDEX, derive_seed
+
+CACHE_FORMAT = 1  # change it when the encoding or the layout of the cache changes
+ENCODING_CHUNK = 2000  # texts encoded at once: enough for all cores, little enough for memory
+VALID_FRACTION = 0.025  # the end of a corpus that has no validation split
+Batch = dict[str, Tensor]
+
+
+# ----------------------------------------------------------------------------------------------------- the token cache
+
+
+@dataclass
+class EncodedTexts:
+    """Texts as memory-mapped token ids: text i is ids[offsets[i]:offsets[i + 1]]. Pairs lie behind one another."""
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    n_words: int
+    labels: list
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+
+def cached(cache: str, key: object, build: Callable[[Path], None]) -> Path:
+    """The folder of the cache that `build` fills for `key`: built once, whole or not at all, by one process."""
+    digest = hashlib.sha256(f"{CACHE_FORMAT} {key}".encode()).hexdigest()[:20]
+    folder = Path(cache) / digest
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{folder}.lock"):  # other processes wait here, and then find it done
+            if not folder.is_dir():
+                aside = Path(tempfile.mkdtemp(prefix=f"{digest}.", dir=cache))
+                try:
+                    build(aside)
+                    os.rename(aside, folder)
+                finally:
+                    shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"--dataset_cache {cache} cannot be written: {error.strerror or error}") from error
+    return folder
+
+
+def encode_rows(rows: Callable[[], Iterable[dict]], tokenizer: Tokenizer, name: str, cache: str, key: object, end_id: int | None = None) -> EncodedTexts:
+    """Token ids of the rows' `text` and `text_pair`, from the cache if there; `end_id` goes behind every text.
+
+    `rows()` is read only if the cache does not have them. Raises UserError if all texts are empty.
+    """
+
+    def build(folder: Path) -> None:
+        dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+        end = [] if end_id is None else [end_id]
+        ends, labels, n_words = [0], [], 0
+        stream = iter(rows())
+        with open(folder / "ids.bin", "wb") as file, tqdm(desc=f"encoding {name}", unit=" texts", disable=None) as bar:
+            while chunk := list(itertools.islice(stream, ENCODING_CHUNK)):
+                texts = [row[key] for row in chunk for key in ("text", "text_pair") if key in row]
+                for ids in tokenizer.encode_batch(texts):
+                    np.array(ids + end, dtype=dtype).tofile(file)
+                    ends.append(ends[-1] + len(ids) + len(end))
+                n_words += sum(len(text.split()) + len(end) for text in texts)
+                labels.extend(row["label"] for row in chunk if "label" in row)
+                bar.update(len(chunk))
+        np.save(folder / "offsets.npy", np.array(ends, dtype=np.int64))
+        (folder / "meta.json").write_text(json.dumps({"dtype": dtype.__name__, "n_words": n_words, "labels": labels}))
+
+    folder = cached(cache, (key, tokenizer.vocab, end_id), build)
+    meta = json.loads((folder / "meta.json").read_text())
+    offsets = np.load(folder / "offsets.npy")
+    if not offsets[-1]:
+        raise UserError(f"{name} holds no tokens: it has {len(offsets) - 1} texts, all of them empty")
+    ids = np.memmap(folder / "ids.bin", dtype=meta["dtype"], mode="r")
+    return EncodedTexts(ids, offsets, meta["n_words"], meta["labels"])
+
+
+def find_tokenizer(name: str, source: Source, texts: Callable[[], Iterator[str]], cache: str) -> Tokenizer:
+    """The tokenizer that `--tokenizer` names; `train:SIZE` learns it from `texts` and keeps it in the cache."""
+    request = parse_training_request(name)
+    if request is None:
+        return load_tokenizer(name)
+    folder = cached(
+        cache, ("vocabulary", request, source.key), lambda folder: train_tokenizer(texts, *request).save(folder / "vocab.txt")
+    )
+    return Tokenizer.from_file(folder / "vocab.txt")
+
+
+# ------------------------------------------------------------------------------------------ corpora: language modelling
+
+
+@dataclass
+class Corpus:
+    """Running text as token ids, each line closed by [SEP], with the tokenizer that made them."""
+
+    tokenizer: Tokenizer
+    train: EncodedTexts
+    valid: EncodedTexts
+
+
+def load_corpus(dataset_path: str, tokenizer: str, cache: str, text_column: str | None = None) -> Corpus:
+    """Encode a corpus, or map it from the cache. Raises UserError where it is missing, empty or unreadable."""
+    source = open_source(dataset_path, {"text": text_column})
+    lines = _corpus_lines(source)
+    made = find_tokenizer(tokenizer, source, lambda: (row["text"] for row in lines("train")), cache)
+    train, valid = (
+        encode_rows(lambda split=split: lines(split), made, f"{source.name} {split}", cache, ("corpus", source.key, split), made.sep_id)
+        for split in ("train", "valid")
+    )
+    return Corpus(made, train, valid)
+
+
+def _corpus_lines(source: Source) -> Callable[[str], Iterator[dict]]:
+    """A function from a split to its lines; what has no validation split gives the end of its training split."""
+
+    def raw(split: str) -> Iterator[str]:
+        if source.name in PACKAGED:  # labelled reviews: never those held out for classification; shuffled by hash
+            training = split_rows(source)["train"]
+            return iter(sorted((row["text"] for row in training), key=text_digest))
+        return (row["text"] for row in source.rows(split))
+
+    def cut() -> tuple[int, int]:
+        n_lines = sum(1 for _ in raw("train"))
+        return n_lines, n_lines - max(1, round(VALID_FRACTION * n_lines))
+
+    def lines(split: str) -> Iterator[dict]:
+        if source.name in PACKAGED or "valid" not in source.splits:
+            n_lines, first_valid = cut()
+            chosen = range(first_valid) if split == "train" else range(first_valid, n_lines)
+            texts = itertools.islice(raw("train"), chosen.start, chosen.stop)
+        else:
+            texts = raw(split)
+        return ({"text": text.strip().replace("<unk>", "[UNK]")} for text in texts)
+
+    return lines
+
+
+@dataclass
+class CorpusBatches:
+    """Training batches of a corpus for one process: `self[step]` is what it sees in that optimizer step.
+
+    Each epoch cuts the corpus into blocks from another starting point and visits them in another order.
+    """
+
+    ids: np.ndarray
+    seq_len: int
+    batch_size: int  # rows of one process in one optimizer step
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    mask: "Masking | None" = None
+    _order: tuple[int, np.ndarray] = field(default=(-1, np.empty(0)), repr=False)
+
+    def __post_init__(self):
+        self.n_blocks = (len(self.ids) - 1) // self.seq_len - 1  # one less: the starting point moves
+        if self.n_blocks < 1:
+            raise UserError(
+                f"the training corpus has {len(self.ids)} tokens, too few for sequences of {self.seq_len};"
+                " lower --num_max_positions or take more text"
+            )
+
+    def __len__(self) -> int:
+        """Optimizer steps per epoch."""
+        return max(1, self.n_blocks // (self.batch_size * self.world_size))
+
+    def __getitem__(self, step: int) -> Batch:
+        """input_ids and labels, both [batch_size, seq_len]."""
+        epoch, step_in_epoch = divmod(step, len(self))
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng((self.seed, epoch)).permutation(self.n_blocks))
+        start = int(np.random.default_rng((self.seed, epoch, 1)).integers(self.seq_len))
+        n_rows = self.batch_size * self.world_size
+        positions = np.arange(step_in_epoch * n_rows, (step_in_epoch + 1) * n_rows) % self.n_blocks
+        blocks = self._order[1][positions] * self.seq_len + start
+        rows = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        tokens = np.stack([self.ids[block : block + self.seq_len + 1] for block in blocks[rows]]).astype(np.int64)
+        if self.mask is None:
+            return next_token_batch(torch.from_numpy(tokens))
+        return self.mask(torch.from_numpy(tokens[:, :-1]), (self.seed, step), rows, n_rows)
+
+    def starting_at(self, step: int) -> Iterator[Batch]:
+        """The endless stream of batches from an optimizer step on."""
+        return (self[one] for one in itertools.count(step))
+
+
+def evaluation_blocks(
+    ids: np.ndarray, seq_len: int, batch_size: int, rank: int = 0, world_size: int = 1, mask: "Masking | None" = None
+) -> list[Batch]:
+    """This process's part of a validation corpus: over all processes, every token but the first is predicted once."""
+    starts = np.arange(0, len(ids) - 1, seq_len)
+    batches = [starts[first : first + batch_size] for first in range(0, len(starts), batch_size)]
+    return [_evaluation_batch(ids, chosen, seq_len, mask) for chosen in batches[rank::world_size]]
+
+
+def _evaluation_batch(ids: np.ndarray, starts: np.ndarray, seq_len: int, mask: "Masking | None") -> Batch:
+    tokens = torch.full((len(starts), seq_len + 1), IGNORE_INDEX)
+    for row, start in enumerate(starts):
+        block = ids[start : start + seq_len + 1].astype(np.int64)
+        tokens[row, : len(block)] = torch.from_numpy(block)
+    real = tokens != IGNORE_INDEX
+    input_ids = tokens.masked_fill(~real, 0)
+    if mask is None:
+        return {"input_ids": input_ids[:, :-1], "labels": tokens[:, 1:].contiguous()}
+    masked = [mask(input_ids[row : row + 1, :-1], (int(start),), slice(0, 1), 1) for row, start in enumerate(starts)]
+    batch = {key: torch.cat([one[key] for one in masked]) for key in masked[0]}
+    batch["labels"] = batch["labels"].masked_fill(~real[:, :-1], IGNORE_INDEX)
+    return batch | {"attention_mask": real[:, :-1].long()}
+
+
+def next_token_batch(tokens: Tensor) -> Batch:
+    """Causal language modelling over [batch, seq + 1] tokens: labels[:, t] is the token that follows position t."""
+    return {"input_ids": tokens[:, :-1].contiguous(), "labels": tokens[:, 1:].contiguous()}
+
+
+@dataclass
+class Masking:
+    """Masked language modelling (Devlin et al. 2019, section 3.1): of the tokens chosen with `probability`, 80 %
+    become [MASK], 10 % a random token, 10 % stay. Special tokens, and so padding, are never chosen."""
+
+    tokenizer: Tokenizer
+    probability: float
+
+    def __call__(self, input_ids: Tensor, key: tuple[int, ...], rows: slice, n_rows: int) -> Batch:
+        """Mask [batch, seq] ids, which are `rows` of the `n_rows` rows that `key` draws the random numbers for."""
+        generator = torch.Generator().manual_seed(derive_seed(*key))
+        seq = input_ids.size(1)
+        chance, action = torch.rand(2, n_rows, seq, generator=generator)[:, rows]
+        words = torch.randint(len(self.tokenizer), (n_rows, seq), generator=generator)[rows]
+        special = torch.isin(input_ids, torch.tensor(self.tokenizer.special_ids))
+        chosen = (chance < self.probability) & ~special
+        masked = torch.where(chosen & (action < 0.8), self.tokenizer.mask_id, input_ids)
+        masked = torch.where(chosen & (action >= 0.8) & (action < 0.9), words, masked)
+        return {"input_ids": masked, "labels": input_ids.masked_fill(~chosen, IGNORE_INDEX)}

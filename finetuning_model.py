@@ -1,0 +1,104 @@
+"""The pretrained transformer with a classification head, and adapters that plug into its layers."""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretraining_model import TransformerConfig, TransformerWithLMHead, initialize
+
+POOLINGS = ("cls", "mean", "cls_mean")
+
+
+@dataclass
+class HeadConfig:
+    """What fine-tuning adds to a transformer. One output: regression."""
+
+    num_outputs: int
+    pooling: str = "cls"
+    adapters_dim: int = 0
+    initializer_range: float = 0.02
+
+
+class TransformerWithClfHead(TransformerWithLMHead):
+    """Transformer with a classification (or regression) head, and the language-modelling head for an auxiliary loss."""
+
+    def __init__(self, config: TransformerConfig, head: HeadConfig):
+        super().__init__(config)
+        self.head = head
+        self.dropout = nn.Dropout(config.dropout)
+        width = config.embed_dim * (2 if head.pooling == "cls_mean" else 1)
+        self.classification_head = nn.Linear(width, head.num_outputs)
+        initialize(self.classification_head, head.initializer_range)
+        if head.adapters_dim:
+            add_adapters(self, head.adapters_dim)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None, lm_labels: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """Classify a batch that is padded on the right.
+
+        Args:
+            input_ids, attention_mask: [batch, seq]; [CLS] last for a causal model, first for a bidirectional one.
+            labels: [batch], class ids, or numbers for regression.
+            lm_labels: [batch, seq], aligned with the positions; -100 asks for no loss. Without them no LM logits are computed.
+        Returns: logits [batch, num_outputs]; or, with `labels`, the summed losses `clf` and (if asked for) `lm`.
+        """
+        # Right padding lies in the future: a causal model that gets no mask can use the fastest attention.
+        hidden_states = self.transformer(input_ids, None if self.config.causal else attention_mask)
+        logits = self.classification_head(self.dropout(self.pool(hidden_states, attention_mask))).float()
+        if labels is None:
+            return logits
+        losses = {"clf": classification_loss(logits, labels)}
+        if lm_labels is not None:
+            losses["lm"] = self.loss(hidden_states, lm_labels)
+        return losses
+
+    def pool(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        """The state of [CLS], the mean over the real tokens, or both: [batch, seq, embed] → [batch, width]."""
+        pooled = []
+        if "cls" in self.head.pooling:
+            rows = torch.arange(len(hidden_states), device=hidden_states.device)
+            pooled.append(hidden_states[rows, attention_mask.sum(1) - 1] if self.config.causal else hidden_states[:, 0])
+        if "mean" in self.head.pooling:
+            mask = attention_mask.unsqueeze(-1).to(hidden_states.dtype)
+            pooled.append((hidden_states * mask).sum(1) / mask.sum(1))
+        return torch.cat(pooled, dim=-1)
+
+
+class Adapter(nn.Module):
+    """A bottleneck with a residual connection (Houlsby et al. 2019, section 2.1), near the identity at the start."""
+
+    def __init__(self, embed_dim: int, adapters_dim: int):
+        super().__init__()
+        self.down = nn.Linear(embed_dim, adapters_dim)
+        self.up = nn.Linear(adapters_dim, embed_dim)
+        initialize(self.down, std=embed_dim**-0.5)
+        initialize(self.up, std=1e-3)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[..., embed] → [..., embed]."""
+        return hidden_states + self.up(F.gelu(self.down(hidden_states)))
+
+
+def add_adapters(model: TransformerWithLMHead, adapters_dim: int) -> None:
+    """Fill both slots of every layer with an adapter and freeze all else but the LayerNorms and the head."""
+    for layer in model.transformer.layers:
+        layer.after_attention = Adapter(model.config.embed_dim, adapters_dim)
+        layer.after_feed_forward = Adapter(model.config.embed_dim, adapters_dim)
+    trained = {id(one) for module in model.modules() if isinstance(module, Adapter | nn.LayerNorm) for one in module.parameters()}
+    trained |= {id(one) for one in model.classification_head.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad = id(parameter) in trained
+
+
+def added_parameters(model: TransformerWithClfHead) -> tuple[str, ...]:
+    """Names of the parameters that a pretrained checkpoint cannot hold."""
+    return tuple(name for name in model.state_dict() if "classification_head." in name or ".after_" in name)
+
+
+def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, or squared error for a single output, summed over the batch."""
+    if logits.size(1) == 1:
+        return F.mse_loss(logits.squeeze(1), labels.float(), reduction="sum")
+    return F.cross_entropy(logits, labels, reduction="sum")

@@ -1,0 +1,139 @@
+"""Pretrain a transformer with a language-modelling objective, on one device or many.
+
+    python pretraining_train.py                                    the tutorial's 50M model on WikiText-103
+    python pretraining_train.py run_configs/wikitext-2.json        a preset; flags override it
+    torchrun --nproc_per_node 8 pretraining_train.py               8 GPUs
+"""
+from dataclasses import dataclass
+
+from arguments import ModelArguments, OptimizationArguments, RunArguments, flag, parse_arguments, run_script
+
+
+@dataclass
+class PretrainingConfig(ModelArguments, OptimizationArguments, RunArguments):
+    """data"""
+
+    dataset_path: str = flag("wikitext-103", "corpus: a short name, hub:owner/name[:config], a folder or a file")
+    text_column: str | None = flag(None, "column of the texts, for data from the Hub or in tables (default: text)")
+    dataset_cache: str = flag("dataset_cache", "folder for encoded corpora")
+    tokenizer: str = flag("bert-base-cased", "a vocabulary of the Hub, a vocab.txt, train:SIZE or train:SIZE:uncased")
+    mlm_probability: float = flag(0.15, "fraction of the tokens to predict, for mlm", least=0.001, most=1)
+
+
+if __name__ == "__main__":
+    config = parse_arguments(PretrainingConfig, __doc__)  # before the slow imports: --help answers at once
+
+import dataclasses
+import math
+
+from ignite.engine import Engine
+from ignite.metrics import Loss, MetricsLambda
+from torch import nn
+
+from data import Batch, Corpus, CorpusBatches, Masking, evaluation_blocks, load_corpus
+from pretraining_model import TransformerConfig, TransformerWithLMHead
+from training import (
+    BestWeights,
+    Objective,
+    attach_checkpoints,
+    attach_evaluation,
+    attach_logging,
+    attach_schedule,
+    build_optimizers,
+    create_trainer,
+    run_training,
+    wrap_model,
+)
+from utils import IGNORE_INDEX, Run, count_parameters, finish_run, show, start_run, write_config
+
+
+def pretrain(config: PretrainingConfig) -> dict[str, float]:
+    """Pretrain a model; return the metrics of the best evaluation (`loss`, `ppl`, `word_ppl`, `tokens_per_second`, …).
+
+    Raises UserError for input that cannot be used.
+    """
+    run = start_run(config)
+    corpus = load_corpus(config.dataset_path, config.tokenizer, config.dataset_cache, config.text_column)
+    model = TransformerWithLMHead(model_config(config, len(corpus.tokenizer)))
+    describe(run, corpus, model)
+
+    mask = Masking(corpus.tokenizer, config.mlm_probability) if config.mlm else None
+    n_rows = config.train_batch_size * config.gradient_accumulation_steps
+    batches = CorpusBatches(corpus.train.ids, config.num_max_positions, n_rows, config.seed, run.rank, run.world_size, mask)
+    n_steps = len(batches) * config.n_epochs if config.n_steps is None else config.n_steps
+
+    wrapped = wrap_model(model, run)
+    optimizers = build_optimizers(model, config)
+    trainer = create_trainer(wrapped, optimizers, Objective(lm_losses, lm_counts, {"lm": 1.0}), run)
+    evaluate = create_evaluation(model, corpus, mask, run)
+    best = BestWeights(run, model.state_dict, "loss", higher_is_better=False)
+
+    attach_schedule(trainer, optimizers, config, n_steps)
+    timer = attach_logging(trainer, optimizers, run)
+    attach_checkpoints(trainer, model, optimizers, best, run)
+    attach_evaluation(trainer, evaluate, best, run, at_start=True)
+    run_training(trainer, batches.starting_at, len(batches), n_steps)
+
+    n_parameters, n_trained = count_parameters(model)
+    speed = trainer.n_tokens / timer.value() if trainer.n_tokens else 0.0
+    metrics = {"n_steps": trainer.state.iteration, "tokens_per_second": speed, "n_parameters": n_parameters, "n_trained": n_trained}
+    return finish_run(run, best.best | metrics)
+
+
+def model_config(config: ModelArguments, num_embeddings: int) -> TransformerConfig:
+    """The model's shape from the flags. Raises UserError if they do not go together."""
+    shape = {field.name for field in dataclasses.fields(TransformerConfig)} & set(vars(config))
+    return TransformerConfig(num_embeddings, causal=not config.mlm, **{name: getattr(config, name) for name in shape})
+
+
+def describe(run: Run, corpus: Corpus, model: nn.Module) -> None:
+    """Make the run folder self-contained: config.json and vocab.txt."""
+    if run.is_main:
+        corpus.tokenizer.save(run.folder / "vocab.txt")
+    write_config(run, model=dataclasses.asdict(model.config))
+    show(
+        f"{count_parameters(model)[0]:,} parameters · {len(corpus.train.ids):,} training tokens"
+        f" · {len(corpus.valid.ids):,} validation tokens · vocabulary of {len(corpus.tokenizer):,}"
+    )
+
+
+def lm_losses(model: nn.Module, batch: Batch) -> dict:
+    """The summed language-modelling loss of a batch."""
+    return {"lm": model(**batch)}
+
+
+def lm_counts(batch: Batch) -> dict:
+    """How many tokens have to be predicted; at least 1, since masking may choose none."""
+    return {"lm": (batch["labels"] != IGNORE_INDEX).sum().clamp(min=1)}
+
+
+def create_evaluation(model: nn.Module, corpus: Corpus, mask: Masking | None, run: Run):
+    """A function that evaluates the model on the validation corpus and returns loss, ppl and word_ppl."""
+    import torch
+
+    ids, n_words = corpus.valid.ids, corpus.valid.n_words
+    blocks = evaluation_blocks(ids, run.config.num_max_positions, run.config.valid_batch_size, run.rank, run.world_size, mask)
+
+    @torch.inference_mode()
+    def inference(engine: Engine, batch: Batch):
+        model.eval()
+        batch = run.to_device(batch)
+        n_labels = lm_counts(batch)["lm"]
+        with run.autocast():
+            return model(**batch) / n_labels, n_labels
+
+    evaluator = Engine(inference)
+    nll = Loss(lambda loss, n_labels: loss, batch_size=lambda n_labels: n_labels, device=run.device)  # a mean per token
+    nll.attach(evaluator, "loss")
+    MetricsLambda(math.exp, nll).attach(evaluator, "ppl")
+    if mask is None:  # http://sjmielke.com/comparing-perplexities.htm
+        MetricsLambda(lambda loss: math.exp(loss * (len(ids) - 1) / n_words), nll).attach(evaluator, "word_ppl")
+
+    def evaluate() -> dict[str, float]:
+        return dict(evaluator.run(blocks).metrics)
+
+    return evaluate
+
+
+if __name__ == "__main__":
+    run_script(pretrain, config)

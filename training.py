@@ -1,0 +1,325 @@
+"""What the training loops share: optimizers, schedule, the optimizer step, and what is attached around it."""
+import contextlib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import Checkpoint, DiskSaver, ProgressBar, Timer
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from arguments import OptimizationArguments, UserError
+from utils import (
+    CHECKPOINTS,
+    EVALUATIONS,
+    WEIGHTS,
+    Run,
+    derive_seed,
+    load_weights,
+    read_evaluations,
+    save_weights,
+    show,
+    written_whole,
+)
+
+Batch = dict[str, Tensor]
+
+# ------------------------------------------------------------------------------------------------------- optimizers
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalized by a Newton-Schulz iteration (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+
+    For the matrices of hidden layers alone. Differs from torch.optim.Muon in speed: it iterates in the dtype that the
+    device is fast at and stacks matrices of one shape. A group's `n_blocks` is the number of matrices that lie below
+    one another in its parameters: queries, keys and values are orthogonalized apart.
+    """
+
+    COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+    def __init__(self, groups: list[dict], lr: float, momentum: float = 0.95, weight_decay: float = 0.0, n_iterations: int = 5):
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "n_iterations": n_iterations, "n_blocks": 1})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Update all parameters that have a gradient."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    update = self._momentum(parameter, group["momentum"])
+                    blocks = zip(parameter.chunk(group["n_blocks"]), update.chunk(group["n_blocks"]), strict=True)
+                    for block, block_update in blocks:
+                        by_shape[block.shape].append((block, block_update))
+            for (n_rows, n_columns), pairs in by_shape.items():
+                directions = self.orthogonalize(torch.stack([update for _, update in pairs]), group["n_iterations"])
+                scale = -group["lr"] * math.sqrt(max(1, n_rows / n_columns))
+                for (block, _), direction in zip(pairs, directions, strict=True):
+                    block.add_(direction, alpha=scale)
+
+    def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
+        """Nesterov's look-ahead gradient."""
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
+        return parameter.grad.lerp(state["momentum_buffer"], momentum)
+
+    @classmethod
+    def orthogonalize(cls, matrices: Tensor, n_iterations: int) -> Tensor:
+        """[n, rows, columns] → nearly semi-orthogonal matrices with the same singular vectors."""
+        a, b, c = cls.COEFFICIENTS
+        is_tall = matrices.size(1) > matrices.size(2)
+        x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+        x = x.mT if is_tall else x
+        x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+        for _ in range(n_iterations):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return (x.mT if is_tall else x).to(matrices.dtype)
+
+
+def build_optimizers(model: nn.Module, config: OptimizationArguments) -> list[torch.optim.Optimizer]:
+    """AdamW, with weight decay on matrices alone; with `--optimizer muon`, Muon for the matrices of the layers."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    hidden = {name for name, one in trained.items() if ".layers." in name and one.dim() == 2 and config.optimizer == "muon"}
+    rest = [parameter for name, parameter in trained.items() if name not in hidden]
+    groups = [
+        {"params": [one for one in rest if one.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [one for one in rest if one.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=rest[0].device.type in ("cuda", "cpu"))]
+    if hidden:
+        is_fused = {name: "query_key_value" in name for name in hidden}
+        groups = [{"params": [trained[name] for name in trained if is_fused.get(name) is fused], "n_blocks": 3 if fused else 1} for fused in (True, False)]
+        groups = [group for group in groups if group["params"]]
+        optimizers.append(Muon(groups, lr=config.muon_lr, weight_decay=config.weight_decay))
+    return optimizers
+
+
+def learning_rate_factor(step: int, n_warmup: int, n_steps: int, schedule: str) -> float:
+    """Linear from 0 to 1 over the warm-up, then down to 0 along a cosine (GPT) or a line (BERT, ULMFiT)."""
+    if step < n_warmup:
+        return (step + 1) / n_warmup
+    progress = min(1.0, (step - n_warmup) / max(1, n_steps - n_warmup))
+    return 1 - progress if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+
+
+# -------------------------------------------------------------------------------------------------- the optimizer step
+
+
+@dataclass
+class Objective:
+    """A weighted sum of losses, each of them summed over a batch and divided by a count over the whole step.
+
+    Sums and counts, not means of means: neither the number of processes nor that of accumulation steps matters.
+    """
+
+    losses: Callable[[nn.Module, Batch], dict[str, Tensor]]  # (model, part of a batch on the device) → summed losses
+    counts: Callable[[Batch], dict[str, Tensor | int]]  # whole batch → what to divide each by
+    weights: dict[str, float]
+
+
+def wrap_model(model: nn.Module, run: Run) -> nn.Module:
+    """The model on its device, averaging gradients over the processes if there are several."""
+    model.to(run.device)
+    if run.world_size == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[run.device] if run.device.type == "cuda" else None)
+
+
+def create_trainer(wrapped: nn.Module, optimizers: list, objective: Objective, run: Run) -> Engine:
+    """An engine whose iteration is one optimizer step: forward and backward over the batch in
+    `gradient_accumulation_steps` parts, one clipping, one update."""
+    config = run.config
+    forward = torch.compile(wrapped) if config.compile else wrapped
+    scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
+    parameters = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
+
+    def update(engine: Engine, batch: Batch) -> dict[str, Tensor | float]:
+        wrapped.train()
+        torch.manual_seed(derive_seed(run.config.seed, engine.state.iteration, run.rank))  # so that resuming is exact
+        batch = run.to_device(batch)
+        counts = objective.counts(batch)
+        if run.world_size > 1:  # DDP averages gradients over processes, and we want their sum
+            counts = {name: idist.all_reduce(torch.as_tensor(count, device=run.device)) / run.world_size for name, count in counts.items()}
+        total = 0.0
+        parts = split_batch(batch, config.train_batch_size)
+        for index, part in enumerate(parts):
+            is_last = index == len(parts) - 1
+            with contextlib.nullcontext() if is_last or run.world_size == 1 else wrapped.no_sync():
+                with run.autocast():
+                    losses = objective.losses(forward, part)
+                loss = sum(objective.weights[name] * losses[name] / counts[name] for name in losses)
+                scaler.scale(loss).backward()
+            total = total + loss.detach()
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+        grad_norm = nn.utils.clip_grad_norm_(parameters, config.max_norm or math.inf)
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        scaler.update()
+        return {"loss": total, "grad_norm": grad_norm, "n_tokens": batch["input_ids"].numel(), "n_examples": len(batch["input_ids"])}
+
+    trainer = Engine(update)
+    trainer.scaler = scaler
+    return trainer
+
+
+def split_batch(batch: Batch, size: int) -> list[Batch]:
+    """Cut a batch into parts of `size` rows."""
+    pieces = {key: tensor.split(size) for key, tensor in batch.items()}
+    return [dict(zip(pieces, part, strict=True)) for part in zip(*pieces.values(), strict=True)]
+
+
+# ------------------------------------------------------------------------------------------- attached around the loop
+
+
+def attach_schedule(trainer: Engine, optimizers: list, config: OptimizationArguments, n_steps: int) -> None:
+    """Set the learning rates before every step; a pure function of the step, so there is nothing to save."""
+    peaks = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
+
+    @trainer.on(Events.ITERATION_STARTED)
+    def set_learning_rates(engine: Engine) -> None:
+        factor = learning_rate_factor(engine.state.iteration - 1, config.n_warmup, n_steps, config.schedule)
+        for group, peak in peaks:
+            group["lr"] = peak * factor
+
+
+class BestWeights:
+    """Keeps the weights of the best evaluation so far in model.safetensors, and counts those that did not improve."""
+
+    def __init__(self, run: Run, weights: Callable[[], dict[str, Tensor]], metric: str, higher_is_better: bool):
+        self.run, self.weights, self.metric = run, weights, metric
+        self.sign = 1 if higher_is_better else -1
+        self.best: dict[str, float] = {}
+        self.n_without_progress = 0
+
+    def update(self, step: int, metrics: dict[str, float]) -> None:
+        """Take note of an evaluation."""
+        value = metrics[self.metric]
+        if math.isnan(value):
+            raise UserError(f"the {self.metric} is not a number at step {step}: training diverged; lower --lr or raise --n_warmup")
+        if self.best and self.sign * value <= self.sign * self.best[self.metric]:
+            self.n_without_progress += 1
+            return
+        self.best, self.n_without_progress = {"step": step} | metrics, 0
+        if self.run.is_main:
+            save_weights(self.run.folder / WEIGHTS, self.weights())
+
+    def state_dict(self) -> dict:
+        """For the checkpoint."""
+        return {"best": self.best, "n_without_progress": self.n_without_progress}
+
+    def load_state_dict(self, state: dict) -> None:
+        """From the checkpoint."""
+        self.best, self.n_without_progress = state["best"], state["n_without_progress"]
+
+
+def attach_evaluation(trainer: Engine, evaluate: Callable[[], dict[str, float]], best: BestWeights, run: Run, at_start: bool = False) -> None:
+    """Evaluate every `eval_every` steps (-1: after each epoch) and at the end; stop after `patience` without progress."""
+    every = run.config.eval_every
+    state = {"step": None}
+
+    def run_evaluation(engine: Engine) -> None:
+        if state["step"] != engine.state.iteration:
+            state["step"] = engine.state.iteration
+            metrics = evaluate()
+            run.log_evaluation(engine.state.iteration, metrics)
+            best.update(engine.state.iteration, metrics)
+            if getattr(run.config, "patience", 0) and best.n_without_progress >= run.config.patience:
+                show(f"no better {best.metric} in {run.config.patience} evaluations: stopping early")
+                engine.terminate()
+
+    if at_start and trainer.state.iteration == 0:
+        trainer.add_event_handler(Events.STARTED, run_evaluation)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every) if every > 0 else Events.EPOCH_COMPLETED, run_evaluation)
+    trainer.add_event_handler(Events.COMPLETED, run_evaluation)
+
+
+def attach_logging(trainer: Engine, optimizers: list, run: Run) -> Timer:
+    """Progress bar and TensorBoard: loss, learning rates, gradient norm, tokens/s. The timer runs while training."""
+    timer = Timer(average=False)
+    timer.attach(trainer, start=Events.STARTED, resume=Events.GET_BATCH_STARTED, pause=Events.ITERATION_COMPLETED)
+    sums: dict[str, Tensor | float] = defaultdict(float)  # tensors: adding them up waits for nothing
+    trainer.n_tokens = trainer.n_examples = 0
+    last = {"seconds": 0.0}
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def accumulate(engine: Engine) -> None:
+        sums["loss"] += engine.state.output["loss"]
+        sums["n_steps"] += 1
+        sums["n_tokens"] += engine.state.output["n_tokens"] * run.world_size
+        trainer.n_tokens += engine.state.output["n_tokens"] * run.world_size
+        trainer.n_examples += engine.state.output["n_examples"] * run.world_size
+
+    @trainer.on(Events.ITERATION_COMPLETED(every=run.config.log_every))
+    def log(engine: Engine) -> None:
+        loss = idist.all_reduce(float(sums["loss"])) / run.world_size / sums["n_steps"]
+        seconds = timer.value()
+        speed = sums["n_tokens"] / max(1e-9, seconds - last["seconds"])
+        last["seconds"] = seconds
+        engine.state.metrics |= {"loss": loss, "tok/s": round(speed)}
+        scalars = {"loss": loss, "grad_norm": float(engine.state.output["grad_norm"]), "tokens_per_second": speed}
+        names = ("lr", "muon_lr")
+        scalars |= {name: one.param_groups[0]["lr"] for name, one in zip(names, optimizers, strict=False)}
+        run.log_scalars("training", engine.state.iteration, scalars)
+        sums.clear()
+
+    if run.is_main:
+        bar = ProgressBar(persist=True, disable=None)
+        bar.attach(trainer, metric_names=["loss", "tok/s"], event_name=Events.ITERATION_COMPLETED(every=run.config.log_every))
+    return timer
+
+
+def attach_checkpoints(trainer: Engine, model: nn.Module, optimizers: list, best: BestWeights, run: Run) -> None:
+    """Save the training state every `save_every` steps, the last two kept; with `--resume`, load the newest one."""
+    state = {"trainer": trainer, "model": model, "best": best, "scaler": trainer.scaler}
+    state |= {f"optimizer_{index}": optimizer for index, optimizer in enumerate(optimizers)}
+    saver = DiskSaver(str(run.folder / CHECKPOINTS), create_dir=True, require_empty=False)  # atomic: aside, then renamed
+    checkpoint = Checkpoint(state, saver, n_saved=2, global_step_transform=lambda *_: trainer.state.iteration, include_self=True)
+    if run.config.resume:
+        resume(run, state | {"checkpointer": checkpoint})
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(every=run.config.save_every), checkpoint)
+
+
+def resume(run: Run, state: dict) -> None:
+    """Load the newest checkpoint of the run's folder, if it has one, and forget the evaluations after it."""
+    files = sorted((run.folder / CHECKPOINTS).glob("checkpoint_*.pt"), key=lambda file: int(file.stem.split("_")[-1]))
+    if files:
+        try:
+            saved = torch.load(files[-1], map_location="cpu", weights_only=True)
+            Checkpoint.load_objects(state, saved)
+        except Exception as error:
+            raise UserError(f"{files[-1]} cannot be resumed from: {str(error).splitlines()[0]}; delete it to use the one before") from error
+    step = state["trainer"].state.iteration
+    show(f"resuming after step {step}")
+    if run.is_main:
+        rows = [row for row in read_evaluations(run.folder) if row["step"] <= step and files]
+        with written_whole(run.folder / EVALUATIONS) as aside:
+            aside.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def run_training(trainer: Engine, batches: Callable[[int], Iterable[Batch]], steps_per_epoch: int, n_steps: int) -> None:
+    """Run the engine from where it stands to `n_steps` optimizer steps."""
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=n_steps), lambda engine: engine.terminate()) if n_steps else None
+    if trainer.state.iteration < n_steps:
+        n_epochs = math.ceil(n_steps / steps_per_epoch)
+        trainer.run(batches(trainer.state.iteration), max_epochs=n_epochs, epoch_length=steps_per_epoch)
+    else:
+        trainer.fire_event(Events.STARTED)
+        trainer.fire_event(Events.COMPLETED)
+
+
+def restore_best(model: nn.Module, run: Run) -> None:
+    """Load the best weights back into the model."""
+    if run.world_size > 1:
+        idist.barrier()  # the main process may still be writing them
+    model.load_state_dict(load_weights(run.folder / WEIGHTS), strict=False)

@@ -1,0 +1,268 @@
+"""Everything about a run: processes, device, precision, folder, files that appear whole, logs and checkpoints."""
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ignite.distributed as idist
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from arguments import RunArguments, UserError, read_json
+
+IGNORE_INDEX = -100  # a label that asks for no loss, as in torch's cross_entropy
+WEIGHTS, CONFIG, METRICS, EVALUATIONS, CHECKPOINTS = (
+    "model.safetensors", "config.json", "metrics.json", "metrics.jsonl", "checkpoints",
+)  # fmt: skip
+PACKAGES = ("torch", "pytorch-ignite", "tokenizers", "safetensors", "numpy")
+logger = logging.getLogger("transfer")
+
+
+def derive_seed(*key: int) -> int:
+    """A seed of its own for every key, for example (seed, step, rank)."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+
+# --------------------------------------------------------------------------------------------------------- the run
+
+
+@dataclass
+class Run:
+    """One process's view of a run."""
+
+    config: RunArguments
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype  # of the forward pass: autocast to it unless it is float32
+    rank: int
+    world_size: int
+    started: float = field(default_factory=time.perf_counter)
+    writer: object = None  # TensorBoard, in the main process
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def autocast(self):
+        """The context of a forward pass."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Copy a batch to the device, without waiting for the copy on a GPU."""
+        if self.device.type != "cuda":
+            return {key: tensor.to(self.device) for key, tensor in batch.items()}
+        return {key: tensor.pin_memory().to(self.device, non_blocking=True) for key, tensor in batch.items()}
+
+    def log_evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Append a row to metrics.jsonl, TensorBoard and the screen."""
+        if self.is_main:
+            with open(self.folder / EVALUATIONS, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step} | metrics) + "\n")
+            self.log_scalars("validation", step, metrics)
+            show(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+
+    def log_scalars(self, tag: str, step: int, values: dict[str, float]) -> None:
+        """Write scalars to TensorBoard, in the main process."""
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(f"{tag}/{name}", value, step)
+
+
+def start_run(config: RunArguments) -> Run:
+    """Processes, device, seed, folder, logs. Raises UserError for a device or folder that cannot be used."""
+    distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    device = choose_device(config.device, int(os.environ.get("LOCAL_RANK", 0)))
+    if distributed and idist.backend() is None:
+        idist.initialize("nccl" if device.type == "cuda" else "gloo")
+    rank, world_size = idist.get_rank(), idist.get_world_size()
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s")
+    for name in ("ignite", "pytorch_pretrained_bert", "httpx", "datasets", "huggingface_hub", "filelock"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    torch.manual_seed(config.seed)
+    torch.set_float32_matmul_precision("high")  # TensorFloat-32 where the GPU has it
+    folder = idist.broadcast(str(prepare_folder(config)) if rank == 0 else "", safe_mode=True) if distributed else prepare_folder(config)
+    run = Run(config, Path(folder), device, choose_dtype(config.precision, device), rank, world_size)
+    if run.is_main:
+        from tensorboardX import SummaryWriter
+
+        run.writer = SummaryWriter(str(run.folder))
+        show(f"run folder {run.folder} · {device} × {world_size} · {str(run.dtype).removeprefix('torch.')}")
+    return run
+
+
+def finish_run(run: Run, metrics: dict[str, float]) -> dict[str, float]:
+    """Write metrics.json, close the logs, leave the process group; return the metrics."""
+    metrics = metrics | {"seconds": time.perf_counter() - run.started, "peak_memory_mb": peak_memory_mb(run.device)}
+    if run.is_main:
+        write_json(run.folder / METRICS, metrics)
+        run.writer.close()
+        show(f"done: {run.folder / METRICS}")
+    if run.world_size > 1:
+        idist.barrier()
+        idist.finalize()
+    return metrics
+
+
+def prepare_folder(config: RunArguments) -> Path:
+    """The run's folder, made by the main process; that of `--resume` as it is."""
+    if config.resume:
+        return Path(config.resume)
+    name = f"{datetime.datetime.now():%b%d_%H-%M-%S}_{socket.gethostname()}"
+    folder = Path(config.output_dir or Path("runs") / name)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder} is a file, not a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not config.overwrite:
+            raise UserError(f"--output_dir {folder} is not empty; add --overwrite to replace it, or --resume {folder} to go on")
+        if not (folder / CONFIG).is_file():
+            raise UserError(f"--output_dir {folder} is not a run folder (it has no {CONFIG}); refusing to overwrite it")
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {folder} cannot be made: {error.strerror}") from error
+    return folder
+
+
+def write_config(run: Run, **sections: object) -> None:
+    """Write config.json: every argument, and what else describes the run (`sections`)."""
+    if run.is_main:
+        arguments = dataclasses.asdict(run.config) | {"output_dir": None, "resume": None, "overwrite": False, "local_rank": -1}
+        write_json(run.folder / CONFIG, {
+            "script": Path(sys.argv[0]).name, "arguments": arguments, **sections,
+            "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
+            "git_commit": git_commit(), "world_size": run.world_size,
+        })  # fmt: skip
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, if it is a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto`: CUDA, else Apple's MPS, else the CPU. Raises UserError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", local_rank)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used here; take auto or cpu") from error
+    return device
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 on a GPU with the hardware for it, else fp32: on CPUs bf16 is slow unless they have AMX."""
+    if precision == "auto":
+        fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        precision = "bf16" if fast else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory of the GPU, or of the process on a CPU, in 10^6 bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def show(message: str) -> None:
+    """Print a line above the progress bar."""
+    logger.info(message)
+
+
+# ------------------------------------------------------------------------------------------- files that appear whole
+
+
+@contextlib.contextmanager
+def written_whole(path: Path):
+    """A path to write to in place of `path`: renamed to it at the end, so that nobody ever sees half a file."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON whole or not at all."""
+    with written_whole(path) as aside:
+        aside.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write safetensors whole or not at all."""
+    with written_whole(path) as aside:
+        safetensors.torch.save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, aside)
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read safetensors. Raises UserError if the file is missing or is not one."""
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def load_into(model: nn.Module, weights: dict[str, torch.Tensor], where: str, missing: tuple[str, ...] = ()) -> None:
+    """Load weights by name. Raises UserError unless they fit; only names that start with one of `missing` may lack."""
+    own = model.state_dict()
+    for name, tensor in weights.items():
+        if name not in own:
+            raise UserError(f"{where} does not fit the model: it holds {name}, which the model lacks")
+        if tensor.shape != own[name].shape:
+            raise UserError(f"{where} does not fit the model: {name} is {list(tensor.shape)}, the model's {list(own[name].shape)}")
+    lacking = [name for name in own if name not in weights and not name.startswith(missing or ("\0",))]
+    if lacking:
+        raise UserError(f"{where} does not fit the model: it lacks {lacking[0]}")
+    model.load_state_dict(weights, strict=False)
+
+
+def read_run_config(folder: str | Path, flag: str) -> dict:
+    """config.json of a run folder. Raises UserError if the folder is not one."""
+    if not (Path(folder) / CONFIG).is_file():
+        raise UserError(f"{flag} {folder} is not a run folder: it has no {CONFIG}")
+    return read_json(Path(folder) / CONFIG)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_evaluations(folder: Path) -> list[dict]:
+    """The rows of metrics.jsonl, one per evaluation."""
+    file = folder / EVALUATIONS
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """How many parameters there are, and how many of them train."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
