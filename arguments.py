@@ -17,13 +17,18 @@ from pathlib import Path
 RUN_CONFIGS = Path(__file__).parent / "run_configs"
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Bad input: one sentence that names the file, flag or row, and the fix. Scripts exit with code 2."""
 
 
 def flag(default, help: str, choices: tuple | None = None, least: float | None = None, most: float | None = None):
     """A dataclass field that is also a command-line flag, with the values that it allows."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "least": least, "most": most})
+
+
+def positional(help: str, nargs: str | None = None):
+    """A dataclass field that is typed without a flag; a class that has one takes no preset."""
+    return dataclasses.field(kw_only=True, metadata={"help": help, "nargs": nargs, "choices": None, "least": None, "most": None})
 
 
 class Arguments:
@@ -143,9 +148,13 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(config_class: type, description: str, argv: list[str] | None):
     parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_config", nargs="?", help="JSON file with values for the flags, or its name in run_configs/")
+    if not any("nargs" in field.metadata for field in dataclasses.fields(config_class)):
+        parser.add_argument("run_config", nargs="?", help="JSON file with values for the flags, or its name in run_configs/")
     groups: dict[str, typing.Any] = {}
     for field, kind in flags_of(config_class):
+        if "nargs" in field.metadata:
+            parser.add_argument(field.name, nargs=field.metadata["nargs"], help=field.metadata["help"])
+            continue
         title = _owner(config_class, field.name).__doc__.splitlines()[0]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)

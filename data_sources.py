@@ -145,10 +145,7 @@ def text_digest(*texts: str | None) -> str:
 def _file_source(path: Path, columns: dict[str, str]) -> Source:
     files = {"train": path} if path.is_file() else _split_files(path)
     for file in files.values():
-        if file.suffix not in FILE_TYPES:
-            raise UserError(f"{file}: cannot read {file.suffix or 'a file without a suffix'}; use {', '.join(FILE_TYPES)}")
-        if not file.stat().st_size:
-            raise UserError(f"{file} is empty")
+        check_file(file)
     state = [(split, str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for split, file in files.items()]
     splits = {split: lambda file=file: _rename(read_rows(file), columns, str(file)) for split, file in files.items()}
     return Source(str(path), f"{state} {columns}", lambda: splits)
@@ -165,6 +162,22 @@ def _split_files(folder: Path) -> dict[str, Path]:
     if "train" not in found:
         raise UserError(f"{folder} has no train file; name one of its files {', '.join('train' + one for one in FILE_TYPES)}")
     return found
+
+
+def check_file(file: Path) -> None:
+    """Raise UserError for a file that is missing, empty or of an unknown type."""
+    if not file.is_file():
+        raise UserError(f"{file} does not exist")
+    if file.suffix not in FILE_TYPES:
+        raise UserError(f"{file}: cannot read {file.suffix or 'a file without a suffix'}; use {', '.join(FILE_TYPES)}")
+    if not file.stat().st_size:
+        raise UserError(f"{file} is empty")
+
+
+def read_table(file: Path) -> Iterator[dict]:
+    """Rows of a file of the user's with the keys `text` and, where there are such columns, `text_pair` and `label`."""
+    check_file(file)
+    return _rename(read_rows(file), {}, str(file))
 
 
 def read_rows(file: Path) -> Iterator[dict]:

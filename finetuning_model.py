@@ -1,13 +1,14 @@
 """The pretrained transformer with a classification head, and adapters that plug into its layers."""
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from arguments import UserError
 from pretraining_model import TransformerConfig, TransformerWithLMHead, initialize
-
-POOLINGS = ("cls", "mean", "cls_mean")
+from utils import WEIGHTS, file_digest, load_into, load_weights, read_run_config
 
 
 @dataclass
@@ -90,6 +91,34 @@ def add_adapters(model: TransformerWithLMHead, adapters_dim: int) -> None:
     trained |= {id(one) for one in model.classification_head.parameters()}
     for parameter in model.parameters():
         parameter.requires_grad = id(parameter) in trained
+
+
+def load_finetuned(folder: str | Path, flag: str) -> tuple[TransformerWithClfHead, list[str] | None]:
+    """The model of a fine-tuning run folder and its labels (None: regression).
+
+    Adapters are put onto the base that they were trained on. Raises UserError if the folder is not a fine-tuning run,
+    or if the base is missing or not the same any more.
+    """
+    config = read_run_config(folder, flag)
+    if "head" not in config:
+        raise UserError(f"{flag} {folder} holds a pretrained model without a classification head; fine-tune it first")
+    model = TransformerWithClfHead(TransformerConfig(**config["model"]), HeadConfig(**config["head"]))
+    weights = load_weights(Path(folder) / WEIGHTS)
+    if config["base"]:
+        weights = load_weights(find_base(Path(folder), config["base"])) | weights
+    load_into(model, weights, f"{flag} {folder}")
+    return model, config["labels"]
+
+
+def find_base(folder: Path, base: dict) -> Path:
+    """The weights that a run folder's adapters belong to. Raises UserError if they are gone or others."""
+    candidates = [folder / base["relative_path"] / WEIGHTS, Path(base["path"]) / WEIGHTS]
+    file = next((one for one in candidates if one.is_file()), None)
+    if file is None:
+        raise UserError(f"the adapters of {folder} need the pretrained model {base['path']}, which is not there any more")
+    if file_digest(file) != base["sha256"]:
+        raise UserError(f"the adapters of {folder} were trained on other weights than {file} now holds")
+    return file
 
 
 def added_parameters(model: TransformerWithClfHead) -> tuple[str, ...]:

@@ -4,13 +4,16 @@ The layer has two named slots, `after_attention` and `after_feed_forward`, that 
 somebody fills them: adapters (`finetuning_model.py`) plug in there and never copy a `forward`.
 """
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils import IGNORE_INDEX
+from arguments import UserError
+from utils import IGNORE_INDEX, WEIGHTS, load_into, load_weights, read_run_config
 
 LOSS_CHUNK = 1024  # rows of logits that exist at once; see docs/performance.md
 
@@ -33,9 +36,9 @@ class TransformerConfig:
 
     def __post_init__(self):
         if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
+            raise UserError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
         if self.sinusoidal_embeddings and self.embed_dim % 2:
-            raise ValueError(f"sinusoidal embeddings need an even embed_dim, not {self.embed_dim}")
+            raise UserError(f"sinusoidal embeddings need an even embed_dim, not {self.embed_dim}")
 
 
 class SelfAttention(nn.Module):
@@ -131,11 +134,11 @@ class Transformer(nn.Module):
             attention_mask: [batch, seq], 1 for real tokens, 0 for padding on either side. A causal model needs
                 none where the padding is on the right, since no real token looks there.
         Returns: hidden_states [batch, seq, embed].
-        Raises ValueError if the sequence is longer than the positions.
+        Raises UserError if the sequence is longer than the positions.
         """
         seq = input_ids.size(1)
         if seq > self.config.num_max_positions:
-            raise ValueError(f"a sequence of {seq} tokens is longer than num_max_positions {self.config.num_max_positions}")
+            raise UserError(f"a sequence of {seq} tokens is longer than num_max_positions {self.config.num_max_positions}")
         if attention_mask is None:
             positions, attendable = torch.arange(seq, device=input_ids.device), None
         else:
@@ -174,9 +177,59 @@ class TransformerWithLMHead(nn.Module):
         if not self.config.causal:  # of MLM's positions 85 % have no label: no logits for them
             labelled = labels != IGNORE_INDEX
             hidden_states, labels = hidden_states[labelled], labels[labelled]
+        if torch.is_autocast_enabled(hidden_states.device.type):  # the final LayerNorm gave float32
+            hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
         weight = self.transformer.token_embeddings.weight.to(hidden_states.dtype)
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK, chunking_method=None, acc_policy="balanced")
         return F.linear_cross_entropy(hidden_states, weight, labels, reduction="sum", options=options).float()
+
+
+def load_pretrained(folder: str | Path, flag: str) -> TransformerWithLMHead:
+    """The model of a pretraining run folder. Raises UserError, naming the flag, if the folder is not one."""
+    model = TransformerWithLMHead(TransformerConfig(**read_run_config(folder, flag)["model"]))
+    load_into(model, load_weights(Path(folder) / WEIGHTS), f"{flag} {folder}")
+    return model
+
+
+@torch.inference_mode()
+def generate(
+    model: TransformerWithLMHead,
+    input_ids: Tensor,
+    n_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Iterator[Tensor]:
+    """Sample a continuation of [batch, seq] prompts from a causal model, one token [batch] at a time.
+
+    `temperature` 0 takes the likeliest token; `top_k` > 0 samples among the k likeliest; `top_p` < 1 among the fewest
+    whose probabilities add up to p (nucleus sampling: Holtzman et al. 2020, section 3.1). Beyond the model's positions,
+    it sees the latest tokens alone.
+    """
+    model.eval()
+    for _ in range(n_tokens):
+        context = input_ids[:, -model.config.num_max_positions :]
+        logits = model.logits(model.transformer(context)[:, -1]).float()
+        if temperature == 0:
+            tokens = logits.argmax(-1)
+        else:
+            probabilities = keep_likeliest(logits / temperature, top_k, top_p).softmax(-1)
+            tokens = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+        yield tokens
+        input_ids = torch.cat((input_ids, tokens.unsqueeze(1)), dim=1)
+
+
+def keep_likeliest(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """[batch, num_embeddings] logits, with -inf for the tokens outside the top k or the nucleus."""
+    if 0 < top_k < logits.size(-1):
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
+    if top_p < 1:
+        sorted_logits, order = logits.sort(descending=True)
+        before = sorted_logits.softmax(-1).cumsum(-1) - sorted_logits.softmax(-1)  # probability of the likelier tokens
+        outside = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before >= top_p)
+        logits = logits.masked_fill(outside, -math.inf)
+    return logits
 
 
 def initialize(module: nn.Module, std: float) -> None:

@@ -26,12 +26,14 @@ if __name__ == "__main__":
 import dataclasses
 import math
 
+import torch
 from ignite.engine import Engine
 from ignite.metrics import Loss, MetricsLambda
 from torch import nn
 
 from data import Batch, Corpus, CorpusBatches, Masking, evaluation_blocks, load_corpus
-from pretraining_model import TransformerConfig, TransformerWithLMHead
+from pretraining_model import TransformerConfig, TransformerWithLMHead, generate
+from tokenization import Tokenizer
 from training import (
     BestWeights,
     Objective,
@@ -109,8 +111,6 @@ def lm_counts(batch: Batch) -> dict:
 
 def create_evaluation(model: nn.Module, corpus: Corpus, mask: Masking | None, run: Run):
     """A function that evaluates the model on the validation corpus and returns loss, ppl and word_ppl."""
-    import torch
-
     ids, n_words = corpus.valid.ids, corpus.valid.n_words
     blocks = evaluation_blocks(ids, run.config.num_max_positions, run.config.valid_batch_size, run.rank, run.world_size, mask)
 
@@ -130,9 +130,19 @@ def create_evaluation(model: nn.Module, corpus: Corpus, mask: Masking | None, ru
         MetricsLambda(lambda loss: math.exp(loss * (len(ids) - 1) / n_words), nll).attach(evaluator, "word_ppl")
 
     def evaluate() -> dict[str, float]:
+        if mask is None and run.writer:
+            run.writer.add_text("sample", sample_text(model, corpus.tokenizer, run))
         return dict(evaluator.run(blocks).metrics)
 
     return evaluate
+
+
+def sample_text(model: TransformerWithLMHead, tokenizer: Tokenizer, run: Run, n_tokens: int = 40) -> str:
+    """What the model writes at the start of a text."""
+    start = torch.full((1, 1), tokenizer.sep_id, device=run.device)
+    generator = torch.Generator(run.device).manual_seed(run.config.seed)
+    tokens = generate(model, start, n_tokens, top_p=0.9, generator=generator)
+    return tokenizer.decode(token.item() for token in tokens)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""Continue a prompt with a pretrained causal model.
+
+    python pretraining_generate.py runs/quickstart/pretrained "This film is"
+"""
+from dataclasses import dataclass
+
+from arguments import Arguments, flag, parse_arguments, positional, run_script
+
+
+@dataclass
+class GenerationConfig(Arguments):
+    """sampling"""
+
+    run_folder: str = positional("run folder of a pretraining")
+    prompt: str = positional("text to continue")
+    n_tokens: int = flag(60, "tokens to generate", least=1)
+    n_samples: int = flag(1, "continuations to generate", least=1)
+    temperature: float = flag(0.8, "divides the logits: below 1 safer, above 1 bolder; 0: always the likeliest token", least=0)
+    top_k: int = flag(0, "sample among the k likeliest tokens; 0: among all", least=0)
+    top_p: float = flag(0.95, "sample among the fewest tokens whose probabilities add up to p", least=0.01, most=1)
+    seed: int = flag(42, "seed of the sampling")
+    device: str = flag("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, mps …")
+
+
+if __name__ == "__main__":
+    config = parse_arguments(GenerationConfig, __doc__)  # before the slow imports: --help answers at once
+
+import torch
+
+from arguments import UserError
+from pretraining_model import generate, load_pretrained
+from tokenization import Tokenizer
+from utils import choose_device
+
+
+def continue_prompt(config: GenerationConfig) -> list[str]:
+    """Generate and print `n_samples` continuations; return them with the prompt in front."""
+    device = choose_device(config.device)
+    model = load_pretrained(config.run_folder, "RUN_FOLDER").to(device)
+    if not model.config.causal:
+        raise UserError(f"{config.run_folder} holds a masked language model, which cannot continue a text; pretrain without --mlm")
+    tokenizer = Tokenizer.from_file(f"{config.run_folder}/vocab.txt")
+    # In the corpus a text follows the [SEP] that closes the one before.
+    prompt = torch.tensor([[tokenizer.sep_id, *tokenizer.encode(config.prompt)]] * config.n_samples, device=device)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    tokens = generate(model, prompt, config.n_tokens, config.temperature, config.top_k, config.top_p, generator)
+    texts = [tokenizer.decode(row[1:]) for row in torch.cat((prompt, torch.stack(list(tokens), dim=1)), dim=1).tolist()]
+    for text in texts:
+        print(text)
+    return texts
+
+
+if __name__ == "__main__":
+    run_script(continue_prompt, config)
