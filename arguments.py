@@ -147,13 +147,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(config_class: type, description: str, argv: list[str] | None):
-    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    if not any("nargs" in field.metadata for field in dataclasses.fields(config_class)):
-        parser.add_argument("run_config", nargs="?", help="JSON file with values for the flags, or its name in run_configs/")
+    positionals = [_usage(field) for field in dataclasses.fields(config_class) if "nargs" in field.metadata]
+    usage = f"%(prog)s {' '.join(positionals) or '[RUN_CONFIG.json]'} [--flag value …]"
+    parser = _Parser(usage=usage, description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if not positionals:
+        run_config_help = "JSON file with values for the flags, or its name in run_configs/"
+        parser.add_argument("run_config", metavar="RUN_CONFIG.json", nargs="?", help=run_config_help)
     groups: dict[str, typing.Any] = {}
     for field, kind in flags_of(config_class):
         if "nargs" in field.metadata:
-            parser.add_argument(field.name, nargs=field.metadata["nargs"], help=field.metadata["help"])
+            parser.add_argument(field.name, metavar=field.name.upper(), nargs=field.metadata["nargs"], help=field.metadata["help"])
             continue
         title = _owner(config_class, field.name).__doc__.splitlines()[0]
         if title not in groups:
@@ -220,6 +223,10 @@ def suggestion(name: str, known: typing.Iterable[str]) -> str:
 def _owner(config_class: type, name: str) -> type:
     """The class that first declares a field: its docstring titles the flag's group."""
     return next(cls for cls in reversed(config_class.__mro__) if name in cls.__dict__.get("__annotations__", {}))
+
+
+def _usage(field: dataclasses.Field) -> str:
+    return f"[{field.name.upper()} …]" if field.metadata["nargs"] == "*" else field.name.upper()
 
 
 def _option_strings(name: str) -> list[str]:

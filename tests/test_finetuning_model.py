@@ -1,0 +1,88 @@
+"""The classification head and the adapters."""
+import pytest
+import torch
+
+from finetuning_model import Adapter, HeadConfig, TransformerWithClfHead
+from pretraining_model import TransformerConfig
+from utils import IGNORE_INDEX
+
+SHAPE = TransformerConfig(97, 32, 64, 24, 4, 3, 0.0, 0.0)
+
+
+def make_model(causal=True, **head) -> TransformerWithClfHead:
+    torch.manual_seed(0)
+    shape = TransformerConfig(**vars(SHAPE) | {"causal": causal})
+    return TransformerWithClfHead(shape, HeadConfig(**{"num_outputs": 3} | head)).eval()
+
+
+def random_batch(lengths=(9, 5)) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return {"input_ids": torch.randint(97, mask.shape, generator=generator), "attention_mask": mask}
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "cls_mean"])
+def test_padding_and_company_do_not_change_a_prediction(causal, pooling):
+    model, batch = make_model(causal, pooling=pooling), random_batch()
+    together = model(**batch)
+    alone = model(batch["input_ids"][1:, :5], batch["attention_mask"][1:, :5])
+    torch.testing.assert_close(together[1:], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_cls_pooling_reads_the_last_real_token_of_a_causal_model_and_the_first_of_a_bidirectional_one(causal):
+    model, batch = make_model(causal), random_batch()
+    states = model.transformer(batch["input_ids"], None if causal else batch["attention_mask"])
+    expected = states[[0, 1], [8, 4]] if causal else states[:, 0]
+    torch.testing.assert_close(model.pool(states, batch["attention_mask"]), expected)
+
+
+def test_losses_are_sums_and_lm_logits_are_computed_only_on_request(monkeypatch):
+    model, batch = make_model(), random_batch()
+    labels = torch.tensor([2, 0])
+    losses = model(**batch, labels=labels)
+    expected = torch.nn.functional.cross_entropy(model(**batch), labels) * 2
+    torch.testing.assert_close(losses["clf"], expected)
+
+    def refuse(*_):
+        raise AssertionError("LM logits were computed")
+
+    monkeypatch.setattr(model, "loss", refuse)
+    monkeypatch.setattr(model, "logits", refuse)
+    assert set(model(**batch, labels=labels)) == {"clf"}
+    with pytest.raises(AssertionError):
+        model(**batch, labels=labels, lm_labels=torch.full_like(batch["input_ids"], IGNORE_INDEX))
+
+
+def test_regression_is_squared_error():
+    model, batch = make_model(num_outputs=1), random_batch()
+    labels = torch.tensor([0.5, 2.0])
+    torch.testing.assert_close(model(**batch, labels=labels)["clf"], ((model(**batch)[:, 0] - labels) ** 2).sum())
+
+
+def test_adapters_start_near_the_identity_and_sit_in_both_slots():
+    plain, adapted, batch = make_model(), make_model(adapters_dim=8), random_batch()
+    adapted.load_state_dict(plain.state_dict(), strict=False)
+    adapters = [module for module in adapted.modules() if isinstance(module, Adapter)]
+    assert len(adapters) == 2 * SHAPE.num_layers
+    torch.testing.assert_close(adapted(**batch), plain(**batch), atol=1e-2, rtol=0)
+    assert not torch.equal(adapted(**batch), plain(**batch))
+
+
+def test_an_adapter_is_the_bottleneck_of_the_paper():
+    torch.manual_seed(0)
+    adapter, hidden_states = Adapter(6, 2), torch.randn(4, 6)
+    down, up = adapter.down, adapter.up
+    inner = torch.nn.functional.gelu(hidden_states @ down.weight.T + down.bias)
+    torch.testing.assert_close(adapter(hidden_states), hidden_states + inner @ up.weight.T + up.bias)
+
+
+def test_only_adapters_layer_norms_and_head_train():
+    model, batch = make_model(adapters_dim=8), random_batch()
+    sum(model(**batch, labels=torch.tensor([0, 1])).values()).backward()
+    trained = {name for name, one in model.named_parameters() if one.grad is not None}
+    assert trained == {name for name, one in model.named_parameters() if one.requires_grad}
+    assert all(".after_" in name or "norm" in name or "classification_head" in name for name in trained)
+    assert sum("after_" in name for name in trained) == 2 * SHAPE.num_layers * 4
+    assert {name for name, _ in model.named_parameters() if "norm" in name} <= trained

@@ -1,0 +1,76 @@
+"""Optimizers, schedule, and the optimizer step."""
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from arguments import OptimizationArguments
+from pretraining_model import TransformerConfig, TransformerWithLMHead
+from training import Muon, build_optimizers, learning_rate_factor, split_batch
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (32, 8), (8, 32)])
+def test_muon_takes_the_steps_of_torchs_muon(shape):
+    """torch's iterates in bfloat16, ours in float32: the same up to that precision."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=generator)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    optimizers = [Muon([{"params": [ours]}], lr=0.1, weight_decay=0.1), torch.optim.Muon([theirs], lr=0.1, weight_decay=0.1)]
+    for _ in range(5):
+        gradient = torch.randn(shape, generator=generator)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    moved, difference = (theirs - start).norm(), (ours - theirs).norm()
+    assert difference < 0.03 * moved
+
+
+def test_muon_orthogonalizes_stacked_matrices_one_by_one():
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 6, 10) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+    singular_values = torch.linalg.svdvals(Muon.orthogonalize(matrices, 5))
+    assert ((singular_values > 0.4) & (singular_values < 1.4)).all()
+    alone = torch.cat([Muon.orthogonalize(one[None], 5) for one in matrices])
+    torch.testing.assert_close(Muon.orthogonalize(matrices, 5), alone)
+
+
+def test_muon_treats_queries_keys_and_values_apart():
+    torch.manual_seed(0)
+    together = nn.Parameter(torch.zeros(12, 4))
+    apart = [nn.Parameter(torch.zeros(4, 4)) for _ in range(3)]
+    together.grad = torch.randn(12, 4)
+    for parameter, gradient in zip(apart, together.grad.chunk(3), strict=True):
+        parameter.grad = gradient.clone()
+    Muon([{"params": [together], "n_blocks": 3}], lr=0.1).step()
+    Muon([{"params": apart}], lr=0.1).step()
+    torch.testing.assert_close(together, torch.cat(list(apart)))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer):
+    model = TransformerWithLMHead(TransformerConfig(50, 16, 32, 8, 2, 2))
+    optimizers = build_optimizers(model, OptimizationArguments(optimizer=optimizer, weight_decay=0.1))
+    groups = [group for one in optimizers for group in one.param_groups]
+    assert sorted(id(one) for group in groups for one in group["params"]) == sorted(map(id, model.parameters()))
+    for group in groups:
+        assert {one.dim() >= 2 for one in group["params"]} == {group["weight_decay"] > 0}
+    in_muon = {id(one) for one in optimizers[-1].param_groups[0]["params"] + optimizers[-1].param_groups[-1]["params"]}
+    hidden = {id(one) for name, one in model.named_parameters() if "layers" in name and one.dim() == 2}
+    assert (in_muon == hidden) is (optimizer == "muon")
+
+
+def test_schedule_warms_up_and_decays_to_zero():
+    factors = [learning_rate_factor(step, 10, 110, "cosine") for step in range(111)]
+    assert factors[0] == pytest.approx(0.1) and factors[9] == factors[10] == 1
+    assert factors[60] == pytest.approx(0.5) and factors[110] == pytest.approx(0)
+    assert all(later <= earlier for earlier, later in zip(factors[10:], factors[11:], strict=False))
+    assert learning_rate_factor(35, 10, 110, "linear") == pytest.approx(0.75)
+    assert learning_rate_factor(35, 10, 110, "cosine") == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+
+
+def test_split_batch_keeps_rows_together():
+    batch = {"input_ids": torch.arange(12).view(6, 2), "labels": torch.arange(6)}
+    parts = split_batch(batch, 4)
+    assert [len(part["labels"]) for part in parts] == [4, 2]
+    assert torch.equal(torch.cat([part["input_ids"] for part in parts]), batch["input_ids"])
