@@ -184,13 +184,14 @@ def split_batch(batch: Batch, size: int) -> list[Batch]:
 
 def attach_schedule(trainer: Engine, optimizers: list, config: OptimizationArguments, n_steps: int) -> None:
     """Set the learning rates before every step; a pure function of the step, so there is nothing to save."""
-    peaks = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
+    peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
 
     @trainer.on(Events.ITERATION_STARTED)
     def set_learning_rates(engine: Engine) -> None:
         factor = learning_rate_factor(engine.state.iteration - 1, config.n_warmup, n_steps, config.schedule)
-        for group, peak in peaks:
-            group["lr"] = peak * factor
+        for optimizer, group_peaks in zip(optimizers, peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, group_peaks, strict=True):
+                group["lr"] = peak * factor
 
 
 class BestWeights:
