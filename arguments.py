@@ -118,9 +118,14 @@ def parse_arguments(config_class: type, description: str, argv: list[str] | None
     if a flag or key is unknown or has a value of the wrong type.
     """
     try:
-        return _parse(config_class, description, argv)
+        return parse_argv(config_class, description, argv)
     except UserError as error:
         fail(error)
+
+
+def load_preset(config_class: type, name: str, **overrides):
+    """An instance of `config_class` from a JSON preset (a path, or a name in run_configs/), for use from Python."""
+    return config_class(**check_types(config_class, *_preset(name)) | overrides)
 
 
 def run_script(function: Callable, *arguments) -> None:
@@ -146,7 +151,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists all flags)")
 
 
-def _parse(config_class: type, description: str, argv: list[str] | None):
+def parse_argv(config_class: type, description: str, argv: list[str] | None):
     positionals = [_usage(field) for field in dataclasses.fields(config_class) if "nargs" in field.metadata]
     usage = f"%(prog)s {' '.join(positionals) or '[RUN_CONFIG.json]'} [--flag value …]"
     parser = _Parser(usage=usage, description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -169,16 +174,22 @@ def _parse(config_class: type, description: str, argv: list[str] | None):
     given = vars(values)
     run_config = given.pop("run_config", None)
     if given.get("resume"):
-        preset_file = Path(given["resume"]) / "config.json"
-        if not preset_file.is_file():
-            raise UserError(f"--resume {given['resume']}: no run folder there (it has no config.json)")
-        preset = read_json(preset_file).get("arguments", {}) | {"output_dir": given["resume"], "overwrite": False}
-    elif run_config:
-        preset_file = find_run_config(run_config)
-        preset = {key: value for key, value in read_json(preset_file).items() if key != "description"}
+        preset, where = _arguments_of_run(given["resume"])
     else:
-        preset_file, preset = None, {}
-    return config_class(**check_types(config_class, preset, str(preset_file)) | given)
+        preset, where = _preset(run_config) if run_config else ({}, "")
+    return config_class(**check_types(config_class, preset, where) | given)
+
+
+def _preset(name: str) -> tuple[dict, str]:
+    file = find_run_config(name)
+    return {key: value for key, value in read_json(file).items() if key != "description"}, str(file)
+
+
+def _arguments_of_run(folder: str) -> tuple[dict, str]:
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise UserError(f"--resume {folder}: no run folder there (it has no config.json)")
+    return read_json(file).get("arguments", {}) | {"output_dir": folder, "overwrite": False}, str(file)
 
 
 def flags_of(config_class: type) -> list[tuple[dataclasses.Field, type]]:

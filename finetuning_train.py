@@ -88,10 +88,10 @@ from utils import (
     finish_run,
     load_into,
     load_weights,
+    open_folder,
     read_run_config,
     show,
     start_run,
-    write_config,
 )
 
 
@@ -108,9 +108,11 @@ def finetune(config: FinetuningConfig) -> dict[str, float]:
     tokenizer = config.tokenizer or checkpoint or "bert-base-cased"
     task = Task(config.dataset_path, tokenizer, config.dataset_cache, columns, config.num_classes)
     model = build_model(config, task, pretrained, checkpoint)
+    collate = Collator(task.tokenizer, max_length(config, model.config), model.config.causal, config.truncation)
+    valid = task.examples("valid")
+    best = best_weights(config, task, model, run)
     describe(run, task, model, checkpoint)
 
-    collate = Collator(task.tokenizer, max_length(config, model.config), model.config.causal, config.truncation)
     chosen = choose_subset(task.train.labels, config.train_subset_size or len(task.train), config.seed)
     n_rows = config.train_batch_size * config.gradient_accumulation_steps
     batches = TaskBatches(task.train, chosen, collate, n_rows, config.seed, run.rank, run.world_size)
@@ -119,8 +121,6 @@ def finetune(config: FinetuningConfig) -> dict[str, float]:
     wrapped = wrap_model(model, run)
     optimizers = build_optimizers(model, config)
     trainer = create_trainer(wrapped, optimizers, finetuning_objective(config), run)
-    valid = task.examples("valid")
-    best = best_weights(config, task, model, run)
 
     attach_schedule(trainer, optimizers, config, n_steps)
     timer = attach_logging(trainer, optimizers, run)
@@ -181,9 +181,9 @@ def describe(run: Run, task: Task, model: TransformerWithClfHead, checkpoint: st
     if model.head.adapters_dim and checkpoint:
         folder = Path(checkpoint).resolve()
         base = {"path": str(folder), "relative_path": os.path.relpath(folder, run.folder.resolve()), "sha256": file_digest(folder / WEIGHTS)}
+    open_folder(run, model=dataclasses.asdict(model.config), head=dataclasses.asdict(model.head), labels=task.label_names, base=base)
     if run.is_main:
         task.tokenizer.save(run.folder / "vocab.txt")
-    write_config(run, model=dataclasses.asdict(model.config), head=dataclasses.asdict(model.head), labels=task.label_names, base=base)
     n_parameters, n_trained = count_parameters(model)
     kind = f"{len(task.label_names)} classes" if task.label_names else "regression"
     show(f"{n_trained:,} of {n_parameters:,} parameters train ({n_trained / n_parameters:.2%}) · {len(task.train):,} training examples · {kind}")

@@ -46,7 +46,7 @@ from training import (
     run_training,
     wrap_model,
 )
-from utils import IGNORE_INDEX, Run, count_parameters, finish_run, show, start_run, write_config
+from utils import IGNORE_INDEX, Run, count_parameters, finish_run, open_folder, show, start_run
 
 
 def pretrain(config: PretrainingConfig) -> dict[str, float]:
@@ -57,12 +57,11 @@ def pretrain(config: PretrainingConfig) -> dict[str, float]:
     run = start_run(config)
     corpus = load_corpus(config.dataset_path, config.tokenizer, config.dataset_cache, config.text_column)
     model = TransformerWithLMHead(model_config(config, len(corpus.tokenizer)))
-    describe(run, corpus, model)
-
     mask = Masking(corpus.tokenizer, config.mlm_probability) if config.mlm else None
     n_rows = config.train_batch_size * config.gradient_accumulation_steps
     batches = CorpusBatches(corpus.train.ids, config.num_max_positions, n_rows, config.seed, run.rank, run.world_size, mask)
     n_steps = len(batches) * config.n_epochs if config.n_steps is None else config.n_steps
+    describe(run, corpus, model)
 
     wrapped = wrap_model(model, run)
     optimizers = build_optimizers(model, config)
@@ -90,9 +89,9 @@ def model_config(config: ModelArguments, num_embeddings: int) -> TransformerConf
 
 def describe(run: Run, corpus: Corpus, model: nn.Module) -> None:
     """Make the run folder self-contained: config.json and vocab.txt."""
+    open_folder(run, model=dataclasses.asdict(model.config))
     if run.is_main:
         corpus.tokenizer.save(run.folder / "vocab.txt")
-    write_config(run, model=dataclasses.asdict(model.config))
     show(
         f"{count_parameters(model)[0]:,} parameters · {len(corpus.train.ids):,} training tokens"
         f" · {len(corpus.valid.ids):,} validation tokens · vocabulary of {len(corpus.tokenizer):,}"

@@ -96,14 +96,32 @@ def start_run(config: RunArguments) -> Run:
         logging.getLogger(name).setLevel(logging.WARNING)
     torch.manual_seed(config.seed)
     torch.set_float32_matmul_precision("high")  # TensorFloat-32 where the GPU has it
-    folder = idist.broadcast(str(prepare_folder(config)) if rank == 0 else "", safe_mode=True) if distributed else prepare_folder(config)
-    run = Run(config, Path(folder), device, choose_dtype(config.precision, device), rank, world_size)
-    if run.is_main:
-        from tensorboardX import SummaryWriter
+    folder = str(choose_folder(config)) if rank == 0 else ""
+    folder = idist.broadcast(folder, safe_mode=True) if world_size > 1 else folder
+    return Run(config, Path(folder), device, choose_dtype(config.precision, device), rank, world_size)
 
-        run.writer = SummaryWriter(str(run.folder))
-        show(f"run folder {run.folder} · {device} × {world_size} · {str(run.dtype).removeprefix('torch.')}")
-    return run
+
+def open_folder(run: Run, **sections: object) -> None:
+    """Make the run folder and write config.json: every argument, and what else describes the run (`sections`).
+
+    Called when all input has been read, so that a mistake leaves nothing behind and overwrites nothing.
+    """
+    if not run.is_main:
+        return
+    from tensorboardX import SummaryWriter
+
+    try:
+        if run.folder.is_dir() and not run.config.resume:
+            shutil.rmtree(run.folder)  # empty, or a run that --overwrite gives up
+        run.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {run.folder} cannot be made: {error.strerror}") from error
+    arguments = dataclasses.asdict(run.config) | {"output_dir": None, "resume": None, "overwrite": False, "local_rank": -1}
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    about = {"script": Path(sys.argv[0]).name, "git_commit": git_commit(), "world_size": run.world_size, "versions": versions}
+    write_json(run.folder / CONFIG, about | {"arguments": arguments} | sections)
+    run.writer = SummaryWriter(str(run.folder))
+    show(f"run folder {run.folder} · {run.device} × {run.world_size} · {str(run.dtype).removeprefix('torch.')}")
 
 
 def finish_run(run: Run, metrics: dict[str, float]) -> dict[str, float]:
@@ -119,8 +137,8 @@ def finish_run(run: Run, metrics: dict[str, float]) -> dict[str, float]:
     return metrics
 
 
-def prepare_folder(config: RunArguments) -> Path:
-    """The run's folder, made by the main process; that of `--resume` as it is."""
+def choose_folder(config: RunArguments) -> Path:
+    """Where the run will be written. Raises UserError for a folder that holds something else."""
     if config.resume:
         return Path(config.resume)
     name = f"{datetime.datetime.now():%b%d_%H-%M-%S}_{socket.gethostname()}"
@@ -132,23 +150,7 @@ def prepare_folder(config: RunArguments) -> Path:
             raise UserError(f"--output_dir {folder} is not empty; add --overwrite to replace it, or --resume {folder} to go on")
         if not (folder / CONFIG).is_file():
             raise UserError(f"--output_dir {folder} is not a run folder (it has no {CONFIG}); refusing to overwrite it")
-        shutil.rmtree(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir {folder} cannot be made: {error.strerror}") from error
     return folder
-
-
-def write_config(run: Run, **sections: object) -> None:
-    """Write config.json: every argument, and what else describes the run (`sections`)."""
-    if run.is_main:
-        arguments = dataclasses.asdict(run.config) | {"output_dir": None, "resume": None, "overwrite": False, "local_rank": -1}
-        write_json(run.folder / CONFIG, {
-            "script": Path(sys.argv[0]).name, "arguments": arguments, **sections,
-            "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
-            "git_commit": git_commit(), "world_size": run.world_size,
-        })  # fmt: skip
 
 
 def git_commit() -> str | None:

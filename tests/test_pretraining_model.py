@@ -6,7 +6,14 @@ import torch
 import torch.nn.functional as F
 
 from arguments import UserError
-from pretraining_model import TransformerConfig, TransformerWithLMHead, generate, keep_likeliest, load_pretrained, sinusoids
+from pretraining_model import (
+    TransformerConfig,
+    TransformerWithLMHead,
+    generate,
+    keep_likeliest,
+    load_pretrained,
+    sinusoids,
+)
 from utils import IGNORE_INDEX, save_weights, write_json
 
 SHAPE = {"num_embeddings": 97, "embed_dim": 32, "hidden_dim": 64, "num_max_positions": 24, "num_heads": 4, "num_layers": 3}

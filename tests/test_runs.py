@@ -12,10 +12,10 @@ import pytest
 import safetensors.torch
 import torch
 
-WORDS = "good bad the film was a story of its own kind and so on with some more words that follow each other here".split()
+WORDS = ["good", "bad", "the", "film", "was", "a", "story", "of", "its", "own", "kind", "and", "so", "on", "with", "some", "more", "words", "that", "follow", "each", "other", "here"]
 ROOT = Path(__file__).parent.parent
-SHAPE = "--embed_dim 32 --hidden_dim 64 --num_layers 2 --num_heads 2 --num_max_positions 32".split()
-STEPS = "--train_batch_size 4 --valid_batch_size 8 --n_warmup 2 --log_every 2".split()
+SHAPE = ["--embed_dim", "32", "--hidden_dim", "64", "--num_layers", "2", "--num_heads", "2", "--num_max_positions", "32"]
+STEPS = ["--train_batch_size", "4", "--valid_batch_size", "8", "--n_warmup", "2", "--log_every", "2"]
 LAUNCHERS = {
     "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"],
     "launch": ["-m", "torch.distributed.launch", "--nproc_per_node", "2", "--master_port", "29612"],

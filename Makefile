@@ -1,0 +1,33 @@
+# Two commands for a newcomer: `make quickstart` and `make test`. Each sets up .venv first if need be.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test test-slow lint bench clean
+
+quickstart: $(VENV)/installed
+	$(BIN)/python quickstart.py
+
+test: $(VENV)/installed-for-tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(VENV)/installed-for-tests
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/installed-for-tests
+	$(BIN)/ruff check .
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/tfidf.py
+
+clean:
+	rm -rf $(VENV) dataset_cache
+
+$(VENV)/installed: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/installed-for-tests: tests/requirements.txt $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -r tests/requirements.txt
+	touch $@

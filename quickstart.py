@@ -1,0 +1,86 @@
+"""Pretrain a small language model on movie reviews, fine-tune it three ways, and compare. `make quickstart` runs this.
+
+Every number of the table comes from a run whose preset is run_configs/quickstart_*.json.
+"""
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+from arguments import load_preset, run_script
+from finetuning_train import FinetuningConfig, finetune
+from pretraining_train import PretrainingConfig, pretrain
+from utils import read_evaluations, write_json
+
+FOLDER = Path("runs/quickstart")
+FINETUNING = {"full": "fine-tuned in full", "adapters": "fine-tuned with adapters", "scratch": "from scratch"}
+
+
+def quickstart() -> dict[str, float]:
+    """Run the four stages; write and return the summary."""
+    started = time.perf_counter()
+    pretrained = FOLDER / "pretrained"
+    announce("1/4 pretraining a language model on IMDb reviews, without their labels")
+    pretraining = pretrain(stage(PretrainingConfig, "pretrain", pretrained))
+    results = {}
+    for number, (name, description) in enumerate(FINETUNING.items(), start=2):
+        announce(f"{number}/4 classifying reviews: {description}")
+        config = stage(FinetuningConfig, name, FOLDER / name)
+        if config.model_checkpoint != "none":
+            config = dataclasses.replace(config, model_checkpoint=str(pretrained))
+        results[name] = finetune(config)
+
+    summary = {"word_ppl_before": read_evaluations(pretrained)[0]["word_ppl"], "word_ppl_after": pretraining["word_ppl"]}
+    summary |= {f"accuracy_{name}": one["valid_accuracy"] for name, one in results.items()}
+    summary |= {
+        "trained_fraction_adapters": results["adapters"]["n_trained"] / results["adapters"]["n_parameters"],
+        "n_labels": results["full"]["n_labels"],
+        "seconds_pretraining": pretraining["seconds"],
+        "seconds_finetuning": sum(one["seconds"] for one in results.values()),
+        "seconds_total": time.perf_counter() - started,
+    }
+    write_json(FOLDER / "summary.json", summary)
+    print(table(summary, results))
+    return summary
+
+
+def stage(config_class: type, name: str, folder: Path):
+    """The preset of a stage, writing to its folder."""
+    return load_preset(config_class, f"quickstart_{name}", output_dir=str(folder), overwrite=folder.exists())
+
+
+def announce(title: str) -> None:
+    """A heading on the screen."""
+    print(f"\n== {title}", file=sys.stderr, flush=True)
+
+
+def table(summary: dict[str, float], results: dict[str, dict]) -> str:
+    """The comparison, as text."""
+    rows = [
+        "",
+        f"Perplexity per word on held-out reviews: {summary['word_ppl_before']:,.0f} before pretraining,"
+        f" {summary['word_ppl_after']:,.0f} after ({summary['seconds_pretraining']:.0f} s).",
+        "",
+        f"Accuracy on 5,000 held-out reviews after training on {summary['n_labels']:,} labelled ones:",
+        "",
+        f"    {'':26}{'accuracy':>10}{'weights trained':>18}{'time':>8}",
+    ]
+    for name, description in FINETUNING.items():
+        one = results[name]
+        share = one["n_trained"] / one["n_parameters"]
+        rows.append(f"    {description:26}{one['valid_accuracy']:>10.1%}{share:>18.1%}{one['seconds']:>6.0f} s")
+    rows += [
+        "",
+        f"All of it took {summary['seconds_total'] / 60:.1f} minutes. The same numbers: {FOLDER}/summary.json",
+        "",
+        "Where to look next:",
+        f"    .venv/bin/tensorboard --logdir {FOLDER}",
+        f'    .venv/bin/python finetuning_predict.py {FOLDER}/full "A film to remember." "Two hours I will never get back."',
+        f'    .venv/bin/python pretraining_generate.py {FOLDER}/pretrained "This movie is"',
+        "    README.md: WikiText-103, other tasks, your own data, several GPUs",
+    ]
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    run_script(quickstart)

@@ -1,0 +1,100 @@
+"""Shared fixtures: real reviews, a small tokenizer, scripts as a user runs them, and a Hub on the loopback device."""
+import json
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from hub_mirror import HubMirror
+
+import data_sources
+from tokenization import train_tokenizer
+
+# Python runs this at the start of every process that has its folder on PYTHONPATH: retries come at once.
+NO_WAITING = "import time; sleep = time.sleep; time.sleep = lambda seconds: sleep(min(seconds, 0.01))"
+
+
+@pytest.fixture(scope="session")
+def reviews():
+    """The labelled reviews of IMDb's training split."""
+    return list(data_sources.open_source("imdb").rows("train"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(reviews):
+    """A vocabulary of 500 uncased tokens."""
+    return train_tokenizer(lambda: (row["text"] for row in reviews[:300]), 500, lowercase=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_vocab(tokenizer, tmp_path_factory):
+    """The same vocabulary as a file."""
+    file = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    tokenizer.save(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def run_script():
+    """Run a file of the project, or code after `-c`, in a process of its own."""
+
+    def run(name, *arguments, env=None, cwd=None, timeout=120):
+        command = ["-c"] if name == "-c" else [str(ROOT / name)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | (env or {})
+        return subprocess.run(
+            [sys.executable, *command, *map(str, arguments)],
+            capture_output=True, text=True, env=environment, cwd=cwd, timeout=timeout,
+        )  # fmt: skip
+
+    return run
+
+
+class Hub:
+    """A mirror and the environment of the processes that take it for the Hub."""
+
+    LOAD = """
+import itertools, json, sys
+from arguments import UserError
+from data_sources import open_source
+found = {}
+for request in map(json.loads, sys.argv[1:]):
+    try:
+        source = open_source(request["name"], request["columns"])
+        found[request["name"]] = {split: list(itertools.islice(source.rows(split), 20)) for split in source.splits}
+    except UserError as error:
+        found[request["name"]] = str(error)
+print(json.dumps(found))
+"""
+
+    def __init__(self, mirror, home, run):
+        self.mirror, self.run = mirror, run
+        (home / "sitecustomize.py").write_text(NO_WAITING)
+        self.env = {
+            "HF_ENDPOINT": mirror.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+            "PYTHONPATH": os.pathsep.join([str(home), str(ROOT)]),
+        }  # fmt: skip
+
+    def load(self, *names, columns=None, **env):
+        """The first rows of every split of the datasets, or the sentence of the error, by name."""
+        requests = [json.dumps({"name": name, "columns": columns}) for name in names]
+        result = self.run("-c", self.LOAD, *requests, env=self.env | env)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+
+@pytest.fixture
+def hub(tmp_path_factory, run_script):
+    """Start a mirror of a folder: `hub(root, fail_first=0, truncate=0)`. Each has an empty HF_HOME."""
+    with ExitStack() as stack:
+
+        def start(root, **faults):
+            return Hub(stack.enter_context(HubMirror(root, **faults)), tmp_path_factory.mktemp("hf_home"), run_script)
+
+        yield start

@@ -1,0 +1,148 @@
+"""A loopback stand-in for the Hugging Face Hub, so that the code that loads from the Hub runs for real.
+
+It serves `ROOT/datasets/<owner>/<name>/<files>` and `ROOT/models/<owner>/<name>/<files>` over the Hub's own HTTP
+routes; a revision other than main lies in `<name>@<revision>`. It can answer 503 at first, or cut files short.
+"""
+import hashlib
+import json
+import re
+import threading
+import urllib.parse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+NAME = r"([^/]+/[^/]+)"
+REVISION = r"(refs/(?:convert|pr)/[^/]+|[^/]+)"  # after decoding: clients send refs/… with and without %2F
+
+
+class HubMirror:
+    """A server in a thread of its own; a context manager. `requests` holds the paths of the files asked for."""
+
+    def __init__(self, root: Path, fail_first: int = 0, truncate: int = 0):
+        self.root, self.fail_first, self.truncate = root.resolve(), fail_first, truncate
+        self.requests: list[str] = []
+        self.commits: dict[str, str] = {}  # commit → revision
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self) -> "HubMirror":
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def commit(self, revision: str) -> str:
+        commit = revision if revision in self.commits else hashlib.sha1(revision.encode()).hexdigest()
+        self.commits.setdefault(commit, revision)
+        return commit
+
+    def folder(self, kind: str, name: str, revision: str | None) -> Path | str:
+        """Where the files of a repository are, or the Hub's error code."""
+        revision = self.commits.get(revision, revision or "main")
+        folder = self.root / kind / (name if revision == "main" else f"{name}@{revision}")
+        if not (self.root / kind / name).is_dir():
+            return "RepoNotFound"
+        return folder if folder.is_dir() else "RevisionNotFound"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: HubMirror
+
+    def log_message(self, *_):
+        pass
+
+    def reply(self, code, body=b"", headers=None, content_length=None):
+        self.send_response(code)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) if content_length is None else content_length))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def reply_json(self, value):
+        self.reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def not_found(self, code="EntryNotFound"):
+        self.reply(404, b'{"error":"not found"}', {"X-Error-Code": code, "Content-Type": "application/json"})
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.route(body)
+
+    def do_GET(self):
+        self.route(b"")
+
+    def route(self, body):
+        url = urllib.parse.urlsplit(self.path)
+        path = urllib.parse.unquote(url.path)
+        query = urllib.parse.parse_qs(url.query)
+        for pattern, answer in (
+            (rf"/api/(datasets|models)/{NAME}(?:/revision/{REVISION})?", self.repository),
+            (rf"/api/(datasets|models)/{NAME}/tree/{REVISION}(?:/(.*))?", self.tree),
+            (rf"/api/(datasets|models)/{NAME}/paths-info/{REVISION}", self.paths),
+            (rf"/(datasets/)?{NAME}/resolve/{REVISION}/(.+)", self.file),
+        ):
+            if match := re.fullmatch(pattern, path):
+                kind, name, revision, *rest = match.groups()
+                kind = (kind or "models").strip("/")
+                folder = self.hub.folder(kind, name, revision)
+                if isinstance(folder, str):
+                    return self.not_found(folder)
+                return answer(folder, name, revision or "main", *rest, body=body, query=query)
+        return self.not_found()
+
+    def repository(self, folder, name, revision, **_):
+        siblings = [{"rfilename": one.relative_to(folder).as_posix()} for one in sorted(folder.rglob("*")) if one.is_file()]
+        now, commit = "2024-01-01T00:00:00.000Z", self.hub.commit(revision)
+        self.reply_json({"_id": commit[:24], "id": name, "sha": commit, "lastModified": now, "createdAt": now,
+                         "private": False, "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0,
+                         "siblings": siblings})  # fmt: skip
+
+    def entry(self, folder, path):
+        kind, size = ("directory", 0) if path.is_dir() else ("file", path.stat().st_size)
+        return {"type": kind, "oid": "0" * 40, "size": size, "path": path.relative_to(folder).as_posix()}
+
+    def tree(self, folder, name, revision, top, query, **_):
+        top = folder / (top or "")
+        if not top.is_dir():
+            return self.not_found()
+        recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
+        return self.reply_json([self.entry(folder, one) for one in sorted(top.rglob("*") if recursive else top.iterdir())])
+
+    def paths(self, folder, name, revision, body, **_):
+        try:
+            paths = json.loads(body)["paths"]
+        except ValueError:
+            paths = urllib.parse.parse_qs(body.decode()).get("paths", [])
+        paths = [paths] if isinstance(paths, str) else paths
+        self.reply_json([self.entry(folder, folder / one) for one in paths if (folder / one).exists()])
+
+    def file(self, folder, name, revision, path, **_):
+        file = folder / path
+        if not file.is_file():
+            return self.not_found()
+        self.hub.requests.append(f"{name}/{path}")
+        if self.hub.fail_first > 0:
+            self.hub.fail_first -= 1
+            return self.reply(503, b"try again")
+        content = file.read_bytes()
+        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": self.hub.commit(revision),
+                   "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}  # fmt: skip
+        if self.command == "HEAD":
+            return self.reply(200, b"", headers, content_length=len(content))
+        code, body = 200, content
+        if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(match[1]), min(int(match[2] or len(content)), len(content) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            code, body = 206, content[first : last + 1]
+        if self.hub.truncate and len(body) > self.hub.truncate:
+            self.close_connection = True
+            return self.reply(code, body[: self.hub.truncate], headers, content_length=len(body))
+        return self.reply(code, body, headers)

@@ -1,0 +1,128 @@
+"""What a script says to input it cannot use: one sentence, and nothing lost or half-written."""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from arguments import UserError, parse_argv
+from finetuning_predict import PredictionConfig, predict
+from finetuning_train import FinetuningConfig, finetune
+from pretraining_generate import GenerationConfig, continue_prompt
+from pretraining_train import PretrainingConfig, pretrain
+from utils import load_into, load_weights, save_weights, write_json, written_whole
+
+TINY = ["--embed_dim", "16", "--hidden_dim", "16", "--num_layers", "1", "--num_heads", "2", "--num_max_positions", "16", "--train_batch_size", "2", "--n_steps", "1"]
+
+
+CONFIGS = {pretrain: PretrainingConfig, finetune: FinetuningConfig, predict: PredictionConfig, continue_prompt: GenerationConfig}
+
+
+def mistake(script, *arguments) -> str:
+    """Call a script's main function, which must fail; return its one sentence."""
+    with pytest.raises(UserError) as error:
+        script(parse_argv(CONFIGS[script], "", list(map(str, arguments))))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A corpus, a task and a pretrained model that all work together."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "train.txt").write_text("the film was good and the film was bad\n" * 60)
+    (tmp_path / "corpus" / "valid.txt").write_text("the film was bad\n" * 20)
+    (tmp_path / "task").mkdir()
+    for split in ("train", "valid"):
+        rows = [{"text": f"the film was {word}", "label": word} for word in ("good", "bad") * 8]
+        (tmp_path / "task" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+PRETRAIN = ["--dataset_path", "corpus", "--tokenizer", "train:100", "--output_dir", "run", *TINY]
+
+
+@pytest.fixture
+def checkpoint(folder) -> Path:
+    pretrain(parse_argv(PretrainingConfig, "", [*PRETRAIN, "--output_dir", "checkpoint"]))
+    return folder / "checkpoint"
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (["--dataset_path", "copus"], ["--dataset_path copus", "no such file"]),
+        (["--num_heads", 3], ["embed_dim 16", "num_heads 3"]),
+        (["--num_max_positions", 5000], ["too few", "--num_max_positions"]),
+        (["--tokenizer", "missing.txt"], ["--tokenizer missing.txt"]),
+        (["--device", "cuda:7"], ["--device cuda:7"]),
+        (["--text_column", "body"], ["train.txt", "'body'", "--text_column"]),
+    ],
+)
+def test_pretraining_refuses(changes, words, folder):
+    sentence = mistake(pretrain, *PRETRAIN, *changes)
+    assert all(word in sentence for word in words), sentence
+    assert not (folder / "run").exists()
+
+
+def test_a_run_folder_is_never_overwritten_by_accident(folder, checkpoint):
+    before = (checkpoint / "model.safetensors").read_bytes()
+    assert "--overwrite" in mistake(pretrain, *PRETRAIN, "--output_dir", checkpoint)
+    (folder / "precious").mkdir()
+    (folder / "precious" / "thesis.tex").write_text("years of work")
+    assert "not a run folder" in mistake(pretrain, *PRETRAIN, "--output_dir", "precious", "--overwrite")
+    assert (folder / "precious" / "thesis.tex").exists() and (checkpoint / "model.safetensors").read_bytes() == before
+
+
+def test_finetuning_refuses(folder, checkpoint):
+    def refuse(*changes) -> str:
+        return mistake(finetune, "--dataset_path", "task", "--model_checkpoint", "checkpoint", "--output_dir", "run", *changes)
+
+    assert "--model_checkpoint corpus is not a run folder" in refuse("--model_checkpoint", "corpus")
+    assert "more than the model's 16 positions" in refuse("--max_length", 17)
+    assert "--num_classes 3" in refuse("--num_classes", 3)
+    assert "'sentiment'" in refuse("--label_column", "sentiment") and "--label_column" in refuse("--label_column", "sentiment")
+    assert "is not a classifier" in refuse("--finetuning_model_class", "Adapter")
+    assert "does not apply to classification" in refuse("--patience_metric", "pearson")
+    assert "leave --tokenizer out" in refuse("--tokenizer", "train:120")
+
+    (folder / "task" / "valid.jsonl").write_text('{"text": "so so", "label": "mixed"}\n')
+    assert all(word in refuse() for word in ("valid", "'mixed'", "example 1", "does not occur in training"))
+    (folder / "task" / "valid.jsonl").write_text('{"text": "good", "label": "good"}\n{"text": "  ", "label": "bad"}\n')
+    assert all(word in refuse() for word in ("valid", "example 2", "no tokens"))
+    (folder / "task" / "train.jsonl").write_text("")
+    assert "train.jsonl is empty" in refuse()
+
+    config = json.loads((checkpoint / "config.json").read_text())
+    write_json(checkpoint / "config.json", config | {"model": config["model"] | {"embed_dim": 32}})
+    (folder / "task" / "train.jsonl").write_text('{"text": "good", "label": "good"}\n{"text": "bad", "label": "bad"}\n' * 4)
+    assert "does not fit the model" in refuse()
+    (checkpoint / "model.safetensors").write_bytes(b"not weights")
+    assert "cannot be read as safetensors" in refuse()
+
+
+def test_use_scripts_refuse(folder, checkpoint):
+    assert "without a classification head" in mistake(predict, checkpoint, "a text")
+    assert "not a run folder" in mistake(continue_prompt, "corpus", "the film")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "file.txt"
+    file.write_text("old")
+    with pytest.raises(RuntimeError), written_whole(file) as aside:
+        aside.write_text("half of the new")
+        raise RuntimeError("killed")
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+
+
+def test_weights_are_refused_by_name_and_shape(tmp_path):
+    model = torch.nn.Linear(2, 3)
+    save_weights(tmp_path / "weights", {"weight": torch.zeros(3, 2), "bias": torch.zeros(4)})
+    with pytest.raises(UserError, match=r"bias is \[4\], the model's \[3\]"):
+        load_into(model, load_weights(tmp_path / "weights"), "weights")
+    with pytest.raises(UserError, match="lacks bias"):
+        load_into(model, {"weight": torch.zeros(3, 2)}, "weights")
+    with pytest.raises(UserError, match="holds scale"):
+        load_into(model, {"scale": torch.zeros(1)}, "weights")
