@@ -2,6 +2,7 @@
 import contextlib
 import json
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -273,6 +274,8 @@ def attach_logging(trainer: Engine, optimizers: list, run: Run) -> Timer:
         scalars |= {name: one.param_groups[0]["lr"] for name, one in zip(names, optimizers, strict=False)}
         run.log_scalars("training", engine.state.iteration, scalars)
         sums.clear()
+        if not sys.stderr.isatty() and engine.state.iteration % (10 * run.config.log_every) == 0:  # no bar in a log file
+            show(f"step {engine.state.iteration}: training loss {loss:.4g}, {speed:,.0f} tokens/s")
 
     if run.is_main:
         bar = ProgressBar(persist=True, disable=None)

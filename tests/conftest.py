@@ -89,7 +89,7 @@ print(json.dumps(found))
         return json.loads(result.stdout)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def hub(tmp_path_factory, run_script):
     """Start a mirror of a folder: `hub(root, fail_first=0, truncate=0)`. Each has an empty HF_HOME."""
     with ExitStack() as stack:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from arguments import RUN_CONFIGS, OptimizationArguments, RunArguments, UserError, parse_argv, flag, load_preset
+from arguments import RUN_CONFIGS, OptimizationArguments, RunArguments, UserError, flag, load_preset, parse_argv
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ["pretraining_train.py", "pretraining_generate.py", "finetuning_train.py", "finetuning_predict.py"]

@@ -1,0 +1,404 @@
+"""Labelled tasks: the held-out part, labels, and padded batches."""
+import hashlib
+import json
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from arguments import UserError
+from data import encode_rows
+from data_sources import open_source, split_rows
+from tasks import Collator, Examples, Task, TaskBatches, choose_subset, evaluation_batches, labelled_batch, share
+
+
+def write(folder, **splits):
+    """A folder of `<split>.jsonl` files; rows are dicts, or (text, label)."""
+    for split, rows in splits.items():
+        rows = [row if isinstance(row, dict) else {"text": row[0], "label": row[1]} for row in rows]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def task(tmp_path, tiny_vocab):
+    """Make a task of a folder of the test's own."""
+
+    def make(n_classes=None, columns=None, **splits):
+        return Task(str(write(tmp_path, **splits)), str(tiny_vocab), str(tmp_path / "cache"), columns, n_classes)
+
+    return make
+
+
+def labelled(*labels):
+    return [(f"text {number}", label) for number, label in enumerate(labels)]
+
+
+# ------------------------------------------------------------------------------------------------ the held-out part
+
+
+def held_out(folder):
+    rows = split_rows(open_source(str(folder)))
+    return [[row["text"] for row in rows[split]] for split in ("train", "valid")]
+
+
+def test_the_held_out_part_is_fixed_whatever_the_order_of_the_rows(tmp_path):
+    rows = [(f"text {number}", number % 2) for number in range(200)]
+    _, expected = held_out(write(tmp_path, train=rows))
+    random.Random(0).shuffle(rows)
+    train, valid = held_out(write(tmp_path, train=rows))
+    assert valid == expected and len(valid) == 20
+    assert sorted(train + valid) == sorted(text for text, _ in rows)
+
+
+def test_the_held_out_part_is_stratified(tmp_path):
+    labels = ["common"] * 700 + ["rare"] * 200 + ["rarest"] * 100
+    rows = split_rows(open_source(str(write(tmp_path, train=labelled(*labels)))))
+    assert Counter(row["label"] for row in rows["valid"]) == {"common": 70, "rare": 20, "rarest": 10}
+
+
+def test_no_text_of_the_held_out_part_stands_in_the_training_part(tmp_path):
+    rows = [(f"text {number // 3}", (number // 3 + (number % 50 == 0)) % 2) for number in range(600)]  # a few contradict
+    train, valid = held_out(write(tmp_path, train=rows))
+    assert not set(train) & set(valid)
+    assert len(valid) == len(set(valid)) > 40
+    assert set(train) | set(valid) == {text for text, _ in rows}
+
+
+def test_pairs_are_told_apart_by_both_texts(tmp_path):
+    rows = [{"text": "the same", "text_pair": f"text {number}", "label": "a"} for number in range(100)]
+    train, valid = held_out(write(tmp_path, train=rows))
+    assert (len(train), len(valid)) == (90, 10)
+
+
+@pytest.mark.parametrize("labels", [[f"class {number % 10}" for number in range(30)], [f"{number / 7:.3f}" for number in range(100)]],
+                         ids=["small classes", "numbers as strings"])  # fmt: skip
+def test_a_tenth_is_held_out_even_if_no_label_occurs_ten_times(labels, tmp_path):
+    """Numbers in CSV files are strings, nearly all of them different."""
+    train, valid = held_out(write(tmp_path, train=labelled(*labels)))
+    assert len(valid) == len(labels) // 10 and len(train) == len(labels) - len(valid)
+
+
+def test_the_only_example_of_a_class_stays_in_training(tmp_path):
+    rows = split_rows(open_source(str(write(tmp_path, train=labelled(*["common"] * 100, "once")))))
+    assert "once" in [row["label"] for row in rows["train"]] and len(rows["valid"]) == 10
+
+
+def test_imdb_holds_out_the_same_5000_reviews_as_ever():
+    """If this digest changes, models that were pretrained on the rest have seen held-out reviews."""
+    rows = split_rows(open_source("imdb"))
+    assert Counter(row["label"] for row in rows["valid"]) == {"neg": 2500, "pos": 2500}
+    valid = {row["text"] for row in rows["valid"]}
+    assert len(valid) == 5000 and not valid & {row["text"] for row in rows["train"]}
+    digests = sorted(hashlib.sha256(text.encode()).hexdigest() for text in valid)
+    assert hashlib.sha256("".join(digests).encode()).hexdigest() == "f8e6d36b956477b191d415a60c0a33f10495043ef4d5f52792f9dcce9f82b1bc"
+
+
+def test_a_validation_file_is_used_as_it_is(task):
+    made = task(train=labelled("a", "b", "a"), valid=[("text 0", "b"), ("text 0", "a")], test=labelled("b"))
+    assert (len(made.train), len(made.examples("valid")), len(made.examples("test"))) == (3, 2, 1)
+    assert made.examples("valid").labels.tolist() == [1, 0]
+
+
+# --------------------------------------------------------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "ids"),
+    [
+        (["pos", "neg", "neutral"], ["neg", "neutral", "pos"], [2, 0, 1]),
+        ([10, 2, 1], ["1", "2", "10"], [2, 1, 0]),
+        (["10", "2", "-1"], ["-1", "2", "10"], [2, 1, 0]),  # as CSV files have them
+        ([True, False, True], ["False", "True"], [1, 0, 1]),
+        (["1", "two", "10"], ["1", "10", "two"], [0, 2, 1]),
+    ],
+)
+def test_classes_are_inferred_in_a_natural_order(task, labels, names, ids):
+    made = task(train=labelled(*labels), valid=labelled(*labels))
+    assert made.label_names == names
+    assert made.train.labels.tolist() == made.examples("valid").labels.tolist() == ids
+    assert made.train.labels.dtype == np.int64
+
+
+@pytest.mark.parametrize("labels", [[0.5, 1, 3.25], ["0.5", "1", "3.25"]], ids=["numbers", "as CSV files have them"])
+def test_numbers_that_are_not_all_whole_are_regression(task, labels):
+    made = task(train=labelled(*labels), valid=labelled(7, -1.5))
+    assert made.label_names is None
+    assert made.train.labels.dtype == np.float32
+    assert made.train.labels.tolist() == [0.5, 1, 3.25] and made.examples("valid").labels.tolist() == [7, -1.5]
+
+
+def test_one_class_asks_for_regression_on_whole_numbers(task):
+    made = task(train=labelled(1, 5, 3), valid=labelled(2), n_classes=1)
+    assert made.label_names is None and made.train.labels.tolist() == [1, 5, 3]
+
+
+def test_the_number_of_classes_is_checked(task):
+    assert task(train=labelled("a", "b"), n_classes=2, valid=labelled("a")).label_names == ["a", "b"]
+    with pytest.raises(UserError, match=r"--num_classes 3: .* has 2 classes \(a, b\)"):
+        task(train=labelled("a", "b"), valid=labelled("a"), n_classes=3)
+
+
+def test_regression_on_words_is_a_sentence(task):
+    with pytest.raises(UserError, match="train: the label 'good' of example 2 is not a number"):
+        task(train=labelled(1, "good"), valid=labelled(1), n_classes=1)
+
+
+def test_a_label_that_training_lacks_names_the_example_and_the_label(task):
+    made = task(train=labelled("a", "b"), valid=labelled("a", "b", "c"), test=labelled(7))
+    with pytest.raises(UserError, match=r"valid: the label 'c' of example 3 does not occur in training \(a, b\)"):
+        made.examples("valid")
+    with pytest.raises(UserError, match="test: the label 7 of example 1"):
+        made.examples("test")
+
+
+BAD_ROWS = {
+    "no label": ([{"text": "a"}], "example 2 has no label; name the column that holds it with --label_column"),
+    "null label": ([{"text": "a", "label": None}], "example 2 has no label"),
+    "empty label": ([{"text": "a", "label": ""}], "example 2 has no label"),
+    "list label": ([{"text": "a", "label": ["x", "y"]}], "example 2: the label is .*'x', 'y'"),
+    "null text": ([{"text": None, "label": "x"}], "example 2: the text is not a string but None"),
+    "text that is a number": ([{"text": 5, "label": "x"}], "example 2: the text is not a string but 5"),
+    "null second text": ([{"text": "a", "text_pair": None, "label": "x"}], "example 2: the text_pair is not a string but None"),
+    "no tokens": ([{"text": " \u200b", "label": "x"}], "example 2 has a text with no tokens; remove it"),
+    "a pair among texts": ([{"text": "a", "text_pair": "b", "label": "x"}], "example 2.*text_pair"),
+}
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_a_bad_row_is_a_sentence_that_names_split_and_example(case, split, task):
+    bad, sentence = BAD_ROWS[case]
+    good = [{"text": "fine", "label": "x"} | ({"text_pair": "too"} if case == "null second text" else {})]
+    with pytest.raises(UserError, match=rf"{split}.*{sentence}"):
+        task(**{"train": good, "valid": good} | {split: good + bad + good}).examples("valid")
+
+
+@pytest.mark.parametrize("label", [None, ["x", "y"]])
+def test_a_bad_row_is_counted_in_the_file_even_if_a_part_of_it_is_held_out(label, tmp_path, tiny_vocab):
+    file = tmp_path / "films.jsonl"
+    file.write_text("".join(json.dumps({"text": f"text {number}", "label": "x"}) + "\n" for number in range(1, 100)))
+    with open(file, "a") as stream:
+        stream.write(json.dumps({"text": "text 100", "label": label}) + "\n")
+    with pytest.raises(UserError, match=r"films\.jsonl.*example 100\b"):
+        Task(str(file), str(tiny_vocab), str(tmp_path / "cache")).examples("valid")
+
+
+def test_a_text_among_pairs_names_the_example(task):
+    pair = {"text": "a", "text_pair": "b", "label": "x"}
+    with pytest.raises(UserError, match="train.*example 2.*text_pair"):
+        task(train=[pair, {"text": "a", "label": "x"}, pair])
+
+
+def test_a_second_text_with_no_tokens_names_its_example(task):
+    rows = [{"text": "a", "text_pair": pair, "label": "x"} for pair in ("b", "c", " ")]
+    with pytest.raises(UserError, match="train: example 3 has a text with no tokens"):
+        task(train=rows, valid=rows)
+
+
+def test_pairs_in_training_and_texts_in_validation_are_a_sentence(task):
+    made = task(train=[{"text": "a", "text_pair": "b", "label": "x"}], valid=labelled("x"))
+    with pytest.raises(UserError, match="valid.*text_pair"):
+        made.examples("valid")
+
+
+def test_a_text_file_without_labels_is_a_sentence(tmp_path, tiny_vocab):
+    (tmp_path / "train.txt").write_text("a\nb\n")
+    with pytest.raises(UserError, match="example 1 has no label"):
+        Task(str(tmp_path), str(tiny_vocab), str(tmp_path / "cache"))
+
+
+def test_pairs_are_encoded_as_pairs_with_the_length_of_both(task):
+    pairs = [{"q": "good", "a": "bad film", "y": 1}, {"q": "it was", "a": "the fun of it", "y": 0}]
+    made = task(train=pairs, valid=pairs, columns={"text": "q", "text_pair": "a", "label": "y"})
+    encode = made.tokenizer.encode
+    assert [[part.tolist() for part in made.train[index]] for index in range(2)] == [[encode(row["q"]), encode(row["a"])] for row in pairs]
+    assert made.train.lengths().tolist() == [len(encode(row["q"]) + encode(row["a"])) for row in pairs]
+    assert made.examples("valid").labels.tolist() == [1, 0]
+
+
+def test_other_columns_give_other_examples_from_the_same_cache(task):
+    rows = [{"text": "one", "other": "another one", "label": 1}, {"text": "two", "other": "another two", "label": 0}]
+    plain, other = task(train=rows, valid=rows), task(train=rows, valid=rows, columns={"text": "other"})
+    for made, key in ((plain, "text"), (other, "other")):
+        assert made.train[0][0].tolist() == made.tokenizer.encode(rows[0][key])
+
+
+def test_a_tokenizer_learns_from_the_training_part_alone(tmp_path):
+    texts = {"train": labelled(*["x", "y"] * 20), "valid": [("§§§ unseen", "x")] * 50}
+    made = Task(str(write(tmp_path, **texts)), "train:150", str(tmp_path / "cache"))
+    assert "§" not in "".join(made.tokenizer.vocab)
+
+
+# -------------------------------------------------------------------------------------------------------------- subsets
+
+
+@pytest.mark.parametrize("size", [1, 7, 50, 333, 1000])
+def test_a_subset_has_the_size_and_the_proportions_of_the_whole(size):
+    labels = np.repeat([0, 1, 2], [700, 200, 100])
+    chosen = choose_subset(labels, size, seed=3)
+    assert len(np.unique(chosen)) == len(chosen) == size
+    for label, share_of_class in enumerate((0.7, 0.2, 0.1)):
+        assert abs((labels[chosen] == label).sum() - share_of_class * size) <= 1
+
+
+@pytest.mark.parametrize("labels", [np.arange(200) % 4, np.linspace(0, 1, 200, dtype=np.float32)], ids=["classes", "numbers"])
+def test_a_subset_is_drawn_by_the_seed(labels):
+    first = choose_subset(labels, 20, seed=0)
+    assert np.array_equal(first, choose_subset(labels, 20, seed=0))
+    assert not np.array_equal(first, choose_subset(labels, 20, seed=1))
+    assert len(np.unique(first)) == 20
+    assert choose_subset(labels, 500, seed=0).tolist() == list(range(200))
+
+
+# ------------------------------------------------------------------------------------------------------------- collator
+
+
+def ids(*lengths, start=100):
+    """Texts of different ids."""
+    ends = np.cumsum([0, *lengths]) + start
+    return [np.arange(*ends[index : index + 2]) for index in range(len(lengths))]
+
+
+CLS, SEP = 2, 3
+
+
+@pytest.mark.parametrize(
+    ("causal", "texts", "expected"),
+    [
+        (True, [[7, 8]], [7, 8, CLS]),
+        (False, [[7, 8]], [CLS, 7, 8, SEP]),
+        (True, [[7], [8, 9]], [7, SEP, 8, 9, CLS]),
+        (False, [[7], [8, 9]], [CLS, 7, SEP, 8, 9, SEP]),
+    ],
+)
+def test_special_tokens_stand_where_the_model_expects_them(tokenizer, causal, texts, expected):
+    assert Collator(tokenizer, 10, causal).with_special_tokens([np.array(text) for text in texts]).tolist() == expected
+
+
+@pytest.mark.parametrize("truncation", ["head", "tail", "both"])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("lengths", [(3,), (500,), (3, 4), (500, 2), (2, 500), (500, 400)])
+@pytest.mark.parametrize("max_length", [4, 5, 17, 64])
+def test_no_sequence_is_longer_than_allowed_nor_shorter_than_needed(tokenizer, max_length, lengths, causal, truncation):
+    row = Collator(tokenizer, max_length, causal, truncation).with_special_tokens(ids(*lengths))
+    n_special = len(lengths) + (not causal)
+    assert len(row) == min(max_length, sum(lengths) + n_special)
+    assert (row == SEP).sum() == len(lengths) - causal and (row == CLS).sum() == 1
+    kept = row[row >= 100]
+    assert len(np.unique(kept)) == len(kept) and np.array_equal(kept, np.sort(kept)), "no id twice, all in order"
+
+
+@pytest.mark.parametrize(
+    ("truncation", "kept"),
+    [("head", range(8)), ("tail", range(92, 100)), ("both", [0, 1, *range(94, 100)])],
+)
+def test_truncation_keeps_the_end_that_was_asked_for(tokenizer, truncation, kept):
+    row = Collator(tokenizer, 9, True, truncation).with_special_tokens(ids(100, start=100))
+    assert row.tolist() == [100 + one for one in kept] + [CLS]
+
+
+def test_the_longer_text_of_a_pair_is_cut_first():
+    assert share(10, [3, 4]) == [3, 4]
+    assert share(10, [50, 4]) == [6, 4] and share(10, [4, 50]) == [4, 6]
+    assert sorted(share(11, [50, 40])) == [5, 6]
+    assert share(5, [50]) == [5]
+
+
+def test_batches_are_padded_on_the_right_to_their_longest_row(tokenizer):
+    batch = Collator(tokenizer, 64, causal=True)([ids(2), ids(5), ids(1)])
+    assert batch["input_ids"].tolist() == [
+        [100, 101, CLS, 0, 0, 0], [100, 101, 102, 103, 104, CLS], [100, CLS, 0, 0, 0, 0],
+    ]  # fmt: skip
+    assert torch.equal(batch["attention_mask"], (batch["input_ids"] != 0).long())
+
+
+# -------------------------------------------------------------------------------------------------------------- batches
+
+
+@pytest.fixture(scope="module")
+def examples(reviews, tokenizer, tmp_path_factory):
+    """Reviews of real lengths; an example's label is its index."""
+    rows = [row["text"] for row in reviews[::20]]
+    cache = str(tmp_path_factory.mktemp("cache"))
+    encoded = encode_rows(lambda: ({"text": text} for text in rows), tokenizer, "reviews", cache, "reviews")
+    return Examples(encoded, np.arange(len(rows)))
+
+
+@pytest.fixture(scope="module")
+def collate(tokenizer):
+    return Collator(tokenizer, 512, causal=True)
+
+
+def task_batches(examples, collate, n_examples=None, batch_size=16, seed=1, **processes):
+    return TaskBatches(examples, np.arange(n_examples or len(examples)), collate, batch_size, seed, **processes)
+
+
+@pytest.mark.parametrize("n_examples", [3, 16, 200, 203])
+def test_every_example_is_seen_every_epoch(n_examples, examples, collate):
+    batches = task_batches(examples, collate, n_examples)
+    assert len(batches) == -(-n_examples // 16)
+    for epoch in range(2):
+        seen = torch.cat([batches[step]["labels"] for step in range(epoch * len(batches), (epoch + 1) * len(batches))])
+        assert len(seen) == 16 * len(batches)
+        assert set(seen.tolist()) == set(range(n_examples))
+        assert max(Counter(seen.tolist()).values()) <= -(-len(seen) // n_examples)
+
+
+def test_batches_train_on_the_chosen_examples_and_their_own_labels(examples, collate):
+    chosen = np.array([5, 17, 400, 1000])
+    batch = TaskBatches(examples, chosen, collate, 4, seed=0)[0]
+    assert sorted(batch["labels"].tolist()) == chosen.tolist()
+    for row, mask, label in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
+        assert row[mask == 1].tolist() == collate.with_special_tokens(examples[label]).tolist()
+
+
+def test_task_batches_are_a_pure_function_of_seed_and_step(examples, collate):
+    forwards = task_batches(examples, collate, 200)
+    in_order = [forwards[step]["labels"] for step in range(30)]
+    fresh = task_batches(examples, collate, 200)
+    assert all(torch.equal(fresh[step]["labels"], in_order[step]) for step in (29, 3, 14, 0))
+    resumed = task_batches(examples, collate, 200).starting_at(20)
+    assert all(torch.equal(next(resumed)["labels"], labels) for labels in in_order[20:])
+    assert not torch.equal(task_batches(examples, collate, 200, seed=2)[0]["labels"], in_order[0])
+    assert [labels.tolist() for labels in in_order[:13]] != [labels.tolist() for labels in in_order[13:26]]
+
+
+def test_the_examples_of_two_processes_are_those_of_one(examples, collate):
+    one = task_batches(examples, collate, 203)
+    two = [task_batches(examples, collate, 203, batch_size=8, rank=rank, world_size=2) for rank in range(2)]
+    assert len(one) == len(two[0])
+    for step in range(2 * len(one)):
+        parts = [part[step]["labels"].tolist() for part in two]
+        assert sorted(parts[0] + parts[1]) == sorted(one[step]["labels"].tolist()) and len(parts[0]) == len(parts[1])
+
+
+def padding(batches):
+    masks = [batch["attention_mask"] for batch in batches]
+    return 1 - sum(mask.sum().item() for mask in masks) / sum(mask.numel() for mask in masks)
+
+
+def test_sorting_by_length_saves_more_than_half_of_the_padding_but_leaves_the_order_random(examples, collate):
+    batches = task_batches(examples, collate)
+    order = np.random.default_rng(0).permutation(len(examples))
+    randomly = [labelled_batch(examples, order[start : start + 16], collate) for start in range(0, len(order), 16)]
+    ours = [batches[step] for step in range(len(batches))]
+    assert padding(ours) < 0.5 * padding(randomly)
+    widths = [batch["input_ids"].shape[1] for batch in ours]
+    assert abs(np.corrcoef(widths, np.arange(len(widths)))[0, 1]) < 0.4, "short and long batches are mixed"
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(1, 1), (7, 1), (7, 2), (32, 3), (5000, 2)])
+def test_an_evaluation_covers_every_example_once_over_all_processes(batch_size, world_size, examples, collate):
+    parts = [evaluation_batches(examples, collate, batch_size, rank, world_size) for rank in range(world_size)]
+    covered = np.concatenate([batch for part in parts for batch in part])
+    assert sorted(covered) == list(range(len(examples)))
+    assert max(len(batch) for part in parts for batch in part) <= batch_size
+
+
+def test_an_evaluation_starts_with_the_longest_examples(examples, collate):
+    """So that memory runs out at once or never."""
+    widths = [min(512, examples.lengths()[batch].max() + 1) for batch in evaluation_batches(examples, collate, 32)]
+    assert widths == sorted(widths, reverse=True)
