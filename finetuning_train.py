@@ -124,8 +124,8 @@ def finetune(config: FinetuningConfig) -> dict[str, float]:
 
     attach_schedule(trainer, optimizers, config, n_steps)
     timer = attach_logging(trainer, optimizers, run)
+    attach_evaluation(trainer, lambda: measure(task, valid, predict(model, valid, collate, run)), best, run, len(batches))
     attach_checkpoints(trainer, model, optimizers, best, run)
-    attach_evaluation(trainer, lambda: measure(task, valid, predict(model, valid, collate, run)), best, run)
     run_training(trainer, lambda step: with_lm_labels(batches, step, config, model, task), len(batches), n_steps)
 
     metrics = {f"valid_{name}": value for name, value in best.best.items() if name != "step"} | {"best_step": best.best["step"]}

@@ -71,8 +71,8 @@ def pretrain(config: PretrainingConfig) -> dict[str, float]:
 
     attach_schedule(trainer, optimizers, config, n_steps)
     timer = attach_logging(trainer, optimizers, run)
+    attach_evaluation(trainer, evaluate, best, run, len(batches), at_start=True)
     attach_checkpoints(trainer, model, optimizers, best, run)
-    attach_evaluation(trainer, evaluate, best, run, at_start=True)
     run_training(trainer, batches.starting_at, len(batches), n_steps)
 
     n_parameters, n_trained = count_parameters(model)

@@ -202,11 +202,12 @@ class BestWeights:
         self.run, self.weights, self.metric = run, weights, metric
         self.sign = 1 if higher_is_better else -1
         self.best: dict[str, float] = {}
+        self.last_step = -1  # of the latest evaluation
         self.n_without_progress = 0
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
         """Take note of an evaluation."""
-        value = metrics[self.metric]
+        self.last_step, value = step, metrics[self.metric]
         if math.isnan(value):
             raise UserError(f"the {self.metric} is not a number at step {step}: training diverged; lower --lr or raise --n_warmup")
         if self.best and self.sign * value <= self.sign * self.best[self.metric]:
@@ -218,31 +219,39 @@ class BestWeights:
 
     def state_dict(self) -> dict:
         """For the checkpoint."""
-        return {"best": self.best, "n_without_progress": self.n_without_progress}
+        return {"best": self.best, "last_step": self.last_step, "n_without_progress": self.n_without_progress}
 
     def load_state_dict(self, state: dict) -> None:
         """From the checkpoint."""
-        self.best, self.n_without_progress = state["best"], state["n_without_progress"]
+        self.best, self.last_step, self.n_without_progress = state["best"], state["last_step"], state["n_without_progress"]
 
 
-def attach_evaluation(trainer: Engine, evaluate: Callable[[], dict[str, float]], best: BestWeights, run: Run, at_start: bool = False) -> None:
-    """Evaluate every `eval_every` steps (-1: after each epoch) and at the end; stop after `patience` without progress."""
-    every = run.config.eval_every
-    state = {"step": None}
+def attach_evaluation(
+    trainer: Engine, evaluate: Callable[[], dict[str, float]], best: BestWeights, run: Run, steps_per_epoch: int, at_start: bool = False
+) -> None:
+    """Evaluate every `eval_every` steps (-1: after each epoch) and at the end; stop after `patience` without progress.
+
+    Attached before the checkpoints: a checkpoint knows the evaluation of its own step.
+    """
+    patience = getattr(run.config, "patience", 0)
 
     def run_evaluation(engine: Engine) -> None:
-        if state["step"] != engine.state.iteration:
-            state["step"] = engine.state.iteration
-            metrics = evaluate()
-            run.log_evaluation(engine.state.iteration, metrics)
-            best.update(engine.state.iteration, metrics)
-            if getattr(run.config, "patience", 0) and best.n_without_progress >= run.config.patience:
-                show(f"no better {best.metric} in {run.config.patience} evaluations: stopping early")
-                engine.terminate()
+        if best.last_step == engine.state.iteration:
+            return
+        metrics = evaluate()
+        run.log_evaluation(engine.state.iteration, metrics)
+        best.update(engine.state.iteration, metrics)
+        if patience and best.n_without_progress >= patience:
+            show(f"no better {best.metric} in {patience} evaluations: stopping early")
+            engine.terminate()
 
-    if at_start and trainer.state.iteration == 0:
-        trainer.add_event_handler(Events.STARTED, run_evaluation)
-    trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every) if every > 0 else Events.EPOCH_COMPLETED, run_evaluation)
+    @trainer.on(Events.STARTED)
+    def evaluate_before_training(engine: Engine) -> None:
+        if at_start and engine.state.iteration == 0:
+            run_evaluation(engine)
+
+    every = run.config.eval_every if run.config.eval_every > 0 else steps_per_epoch
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every), run_evaluation)
     trainer.add_event_handler(Events.COMPLETED, run_evaluation)
 
 
@@ -306,7 +315,7 @@ def resume(run: Run, state: dict) -> None:
     step = state["trainer"].state.iteration
     show(f"resuming after step {step}")
     if run.is_main:
-        rows = [row for row in read_evaluations(run.folder) if row["step"] <= step and files]
+        rows = [row for row in read_evaluations(run.folder) if row["step"] <= state["best"].last_step]
         with written_whole(run.folder / EVALUATIONS) as aside:
             aside.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 

@@ -1,4 +1,5 @@
 """Shared fixtures: real reviews, a small tokenizer, scripts as a user runs them, and a Hub on the loopback device."""
+
 import json
 import os
 import subprocess

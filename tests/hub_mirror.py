@@ -3,6 +3,7 @@
 It serves `ROOT/datasets/<owner>/<name>/<files>` and `ROOT/models/<owner>/<name>/<files>` over the Hub's own HTTP
 routes; a revision other than main lies in `<name>@<revision>`. It can answer 503 at first, or cut files short.
 """
+
 import hashlib
 import json
 import re
@@ -99,7 +100,9 @@ class _Handler(BaseHTTPRequestHandler):
         return self.not_found()
 
     def repository(self, folder, name, revision, **_):
-        siblings = [{"rfilename": one.relative_to(folder).as_posix()} for one in sorted(folder.rglob("*")) if one.is_file()]
+        siblings = [
+            {"rfilename": one.relative_to(folder).as_posix()} for one in sorted(folder.rglob("*")) if one.is_file()
+        ]
         now, commit = "2024-01-01T00:00:00.000Z", self.hub.commit(revision)
         self.reply_json({"_id": commit[:24], "id": name, "sha": commit, "lastModified": now, "createdAt": now,
                          "private": False, "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0,
@@ -114,7 +117,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not top.is_dir():
             return self.not_found()
         recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
-        return self.reply_json([self.entry(folder, one) for one in sorted(top.rglob("*") if recursive else top.iterdir())])
+        return self.reply_json(
+            [self.entry(folder, one) for one in sorted(top.rglob("*") if recursive else top.iterdir())]
+        )
 
     def paths(self, folder, name, revision, body, **_):
         try:

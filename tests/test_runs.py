@@ -141,6 +141,9 @@ def test_two_finetuning_processes_equal_one(finetuning, tmp_path):
     assert metrics(tmp_path / "one")["test_loss"] == pytest.approx(metrics(tmp_path / "two")["test_loss"], abs=1e-4)
 
 
+EVAL_EVERY = {"pretraining": 40, "finetuning": -1}  # -1: every 30 steps, where there is a checkpoint too
+
+
 def kill_after_first_checkpoint(script: str, *arguments) -> None:
     """SIGKILL a run between two checkpoints, in the middle of its work."""
     folder = Path(arguments[arguments.index("--output_dir") + 1])
@@ -159,7 +162,7 @@ def kill_after_first_checkpoint(script: str, *arguments) -> None:
 def test_a_killed_run_resumes_to_the_same_weights(stage, request, tmp_path):
     """With dropout on, and bit for bit."""
     script = f"{stage}_train.py"
-    common = [*request.getfixturevalue(stage), "--n_steps", 200, "--eval_every", 40, "--save_every", 15, "--optimizer", "muon"]
+    common = [*request.getfixturevalue(stage), "--n_steps", 180, "--eval_every", EVAL_EVERY[stage], "--save_every", 15, "--optimizer", "muon"]
     run(script, *common, "--output_dir", tmp_path / "whole")
     kill_after_first_checkpoint(script, *common, "--output_dir", tmp_path / "killed")
     resumed = run(script, "--resume", tmp_path / "killed")

@@ -1,4 +1,5 @@
 """Labelled tasks: the held-out part, labels, and padded batches."""
+
 import hashlib
 import json
 import random
@@ -60,7 +61,9 @@ def test_the_held_out_part_is_stratified(tmp_path):
 
 
 def test_no_text_of_the_held_out_part_stands_in_the_training_part(tmp_path):
-    rows = [(f"text {number // 3}", (number // 3 + (number % 50 == 0)) % 2) for number in range(600)]  # a few contradict
+    rows = [
+        (f"text {number // 3}", (number // 3 + (number % 50 == 0)) % 2) for number in range(600)
+    ]  # a few contradict
     train, valid = held_out(write(tmp_path, train=rows))
     assert not set(train) & set(valid)
     assert len(valid) == len(set(valid)) > 40
@@ -73,8 +76,11 @@ def test_pairs_are_told_apart_by_both_texts(tmp_path):
     assert (len(train), len(valid)) == (90, 10)
 
 
-@pytest.mark.parametrize("labels", [[f"class {number % 10}" for number in range(30)], [f"{number / 7:.3f}" for number in range(100)]],
-                         ids=["small classes", "numbers as strings"])  # fmt: skip
+@pytest.mark.parametrize(
+    "labels",
+    [[f"class {number % 10}" for number in range(30)], [f"{number / 7:.3f}" for number in range(100)]],
+    ids=["small classes", "numbers as strings"],
+)
 def test_a_tenth_is_held_out_even_if_no_label_occurs_ten_times(labels, tmp_path):
     """Numbers in CSV files are strings, nearly all of them different."""
     train, valid = held_out(write(tmp_path, train=labelled(*labels)))
@@ -93,7 +99,10 @@ def test_imdb_holds_out_the_same_5000_reviews_as_ever():
     valid = {row["text"] for row in rows["valid"]}
     assert len(valid) == 5000 and not valid & {row["text"] for row in rows["train"]}
     digests = sorted(hashlib.sha256(text.encode()).hexdigest() for text in valid)
-    assert hashlib.sha256("".join(digests).encode()).hexdigest() == "f8e6d36b956477b191d415a60c0a33f10495043ef4d5f52792f9dcce9f82b1bc"
+    assert (
+        hashlib.sha256("".join(digests).encode()).hexdigest()
+        == "f8e6d36b956477b191d415a60c0a33f10495043ef4d5f52792f9dcce9f82b1bc"
+    )
 
 
 def test_a_validation_file_is_used_as_it_is(task):
@@ -161,7 +170,10 @@ BAD_ROWS = {
     "list label": ([{"text": "a", "label": ["x", "y"]}], "example 2: the label is .*'x', 'y'"),
     "null text": ([{"text": None, "label": "x"}], "example 2: the text is not a string but None"),
     "text that is a number": ([{"text": 5, "label": "x"}], "example 2: the text is not a string but 5"),
-    "null second text": ([{"text": "a", "text_pair": None, "label": "x"}], "example 2: the text_pair is not a string but None"),
+    "null second text": (
+        [{"text": "a", "text_pair": None, "label": "x"}],
+        "example 2: the text_pair is not a string but None",
+    ),
     "no tokens": ([{"text": " \u200b", "label": "x"}], "example 2 has a text with no tokens; remove it"),
     "a pair among texts": ([{"text": "a", "text_pair": "b", "label": "x"}], "example 2.*text_pair"),
 }
@@ -214,7 +226,9 @@ def test_pairs_are_encoded_as_pairs_with_the_length_of_both(task):
     pairs = [{"q": "good", "a": "bad film", "y": 1}, {"q": "it was", "a": "the fun of it", "y": 0}]
     made = task(train=pairs, valid=pairs, columns={"text": "q", "text_pair": "a", "label": "y"})
     encode = made.tokenizer.encode
-    assert [[part.tolist() for part in made.train[index]] for index in range(2)] == [[encode(row["q"]), encode(row["a"])] for row in pairs]
+    assert [[part.tolist() for part in made.train[index]] for index in range(2)] == [
+        [encode(row["q"]), encode(row["a"])] for row in pairs
+    ]
     assert made.train.lengths().tolist() == [len(encode(row["q"]) + encode(row["a"])) for row in pairs]
     assert made.examples("valid").labels.tolist() == [1, 0]
 
@@ -244,7 +258,9 @@ def test_a_subset_has_the_size_and_the_proportions_of_the_whole(size):
         assert abs((labels[chosen] == label).sum() - share_of_class * size) <= 1
 
 
-@pytest.mark.parametrize("labels", [np.arange(200) % 4, np.linspace(0, 1, 200, dtype=np.float32)], ids=["classes", "numbers"])
+@pytest.mark.parametrize(
+    "labels", [np.arange(200) % 4, np.linspace(0, 1, 200, dtype=np.float32)], ids=["classes", "numbers"]
+)
 def test_a_subset_is_drawn_by_the_seed(labels):
     first = choose_subset(labels, 20, seed=0)
     assert np.array_equal(first, choose_subset(labels, 20, seed=0))

@@ -1,4 +1,5 @@
 """The tokenizer against its reference, `pytorch_pretrained_bert.BertTokenizer`, and the vocabularies it takes."""
+
 import random
 import unicodedata
 
@@ -9,21 +10,31 @@ from arguments import UserError
 from tokenization import SPECIAL_TOKENS, Tokenizer, load_tokenizer, parse_training_request, train_tokenizer
 
 NASTY = [
-    "", " ", " \t\r\n\u3000\u2028", "\x00", "\u200b\u200d\ufeff", "word", "A" * 10_000, "ab " * 4000, "a" * 100, "a" * 101,
-    "emoji 😀 👩‍👩‍👧‍👦 ❤️ 🏳️‍🌈 🇫🇷", "young emoji 🫨 🪿 \U0001fae9 \U0001fadf \U0001fac6", "keycap 1️⃣",
+    "", " ", " \t\r\n\u3000\u2028", "\x00", "\u200b\u200d\ufeff", "word", "A" * 10_000, "ab " * 4000, "a" * 100,
+    "a" * 101, "emoji 😀 👩‍👩‍👧‍👦 ❤️ 🏳️‍🌈 🇫🇷", "young emoji 🫨 🪿 \U0001fae9 \U0001fadf \U0001fac6", "keycap 1️⃣",
     "中文字 混合 mixed中文text 𠀀 豈 㐀 한국어 ひらがな カタカナ が", "日本語、テキスト。「引用」",
-    "café cafe\u0301 Ångström ñandú naïve ﬁ ß ẞ ŉ ǆ", "x\u0301\u0302\u0323 \u0301alone a\u0345 \u0958 \u1d160",
+    "café cafe\u0301 Ångström ñandú naïve ﬁ ß ẞ ŉ ǆ", "x\u0301\u0302\u0323 \u0301alone a\u0345 \u0958 \U0001d160",
     "ctrl \x01\x02\x07\x0b\x0c\x1b\x1c\x1f\x7f\x80\x85\x9f end", "tab\tline\nfeed\rend", "soft\u00adhyphen",
     "zero\u200bwidth\u200cjoin\u200d\u2060\ufeffer", "nul\x00in\x00side", "bad \ufffd character",
     "ΟΔΟΣ Σ ΣΑΣ σς Ὀδυσσεύς", "İstanbul ISPARTA ıi I\u0307", "unassigned \u0378 \U000e0fff \U0003fffd",
     "private \ue000 \U000f0000 \U0010ffff", "שלום עולם مرحبا بالعالم \u202eRTL\u202c", "हिन्दी में ไทย ខ្មែរ",
-    "a<br /><br />b", "don't (stop) -- $5.00 a_b^c`d|e~f", "“quotes” — dash… «guillemets» ¿qué? §¶ † ′ ・", "½ ² Ⅷ ① ㎏ 𝒜𝓑 ﷺ K Å",
+    "a<br /><br />b", "don't (stop) -- $5.00 a_b^c`d|e~f", "“quotes” — dash… «guillemets» ¿qué? §¶ † ′ ・",
+    "½ ² Ⅷ ① ㎏ 𝒜𝓑 ﷺ K Å",
     "nbsp\u00a0en\u2002thin\u2009ideographic\u3000line\u2028paragraph\u2029mongolian\u180eend",
-    "[MASK]", " [MASK] ", "[CLS] a [SEP] b [PAD] [UNK]", "([SEP])", "x[CLS]", "[CLS]x", "[MASK][MASK]", "[[MASK]]", "[MASK].",
-    "[mask] [Mask] [ MASK ] [MASK", "中[MASK]文", "[MASK]\u0301", "[MASK]\u00a0a", "\u2028[MASK]\u2028", "[unused1] [XYZ]",
+    "[MASK]", " [MASK] ", "[CLS] a [SEP] b [PAD] [UNK]", "([SEP])", "x[CLS]", "[CLS]x", "[MASK][MASK]", "[[MASK]]",
+    "[MASK].", "[mask] [Mask] [ MASK ] [MASK", "中[MASK]文", "[MASK]\u0301", "[MASK]\u00a0a", "\u2028[MASK]\u2028",
+    "[unused1] [XYZ]",
 ]  # fmt: skip
 # The reference deletes control characters before it looks for special tokens.
-HIDDEN_SPECIAL_TOKENS = ["a\x1c[MASK]", "a\x0c[MASK] b", "[MASK]\x85a", "[MA\x00SK]", "[MA\u200bSK]", "[SEP\ufffd]", "\x00[MASK]"]
+HIDDEN_SPECIAL_TOKENS = [
+    "a\x1c[MASK]",
+    "a\x0c[MASK] b",
+    "[MASK]\x85a",
+    "[MA\x00SK]",
+    "[MA\u200bSK]",
+    "[SEP\ufffd]",
+    "\x00[MASK]",
+]
 
 
 @pytest.fixture(scope="module", params=["cased", "uncased"])
@@ -70,8 +81,10 @@ def test_training_accepts_lone_surrogates():
 
 def test_ids_of_random_unicode_are_the_references(pair):
     draw = random.Random(0)
-    planes = [(0x20, 0x7F), (0x20, 0x7F), (0xA0, 0x250), (0x300, 0x600), (0x900, 0x1200), (0x1E00, 0x2100), (0x2100, 0x3100),
-              (0x3100, 0xD800), (0xE000, 0x10000), (0x10000, 0x20000), (0x20000, 0x110000)]  # fmt: skip
+    planes = [
+        (0x20, 0x7F), (0x20, 0x7F), (0xA0, 0x250), (0x300, 0x600), (0x900, 0x1200), (0x1E00, 0x2100), (0x2100, 0x3100),
+        (0x3100, 0xD800), (0xE000, 0x10000), (0x10000, 0x20000), (0x20000, 0x110000),
+    ]  # fmt: skip
     pieces = [*SPECIAL_TOKENS, " ", " ", " ", "\t", "\n", "\u0301", "\u200d", "Σ", "I"]
 
     def text():
@@ -101,6 +114,12 @@ def test_training_respects_the_size(reviews, size):
     trained = train_tokenizer(lambda: (row["text"] for row in reviews[:100]), size, lowercase=True)
     assert trained.vocab[:5] == list(SPECIAL_TOKENS)
     assert len(trained) == len(trained.token_to_id) == size
+
+
+def test_a_corpus_with_many_characters_still_learns_words():
+    texts = ["the film was good " + "".join(map(chr, range(start, start + 20))) for start in range(0x4E00, 0x5E00, 20)]
+    trained = train_tokenizer(lambda: iter(texts), 300, lowercase=False)
+    assert {"the", "film", "was", "good"} < set(trained.vocab)
 
 
 def test_training_on_almost_nothing_gives_a_small_vocabulary():
@@ -164,7 +183,11 @@ def test_special_tokens_may_have_any_id():
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"[PAD]\n[UNK]\ngood\n", r"\[CLS\], \[SEP\], \[MASK\]"), (b"[PAD]\n\xe9\xff\n", "cannot be read"), (b"", r"\[PAD\]")],
+    [
+        (b"[PAD]\n[UNK]\ngood\n", r"\[CLS\], \[SEP\], \[MASK\]"),
+        (b"[PAD]\n\xe9\xff\n", "cannot be read"),
+        (b"", r"\[PAD\]"),
+    ],
     ids=["special tokens missing", "not UTF-8", "empty"],
 )
 def test_a_bad_vocabulary_is_a_sentence_that_names_the_file(tmp_path, content, reason):
@@ -186,7 +209,9 @@ def test_training_requests_are_parsed():
     assert parse_training_request("bert-base-cased") is None
 
 
-@pytest.mark.parametrize("name", ["train:", "train:many", "train:99", "train:-500", "train:500:cased", "train:500:uncased:x"])
+@pytest.mark.parametrize(
+    "name", ["train:", "train:many", "train:99", "train:-500", "train:500:cased", "train:500:uncased:x"]
+)
 def test_a_bad_training_request_says_how_to_write_it(name):
     with pytest.raises(UserError, match=f"{name}: write train:SIZE"):
         parse_training_request(name)
@@ -194,5 +219,8 @@ def test_a_bad_training_request_says_how_to_write_it(name):
 
 def test_no_reference_is_imported_for_plain_text(run_script):
     """It imports torch and takes seconds."""
-    code = "import tokenization, sys; t = tokenization.train_tokenizer(lambda: iter(['a b']), 100, False); t.encode('a [MASK] b'); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, tokenization; made = tokenization.train_tokenizer(lambda: iter(['a b']), 100, False);"
+        "made.encode('a [MASK] b'); sys.exit('torch' in sys.modules)"
+    )
     assert run_script("-c", code).returncode == 0
