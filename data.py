@@ -141,7 +141,7 @@ def _corpus_lines(source: Source) -> Callable[[str], Iterator[dict]]:
         if source.name in PACKAGED:  # labelled reviews: never those held out for classification; shuffled by hash
             training = split_rows(source)["train"]
             return iter(sorted((row["text"] for row in training), key=text_digest))
-        return (row["text"] for row in source.rows(split))
+        return (_text(row, f"{source.name} {split}, row {number}") for number, row in enumerate(source.rows(split), start=1))
 
     def cut() -> tuple[int, int]:
         n_lines = sum(1 for _ in raw("train"))
@@ -157,6 +157,12 @@ def _corpus_lines(source: Source) -> Callable[[str], Iterator[dict]]:
         return ({"text": text.strip().replace("<unk>", "[UNK]")} for text in texts)
 
     return lines
+
+
+def _text(row: dict, where: str) -> str:
+    if not isinstance(row["text"], str):
+        raise UserError(f"{where}: the text is not a string but {row['text']!r}")
+    return row["text"]
 
 
 @dataclass
@@ -211,9 +217,11 @@ def evaluation_blocks(
     ids: np.ndarray, seq_len: int, batch_size: int, rank: int = 0, world_size: int = 1, mask: "Masking | None" = None
 ) -> list[Batch]:
     """This process's part of a validation corpus: over all processes, every token but the first is predicted once."""
-    starts = np.arange(0, len(ids) - 1, seq_len)
+    starts = np.arange(0, len(ids) - 1, seq_len)[rank::world_size]
+    if not len(starts):  # more processes than blocks; all have to take part in the sum
+        starts = np.array([len(ids)])
     batches = [starts[first : first + batch_size] for first in range(0, len(starts), batch_size)]
-    return [_evaluation_batch(ids, chosen, seq_len, mask) for chosen in batches[rank::world_size]]
+    return [_evaluation_batch(ids, chosen, seq_len, mask) for chosen in batches]
 
 
 def _evaluation_batch(ids: np.ndarray, starts: np.ndarray, seq_len: int, mask: "Masking | None") -> Batch:

@@ -7,10 +7,11 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -90,15 +91,19 @@ def open_source(dataset_path: str, columns: dict[str, str | None] | None = None)
     Rows of the result have the keys `text` and, where there are such columns, `text_pair` and `label`.
     """
     columns = {key: column for key, column in (columns or {}).items() if column}
+    if columns and dataset_path in (*PACKAGED, *WEB_ARCHIVES):
+        raise UserError(f"--{next(iter(columns))}_column does not apply to {dataset_path}, whose columns are known")
     if dataset_path in PACKAGED:
         return _package_source(dataset_path)
     if dataset_path in HUB_DATASETS:
-        return _hub_source(dataset_path, HUB_DATASETS[dataset_path])
+        return _hub_source(dataset_path, replace(HUB_DATASETS[dataset_path], **columns))
     if dataset_path in WEB_ARCHIVES:
         return _archive_source(dataset_path, WEB_ARCHIVES[dataset_path])
     if dataset_path.startswith("hub:"):
         path, _, config = dataset_path.removeprefix("hub:").partition(":")
-        return _hub_source(dataset_path, HubDataset(path, config or None, **({"label": "label"} | columns)))
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
+            raise UserError(f"--dataset_path {dataset_path}: write hub:owner/name or hub:owner/name:config")
+        return _hub_source(dataset_path, HubDataset(path, config or None, **columns))
     if Path(dataset_path).exists():
         return _file_source(Path(dataset_path), columns)
     known = [*HUB_DATASETS, *WEB_ARCHIVES, *PACKAGED]
@@ -108,25 +113,30 @@ def open_source(dataset_path: str, columns: dict[str, str | None] | None = None)
     )
 
 
-def split_rows(source: Source) -> dict[str, Iterable[dict]]:
-    """Rows of the training and validation splits.
+def split_rows(source: Source, check: Callable[[str, Iterable[dict]], Iterable[dict]] | None = None) -> dict[str, Iterable[dict]]:
+    """Rows of the training and validation splits; `check(split, rows)` sees them as the source has them.
 
     Without a validation split, a part of the training split is held out: always the same one, stratified by label;
     texts that stand in it are taken out of the training part, wherever they occur.
     """
+    check = check or (lambda split, rows: rows)
     if "valid" in source.splits:
-        return {"train": source.rows("train"), "valid": source.rows("valid")}
-    rows = list(source.rows("train"))
+        return {split: check(split, source.rows(split)) for split in ("train", "valid")}
+    rows = list(check("train", source.rows("train")))
     n_held_out = HELD_OUT.get(source.name, round(HELD_OUT_FRACTION * len(rows)))
-    by_label = defaultdict(dict)  # label → digest → row, so that duplicates count once
+    by_label, n_rows = defaultdict(dict), Counter()
     for row in rows:
-        by_label[_stratum(row)][text_digest(row["text"], row.get("text_pair"))] = row
-    held_out = {}
+        label = _stratum(row)
+        by_label[label][text_digest(row["text"], row.get("text_pair"))] = row
+        n_rows[label] += 1
+    # Rank the texts within their class, and hold out the lowest ranks relative to the size of the class.
+    ranked = []
     for label, distinct in by_label.items():
-        n_wanted = round(n_held_out * sum(_stratum(row) == label for row in rows) / len(rows))
-        held_out |= {digest: distinct[digest] for digest in sorted(distinct)[:n_wanted]}
+        ranked += [((index + 0.5) / n_rows[label] if len(distinct) > 1 else 0.5, digest) for index, digest in enumerate(sorted(distinct))]
+    digests = list(dict.fromkeys(digest for _, digest in sorted(ranked)))[:n_held_out]
+    held_out = {digest: next(rows[digest] for rows in by_label.values() if digest in rows) for digest in sorted(digests)}
     train = [row for row in rows if text_digest(row["text"], row.get("text_pair")) not in held_out]
-    return {"train": train, "valid": [held_out[digest] for digest in sorted(held_out)]}
+    return {"train": train, "valid": list(held_out.values())}
 
 
 def _stratum(row: dict) -> object:
@@ -186,7 +196,7 @@ def read_rows(file: Path) -> Iterator[dict]:
         yield from _parquet_rows(file)
         return
     try:
-        with open(file, encoding="utf-8", newline="" if file.suffix in (".csv", ".tsv") else "\n") as lines:
+        with open(file, encoding="utf-8-sig", newline="" if file.suffix in (".csv", ".tsv") else "\n") as lines:
             if file.suffix == ".jsonl":
                 yield from _json_rows(lines, file)
             elif file.suffix == ".txt":
@@ -221,7 +231,7 @@ def _csv_rows(lines: Iterator[str], file: Path) -> Iterator[dict]:
                 raise UserError(f"{file} line {reader.line_num} does not have the header's {expected} columns")
             yield row
     except csv.Error as error:
-        raise UserError(f"{file} line {reader.line_num}: {error}") from error
+        raise UserError(f"{file} line {reader.line_num + 1}: {error}") from error  # the row after the last good one
 
 
 def _parquet_rows(file: Path) -> Iterator[dict]:
@@ -232,7 +242,7 @@ def _parquet_rows(file: Path) -> Iterator[dict]:
         for batch in pyarrow.parquet.ParquetFile(file).iter_batches(1000):
             yield from batch.to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{file} is not a readable parquet file: {error}") from error
+        raise UserError(f"{file} is not a readable parquet file: {_first_line(error)}") from error
 
 
 def _rename(rows: Iterator[dict], columns: dict[str, str], where: str) -> Iterator[dict]:
@@ -312,7 +322,7 @@ def _hub_errors(what: str):
     except (huggingface_hub.errors.RepositoryNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
         raise UserError(f"{what}: the Hub has no such repository, or it is private (then log in with `hf auth login`)") from error
     except (datasets.exceptions.DatasetsError, huggingface_hub.errors.EntryNotFoundError, ValueError) as error:
-        raise UserError(f"{what}: {_first_line(error)}") from error
+        raise UserError(f"{what}: {' '.join(str(error).split())}") from error
     except Exception as error:  # the network has no common base class: requests, httpx, fsspec and OSError all occur
         raise UserError(f"{what} could not be loaded from the Hub ({_first_line(error)}); check the network and HF_ENDPOINT") from error
 

@@ -117,9 +117,9 @@ def create_evaluation(model: nn.Module, corpus: Corpus, mask: Masking | None, ru
     def inference(engine: Engine, batch: Batch):
         model.eval()
         batch = run.to_device(batch)
-        n_labels = lm_counts(batch)["lm"]
+        n_labels = (batch["labels"] != IGNORE_INDEX).sum()
         with run.autocast():
-            return model(**batch) / n_labels, n_labels
+            return model(**batch) / n_labels.clamp(min=1), n_labels
 
     evaluator = Engine(inference)
     nll = Loss(lambda loss, n_labels: loss, batch_size=lambda n_labels: n_labels, device=run.device)  # a mean per token

@@ -1,6 +1,6 @@
 """Labelled tasks: splits, labels, padded batches. One text or a pair of texts per example, a class or a number."""
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,7 +60,11 @@ class Task:
     def examples(self, split: str) -> Examples:
         """The encoded `valid` or `test` split. Raises UserError for a split that is missing or mislabelled."""
         texts = self._encode(split)
-        return Examples(texts, self._label_ids(split, texts.labels))
+        examples = Examples(texts, self._label_ids(split, texts.labels))
+        if examples.texts_per_example != self.train.texts_per_example:
+            kinds = {1: "no text_pair", 2: "a text_pair"}
+            raise UserError(f"{self.source.name}: {split} has {kinds[examples.texts_per_example]}, training {kinds[self.train.texts_per_example]}")
+        return examples
 
     def _encode(self, split: str) -> EncodedTexts:
         key = ("task", self.source.key, sorted((self.columns or {}).items()), split)
@@ -71,15 +75,25 @@ class Task:
             raise UserError(f"{self.source.name} {split}: example {empty[0] // per_example + 1} has a text with no tokens; remove it")
         return texts
 
-    def _rows(self, split: str) -> Iterator[dict]:
-        rows = self.source.rows("test") if split == "test" else split_rows(self.source)[split]
+    def _rows(self, split: str) -> Iterable[dict]:
+        return self._checked("test", self.source.rows("test")) if split == "test" else split_rows(self.source, self._checked)[split]
+
+    def _checked(self, split: str, rows: Iterable[dict]) -> Iterator[dict]:
+        is_pair = None
         for number, row in enumerate(rows, start=1):
             where = f"{self.source.name} {split}, example {number}"
-            if row.get("label") in (None, ""):
+            label = row.get("label")
+            if label in (None, ""):
                 raise UserError(f"{where} has no label; name the column that holds it with --label_column")
+            if not isinstance(label, str | int | float):
+                raise UserError(f"{where}: the label is neither a string nor a number but {label!r}")
             for key in ("text", "text_pair"):
                 if key in row and not isinstance(row[key], str):
                     raise UserError(f"{where}: the {key} is not a string but {row[key]!r}")
+            if is_pair is None:
+                is_pair = "text_pair" in row
+            if is_pair != ("text_pair" in row):
+                raise UserError(f"{where} has {'no' if is_pair else 'a'} text_pair, unlike the first one")
             yield row
 
     def _training_texts(self) -> Iterator[str]:
@@ -125,7 +139,7 @@ def _as_numbers(labels: list) -> list[float] | None:
 
 def _class_names(labels: list, numbers: list[float] | None) -> list[str]:
     names = sorted({str(label) for label in labels})
-    return sorted(names, key=float) if numbers is not None else names
+    return sorted(names, key=float) if numbers is not None and not any(isinstance(one, bool) for one in labels) else names
 
 
 @dataclass
