@@ -95,6 +95,7 @@ class ModelArguments(Arguments):
     attention_dropout: float = flag(0.1, "dropout on attention weights; 0 allows the fastest kernels on a CPU", least=0, most=0.99)
     initializer_range: float = flag(0.02, "standard deviation of the initial weights", least=0)
     sinusoidal_embeddings: bool = flag(False, "fixed sinusoidal positions instead of learned ones")
+    sampled_softmax: int = flag(0, "train with a softmax over the tokens of the batch and so many others; 0: over all", least=0)
     mlm: bool = flag(False, "bidirectional model, masked-language-modelling loss")
 
 

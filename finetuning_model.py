@@ -1,4 +1,5 @@
 """The pretrained transformer with a classification head, and adapters that plug into its layers."""
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +29,7 @@ class TransformerWithClfHead(TransformerWithLMHead):
         super().__init__(config)
         self.head = head
         self.dropout = nn.Dropout(config.dropout)
-        width = config.embed_dim * (2 if head.pooling == "cls_mean" else 1)
-        self.classification_head = nn.Linear(width, head.num_outputs)
+        self.classification_head = nn.Linear(config.embed_dim * len(head.pooling.split("_")), head.num_outputs)
         initialize(self.classification_head, head.initializer_range)
         if head.adapters_dim:
             add_adapters(self, head.adapters_dim)
@@ -56,15 +56,15 @@ class TransformerWithClfHead(TransformerWithLMHead):
         return losses
 
     def pool(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
-        """The state of [CLS], the mean over the real tokens, or both: [batch, seq, embed] → [batch, width]."""
-        pooled = []
-        if "cls" in self.head.pooling:
-            rows = torch.arange(len(hidden_states), device=hidden_states.device)
-            pooled.append(hidden_states[rows, attention_mask.sum(1) - 1] if self.config.causal else hidden_states[:, 0])
-        if "mean" in self.head.pooling:
-            mask = attention_mask.unsqueeze(-1).to(hidden_states.dtype)
-            pooled.append((hidden_states * mask).sum(1) / mask.sum(1))
-        return torch.cat(pooled, dim=-1)
+        """The state of [CLS], and the mean and maximum over the real tokens (ULMFiT's concat pooling: Howard & Ruder
+        2018, section 3.3), as far as `pooling` names them: [batch, seq, embed] → [batch, parts * embed]."""
+        rows, mask = torch.arange(len(hidden_states), device=hidden_states.device), attention_mask.unsqueeze(-1)
+        poolings = {
+            "cls": lambda: hidden_states[rows, attention_mask.sum(1) - 1] if self.config.causal else hidden_states[:, 0],
+            "mean": lambda: (hidden_states * mask).sum(1) / mask.sum(1),
+            "max": lambda: hidden_states.masked_fill(mask == 0, -math.inf).amax(1),
+        }
+        return torch.cat([poolings[name]() for name in self.head.pooling.split("_")], dim=-1)
 
 
 class Adapter(nn.Module):

@@ -26,7 +26,8 @@ class FinetuningConfig(ModelArguments, OptimizationArguments, RunArguments):
     train_subset_size: int | None = flag(None, "train on so many examples, drawn by the seed (default: all)", least=1)
     max_length: int | None = flag(None, "longest input, in tokens (default: num_max_positions)", least=4)
     truncation: str = flag("head", "which end of a longer text to keep; both: a quarter of head, the rest of tail", ("head", "tail", "both"))
-    pooling: str = flag("cls", "what the head sees: the state of [CLS], the mean of all states, or both", ("cls", "mean", "cls_mean"))
+    pooling: str = flag("cls", "what the head sees: the state of [CLS], the mean or maximum over the text, or several of them",
+                        ("cls", "mean", "max", "cls_mean", "cls_mean_max"))  # fmt: skip
     adapters_dim: int = flag(0, "width of the adapters; 0: train the whole model", least=0)
     clf_loss_coef: float = flag(1.0, "weight of the classification loss", least=0)
     lm_loss_coef: float = flag(0.0, "weight of the auxiliary language-modelling loss; 0: not computed", least=0)

@@ -33,6 +33,7 @@ class TransformerConfig:
     initializer_range: float = 0.02
     sinusoidal_embeddings: bool = False
     causal: bool = True
+    sampled_softmax: int = 0
 
     def __post_init__(self):
         if self.embed_dim % self.num_heads:
@@ -179,9 +180,32 @@ class TransformerWithLMHead(nn.Module):
             hidden_states, labels = hidden_states[labelled], labels[labelled]
         if torch.is_autocast_enabled(hidden_states.device.type):  # the final LayerNorm gave float32
             hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
-        weight = self.transformer.token_embeddings.weight.to(hidden_states.dtype)
+        weight, bias = self.transformer.token_embeddings.weight, None
+        if self.training and self.config.sampled_softmax:
+            candidates, bias, labels = sample_vocabulary(labels, len(weight), self.config.sampled_softmax)
+            weight, bias = weight[candidates], bias.to(hidden_states.dtype)
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK, chunking_method=None, acc_policy="balanced")
-        return F.linear_cross_entropy(hidden_states, weight, labels, reduction="sum", options=options).float()
+        return F.linear_cross_entropy(
+            hidden_states, weight.to(hidden_states.dtype), labels, linear_bias=bias, reduction="sum", options=options
+        ).float()
+
+
+def sample_vocabulary(labels: Tensor, num_embeddings: int, n_sampled: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A part of the vocabulary that stands for all of it in a softmax (Jean et al. 2015, section 3).
+
+    All tokens that occur among the labels, and `n_sampled` of the others, whose logits are raised by the logarithm of
+    how many tokens each of them stands for: the estimate of the softmax's denominator is unbiased.
+
+    Returns: the tokens, a bias for their logits, and the labels as indices into the tokens.
+    """
+    present = labels[labels != IGNORE_INDEX].unique()
+    absent = torch.ones(num_embeddings, dtype=torch.bool, device=labels.device).index_fill(0, present, False).nonzero().squeeze(1)
+    chosen = absent[torch.randperm(len(absent), device=labels.device)[:n_sampled]]
+    tokens = torch.cat((present, chosen))
+    bias = torch.zeros(len(tokens), device=labels.device)
+    bias[len(present) :] = math.log(len(absent) / max(1, len(chosen)) or 1)
+    index_of = torch.full((num_embeddings,), IGNORE_INDEX, device=labels.device).scatter(0, tokens, torch.arange(len(tokens), device=labels.device))
+    return tokens, bias, torch.where(labels == IGNORE_INDEX, labels, index_of[labels.clamp(min=0)])
 
 
 def load_pretrained(folder: str | Path, flag: str) -> TransformerWithLMHead:

@@ -22,7 +22,7 @@ def random_batch(lengths=(9, 5)) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("pooling", ["cls", "mean", "cls_mean"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "cls_mean_max"])
 def test_padding_and_company_do_not_change_a_prediction(causal, pooling):
     model, batch = make_model(causal, pooling=pooling), random_batch()
     together = model(**batch)

@@ -201,3 +201,23 @@ def test_top_k_and_top_p_keep_the_likeliest():
     assert keep_likeliest(logits, 0, 0.6).isfinite().tolist() == [[True, True, False, False], [False, False, True, True]]
     assert keep_likeliest(logits, 0, 0.81).isfinite().sum(1).tolist() == [3, 3]
     assert keep_likeliest(logits, 0, 1e-9).isfinite().sum(1).tolist() == [1, 1]
+
+
+def test_a_sampled_softmax_over_all_tokens_is_the_softmax():
+    model, input_ids, labels = make_model(), random_ids(2, 8), random_ids(2, 8).flip(1)
+    labels[0, 3] = IGNORE_INDEX
+    full = model(input_ids, labels=labels)
+    model.train().config.sampled_softmax = 1000
+    torch.testing.assert_close(model(input_ids, labels=labels), full)
+
+
+def test_a_sampled_softmax_estimates_the_softmax():
+    model, input_ids, labels = make_model(), random_ids(2, 8), random_ids(2, 8).flip(1)
+    torch.nn.init.normal_(model.transformer.token_embeddings.weight, std=0.2)
+    full = model(input_ids, labels=labels).item()
+    model.train().config.sampled_softmax = 20
+    torch.manual_seed(0)
+    sampled = torch.tensor([model(input_ids, labels=labels).item() for _ in range(200)])
+    assert sampled.std() > 0 and sampled.mean().item() == pytest.approx(full, rel=0.02)
+    model.eval()
+    assert model(input_ids, labels=labels).item() == pytest.approx(full)  # evaluations are exact
