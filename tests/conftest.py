@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hub_mirror import HubMirror
+from runs import SHAPE, STEPS, WORDS, run
 
 import data_sources
 from tokenization import train_tokenizer
@@ -99,3 +101,54 @@ def hub(tmp_path_factory, run_script):
             return Hub(stack.enter_context(HubMirror(root, **faults)), tmp_path_factory.mktemp("hf_home"), run_script)
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A language with some structure: what follows a word depends on it."""
+    folder, generator = tmp_path_factory.mktemp("corpus"), random.Random(0)
+    for split, n_lines in (("train", 400), ("valid", 60)):
+        lines = []
+        for _ in range(n_lines):
+            line = [generator.randrange(len(WORDS))]
+            while len(line) < 12:
+                line.append((line[-1] * 7 + generator.randrange(3)) % len(WORDS))
+            lines.append(" ".join(WORDS[word] for word in line) + " .")
+        (folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory) -> Path:
+    """Two classes told apart by a word, with all splits."""
+    folder, generator = tmp_path_factory.mktemp("task"), random.Random(1)
+    for split, n_rows in (("train", 120), ("valid", 41), ("test", 23)):
+        rows = []
+        for index in range(n_rows):
+            filler = " ".join(generator.choice(WORDS[2:]) for _ in range(generator.randint(2, 25)))
+            word = ("good", "bad")[index % 2]
+            rows.append(json.dumps({"text": f"{filler} {word} {filler}", "label": ("pos", "neg")[index % 2]}))
+        (folder / f"{split}.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def pretraining(corpus, cache) -> list:
+    return ["--dataset_path", corpus, "--dataset_cache", cache, "--tokenizer", "train:200", *SHAPE, *STEPS, "--lr", "3e-3"]
+
+
+@pytest.fixture(scope="session")
+def pretrained(pretraining, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    run("pretraining_train.py", *pretraining, "--n_steps", 60, "--eval_every", 20, "--output_dir", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finetuning(task, cache, pretrained) -> list:
+    return ["--dataset_path", task, "--dataset_cache", cache, "--model_checkpoint", pretrained, *STEPS, "--lr", "3e-3"]

@@ -1,0 +1,75 @@
+"""Runs of the scripts on small data, for the tests that need whole ones."""
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+ROOT = Path(__file__).parent.parent
+WORDS = ["good", "bad", "the", "film", "was", "a", "story", "of", "its", "own", "kind", "and", "so", "on", "with", "some", "more", "words", "that", "follow", "each", "other", "here"]
+SHAPE = ["--embed_dim", "32", "--hidden_dim", "64", "--num_layers", "2", "--num_heads", "2", "--num_max_positions", "32"]
+STEPS = ["--train_batch_size", "4", "--valid_batch_size", "8", "--n_warmup", "2", "--log_every", "2"]
+NO_DROPOUT = ["--dropout", 0, "--attention_dropout", 0]
+
+
+def launch(module: str) -> list[str]:
+    """The command that starts two processes, on a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return ["-m", module, "--nproc_per_node", "2", "--master_port", str(free.getsockname()[1])]
+
+
+def run(script: str, *arguments, launcher: list[str] = (), check=True, stdin=None) -> subprocess.CompletedProcess:
+    """Run a script as a user would, on one core."""
+    command = [sys.executable, *launcher, str(ROOT / script), *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    result = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=240, env=environment)
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+def kill_after_first_checkpoint(script: str, *arguments) -> None:
+    """SIGKILL a run between two checkpoints, in the middle of its work."""
+    folder = Path(arguments[arguments.index("--output_dir") + 1])
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("checkpoints/checkpoint_*.pt")):
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "metrics.json").exists()
+
+
+def assert_resumes_exactly(script: str, folder: Path, *arguments) -> None:
+    """A run that is killed and resumed leaves the weights and evaluations of one that never was, bit for bit."""
+    common = [*arguments, "--n_steps", 180, "--save_every", 15, "--optimizer", "muon"]
+    whole, killed = folder / "whole", folder / "killed"
+    run(script, *common, "--output_dir", whole)
+    kill_after_first_checkpoint(script, *common, "--output_dir", killed)
+    resumed = run(script, "--resume", killed)
+    assert "resuming after step" in resumed.stderr and "resuming after step 0" not in resumed.stderr
+    assert same_weights(whole, killed) and evaluations(whole) == evaluations(killed)
+    run(script, "--resume", killed)  # a finished run stays as it is
+    assert same_weights(whole, killed) and evaluations(whole) == evaluations(killed)
+    assert len(list((killed / "checkpoints").iterdir())) <= 2
+
+
+def metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def evaluations(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,102 @@
+"""Fine-tuning and prediction as a user runs them: one process or two, killed and resumed, on small data."""
+import json
+import random
+
+import pytest
+import safetensors.torch
+from runs import NO_DROPOUT, SHAPE, STEPS, assert_resumes_exactly, evaluations, launch, metrics, run
+
+
+def test_two_finetuning_processes_equal_one(finetuning, tmp_path):
+    common = [*finetuning, *NO_DROPOUT, "--n_steps", 6, "--eval_every", 2, "--lm_loss_coef", 0.5]
+    run("finetuning_train.py", *common, "--output_dir", tmp_path / "one")
+    run("finetuning_train.py", *common, "--train_batch_size", 2, "--output_dir", tmp_path / "two", launcher=launch("torch.distributed.run"))
+    for one, two in zip(evaluations(tmp_path / "one"), evaluations(tmp_path / "two"), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-4) and one["accuracy"] == two["accuracy"]
+    assert metrics(tmp_path / "one")["test_loss"] == pytest.approx(metrics(tmp_path / "two")["test_loss"], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def finetuned(finetuning, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finetuned") / "run"
+    run("finetuning_train.py", *finetuning, "--n_epochs", 8, "--pooling", "cls_mean", "--output_dir", folder)
+    return folder
+
+
+def test_finetuning_learns_and_uses_the_test_split_once(finetuned):
+    final = metrics(finetuned)
+    assert final["valid_accuracy"] > 0.9 and final["test_accuracy"] > 0.9
+    assert final["n_labels"] == 120 and final["n_steps"] == 8 * 30
+    assert {"valid_macro_f1", "valid_matthews", "examples_per_second", "n_trained"} <= final.keys()
+
+
+def test_adapters_store_what_they_trained_and_find_their_base(finetuning, pretrained, task, tmp_path):
+    folder = tmp_path / "adapters"
+    result = run("finetuning_train.py", *finetuning, "--adapters_dim", 8, "--pooling", "mean", "--n_epochs", 12, "--lr", 0.01, "--max_norm", 1, "--output_dir", folder)
+    final = metrics(folder)
+    assert f"{final['n_trained']:,} of {final['n_parameters']:,} parameters train" in result.stderr
+    stored = safetensors.torch.load_file(folder / "model.safetensors")
+    assert sum(tensor.numel() for tensor in stored.values()) == final["n_trained"] < final["n_parameters"] / 2
+    assert final["valid_accuracy"] > 0.8
+    predicted = run("finetuning_predict.py", folder, "a good film", "a bad film").stdout.splitlines()
+    assert [json.loads(line)["label"] for line in predicted] == ["pos", "neg"]
+
+    base = pretrained / "model.safetensors"
+    content = base.read_bytes()
+    try:
+        changed = safetensors.torch.load(content)
+        changed["transformer.final_norm.bias"] += 1
+        safetensors.torch.save_file(changed, base)
+        result = run("finetuning_predict.py", folder, "a good film", check=False)
+        assert result.returncode == 2 and "other weights" in result.stderr
+    finally:
+        base.write_bytes(content)
+
+
+def test_early_stopping_restores_the_best_weights(finetuning, tmp_path):
+    common = ["--n_epochs", 30, "--patience", 2, "--lr", 0.01, "--output_dir", tmp_path / "run"]
+    result = run("finetuning_train.py", *finetuning, *common)
+    rows, final = evaluations(tmp_path / "run"), metrics(tmp_path / "run")
+    best = max(row["accuracy"] for row in rows)
+    assert "stopping early" in result.stderr and final["n_steps"] < 30 * 30
+    assert final["valid_accuracy"] == best and final["best_step"] == next(row["step"] for row in rows if row["accuracy"] == best)
+    assert [row["accuracy"] < best or row["step"] > final["best_step"] for row in rows[-2:]] == [True, True]
+
+
+def test_regression_and_pairs_from_csv(cache, tmp_path):
+    generator = random.Random(2)
+    for split, n_rows in (("train", 200), ("valid", 50)):
+        rows = ["text,text_pair,label"]
+        for _ in range(n_rows):
+            n_good = generator.randint(0, 5)
+            rows.append(f"{'good ' * n_good}{'bad ' * (5 - n_good)},a film,{n_good / 5 + 0.01}")
+        (tmp_path / f"{split}.csv").write_text("\n".join(rows))
+    options = ["--dataset_path", tmp_path, "--dataset_cache", cache, "--model_checkpoint", "none", "--tokenizer", "train:100", *SHAPE, *STEPS]
+    run("finetuning_train.py", *options, "--lr", 3e-3, "--n_epochs", 6, "--pooling", "mean", "--output_dir", tmp_path / "run")
+    final = metrics(tmp_path / "run")
+    assert final["valid_pearson"] > 0.8 and final["valid_spearman"] > 0.8 and "valid_accuracy" not in final
+    predicted = run("finetuning_predict.py", tmp_path / "run", "good good good good good\ta film", "bad bad bad bad bad\ta film").stdout
+    high, low = (json.loads(line)["label"] for line in predicted.splitlines())
+    assert high > low
+
+
+def test_prediction_reads_arguments_files_and_standard_input_in_order(finetuned, tmp_path):
+    texts = [f"the film was {'good' if index % 3 else 'bad'} {'and so on ' * (index % 7)}".strip() for index in range(200)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "texts.csv").write_text("id,text\n" + "".join(f"{index},{text}\n" for index, text in enumerate(texts)))
+    outputs = [run("finetuning_predict.py", finetuned, "--input_file", tmp_path / f"texts.{kind}", "--batch_size", 7).stdout for kind in ("txt", "jsonl", "csv")]
+    outputs.append(run("finetuning_predict.py", finetuned, *texts).stdout)
+    outputs.append(run("finetuning_predict.py", finetuned, stdin="\n".join(texts)).stdout)
+    predictions = [[json.loads(line) for line in output.splitlines()] for output in outputs]
+    assert all([one["label"] for one in rows] == [one["label"] for one in predictions[0]] for rows in predictions)
+    expected = ["pos" if index % 3 else "neg" for index in range(200)]
+    assert sum(one["label"] == label for one, label in zip(predictions[0], expected, strict=True)) > 180
+    for row in predictions[0]:
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert max(row["probabilities"], key=row["probabilities"].get) == row["label"]
+
+
+def test_a_killed_run_resumes_to_the_same_weights(finetuning, tmp_path):
+    """With dropout on; it evaluates every 30 steps, where there is a checkpoint too."""
+    assert_resumes_exactly("finetuning_train.py", tmp_path, *finetuning)

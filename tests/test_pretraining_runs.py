@@ -1,0 +1,55 @@
+"""Pretraining and generation as a user runs them: one process or two, killed and resumed, on small data."""
+import json
+
+import pytest
+import torch
+from runs import NO_DROPOUT, assert_resumes_exactly, evaluations, launch, metrics, run
+
+
+def test_pretraining_learns_and_leaves_a_self_contained_folder(pretrained):
+    rows, final = evaluations(pretrained), metrics(pretrained)
+    assert [row["step"] for row in rows] == [0, 20, 40, 60]
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
+    assert final["loss"] == min(row["loss"] for row in rows) and final["n_steps"] == 60
+    assert {"ppl", "word_ppl", "tokens_per_second", "seconds", "peak_memory_mb", "n_parameters"} <= final.keys()
+    config = json.loads((pretrained / "config.json").read_text())
+    assert config["arguments"]["lr"] == 3e-3 and config["versions"]["torch"] == torch.__version__
+    assert (pretrained / "vocab.txt").is_file() and list(pretrained.glob("events.*"))
+    assert not list(pretrained.glob(".*"))  # nothing half-written is left
+
+
+def test_muon_accumulation_sinusoids_and_mlm_run_together(pretraining, tmp_path):
+    options = "--optimizer muon --gradient_accumulation_steps 2 --sinusoidal_embeddings --mlm --schedule linear --weight_decay 0.1"
+    run("pretraining_train.py", *pretraining, *options.split(), "--n_steps", 40, "--eval_every", 20, "--output_dir", tmp_path / "run")
+    rows = evaluations(tmp_path / "run")
+    assert rows[-1]["loss"] < rows[0]["loss"] and "word_ppl" not in rows[0]
+
+
+def test_gradient_accumulation_changes_no_loss(pretraining, tmp_path):
+    """4 rows at once, or 2 rows twice."""
+    common = [*pretraining, *NO_DROPOUT, "--n_steps", 5, "--eval_every", 1]
+    run("pretraining_train.py", *common, "--output_dir", tmp_path / "one")
+    run("pretraining_train.py", *common, "--train_batch_size", 2, "--gradient_accumulation_steps", 2, "--output_dir", tmp_path / "two")
+    for one, two in zip(evaluations(tmp_path / "one"), evaluations(tmp_path / "two"), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("launcher, objective", [("torch.distributed.run", []), ("torch.distributed.launch", ["--mlm"])])
+def test_two_processes_equal_one(launcher, objective, pretraining, tmp_path):
+    common = [*pretraining, *objective, *NO_DROPOUT, "--n_steps", 6, "--eval_every", 2, "--valid_batch_size", 3]
+    run("pretraining_train.py", *common, "--output_dir", tmp_path / "one")
+    run("pretraining_train.py", *common, "--train_batch_size", 2, "--output_dir", tmp_path / "two", launcher=launch(launcher))
+    for one, two in zip(evaluations(tmp_path / "one"), evaluations(tmp_path / "two"), strict=True):
+        assert one["step"] == two["step"] and one["loss"] == pytest.approx(two["loss"], abs=1e-4)
+
+
+def test_generation_continues_a_prompt(pretrained):
+    options = ["--n_tokens", 12, "--n_samples", 2, "--seed", 3]
+    first, second = (run("pretraining_generate.py", pretrained, "the film", *options).stdout for _ in range(2))
+    assert first == second
+    assert len(first.splitlines()) == 2 and all(line.startswith("the film ") for line in first.splitlines())
+
+
+def test_a_killed_run_resumes_to_the_same_weights(pretraining, tmp_path):
+    """With dropout on."""
+    assert_resumes_exactly("pretraining_train.py", tmp_path, *pretraining, "--eval_every", 40)
