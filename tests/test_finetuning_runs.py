@@ -1,6 +1,7 @@
 """Fine-tuning and prediction as a user runs them: one process or two, killed and resumed, on small data."""
 import json
 import random
+from pathlib import Path
 
 import pytest
 import safetensors.torch
