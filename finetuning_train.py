@@ -65,6 +65,7 @@ from arguments import UserError
 from data import Batch, Masking
 from finetuning_model import HeadConfig, TransformerWithClfHead, added_parameters
 from pretraining_model import TransformerConfig
+from pretraining_train import model_config
 from tasks import Collator, Examples, Task, TaskBatches, choose_subset, evaluation_batches, labelled_batch
 from training import (
     BestWeights,
@@ -151,8 +152,6 @@ def newest_checkpoint() -> str:
 
 def build_model(config: FinetuningConfig, task: Task, pretrained: dict | None, checkpoint: str | None) -> TransformerWithClfHead:
     """A model with a new head and the checkpoint's weights. Raises UserError if they do not fit."""
-    from pretraining_train import model_config
-
     if pretrained:
         shape = TransformerConfig(**pretrained["model"] | {"dropout": config.dropout, "attention_dropout": config.attention_dropout})
         if shape.num_embeddings != len(task.tokenizer):
