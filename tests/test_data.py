@@ -280,10 +280,11 @@ def test_the_smallest_corpus_gives_full_batches_and_a_smaller_one_a_sentence():
 def test_every_token_but_the_first_is_predicted_exactly_once(n_tokens, batch_size, world_size):
     ids = np.arange(n_tokens, dtype=np.uint16)
     parts = [evaluation_blocks(ids, 8, batch_size, rank, world_size) for rank in range(world_size)]
+    assert all(parts)  # every process has something to run, even where there is too little to predict for all
     predicted = []
     for batch in itertools.chain(*parts):
         real = batch["labels"] != IGNORE_INDEX
-        assert torch.equal(batch["labels"][real], batch["input_ids"][real] + 1) and real.any(1).all()
+        assert torch.equal(batch["labels"][real], batch["input_ids"][real] + 1)
         assert batch["input_ids"].shape == batch["labels"].shape and len(batch["labels"]) <= batch_size
         predicted += batch["labels"][real].tolist()
     assert sorted(predicted) == list(range(1, n_tokens))
