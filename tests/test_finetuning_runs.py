@@ -33,7 +33,7 @@ def test_finetuning_learns_and_uses_the_test_split_once(finetuned):
 
 def test_adapters_store_what_they_trained_and_find_their_base(finetuning, pretrained, task, tmp_path):
     folder = tmp_path / "adapters"
-    result = run("finetuning_train.py", *finetuning, "--adapters_dim", 8, "--pooling", "cls_mean_max", "--n_epochs", 12, "--lr", 0.02, "--optimizer", "muon", "--max_norm", 1, "--output_dir", folder)
+    result = run("finetuning_train.py", *finetuning, "--adapters_dim", 8, "--pooling", "max", "--n_epochs", 20, "--lr", 0.01, "--max_norm", 1, *NO_DROPOUT, "--output_dir", folder)
     final = metrics(folder)
     assert f"{final['n_trained']:,} of {final['n_parameters']:,} parameters train" in result.stderr
     stored = safetensors.torch.load_file(folder / "model.safetensors")
