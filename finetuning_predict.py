@@ -1,6 +1,6 @@
 """Label texts with a fine-tuned model: one JSON object a line, in the order of the input.
 
-    python finetuning_predict.py RUN_FOLDER "A wonderful film." "A bore."
+    python finetuning_predict.py RUN_FOLDER "A wonderful film." "A boring one."
     python finetuning_predict.py RUN_FOLDER --input_file reviews.txt > labels.jsonl
     cat reviews.txt | python finetuning_predict.py RUN_FOLDER
 

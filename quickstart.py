@@ -75,7 +75,7 @@ def table(summary: dict[str, float], results: dict[str, dict]) -> str:
         "",
         "Where to look next:",
         f"    .venv/bin/tensorboard --logdir {FOLDER}",
-        f'    .venv/bin/python finetuning_predict.py {FOLDER}/full "A film to remember." "Two hours I will never get back."',
+        f'    .venv/bin/python finetuning_predict.py {FOLDER}/full "A wonderful, moving film." "A boring waste of two hours."',
         f'    .venv/bin/python pretraining_generate.py {FOLDER}/pretrained "This movie is"',
         "    README.md: WikiText-103, other tasks, your own data, several GPUs",
     ]
