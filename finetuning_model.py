@@ -102,12 +102,21 @@ def load_finetuned(folder: str | Path, flag: str) -> tuple[TransformerWithClfHea
     config = read_run_config(folder, flag)
     if "head" not in config:
         raise UserError(f"{flag} {folder} holds a pretrained model without a classification head; fine-tune it first")
-    model = TransformerWithClfHead(TransformerConfig(**config["model"]), HeadConfig(**config["head"]))
+    model_class = find_model_class(config["arguments"]["finetuning_model_class"])
+    model = model_class(TransformerConfig(**config["model"]), HeadConfig(**config["head"]))
     weights = load_weights(Path(folder) / WEIGHTS)
     if config["base"]:
         weights = load_weights(find_base(Path(folder), config["base"])) | weights
     load_into(model, weights, f"{flag} {folder}")
     return model, config["labels"]
+
+
+def find_model_class(name: str) -> type[TransformerWithClfHead]:
+    """The class of this module that `--finetuning_model_class` names. Raises UserError if it is not a classifier."""
+    model_class = globals().get(name)
+    if not (isinstance(model_class, type) and issubclass(model_class, TransformerWithClfHead)):
+        raise UserError(f"--finetuning_model_class {name} is not a classifier of finetuning_model.py")
+    return model_class
 
 
 def find_base(folder: Path, base: dict) -> Path:

@@ -63,7 +63,7 @@ from torch import Tensor
 import finetuning_model
 from arguments import UserError
 from data import Batch, Masking
-from finetuning_model import HeadConfig, TransformerWithClfHead, added_parameters
+from finetuning_model import HeadConfig, TransformerWithClfHead, added_parameters, find_model_class
 from pretraining_model import TransformerConfig
 from pretraining_train import model_config
 from tasks import Collator, Examples, Task, TaskBatches, choose_subset, evaluation_batches, labelled_batch
@@ -159,10 +159,9 @@ def build_model(config: FinetuningConfig, task: Task, pretrained: dict | None, c
     else:
         shape = model_config(config, len(task.tokenizer))
     head = HeadConfig(len(task.label_names or [None]), config.pooling, config.adapters_dim, config.initializer_range)
-    model_class = getattr(finetuning_model, config.finetuning_model_class, None)
-    if not (isinstance(model_class, type) and issubclass(model_class, TransformerWithClfHead)):
-        raise UserError(f"--finetuning_model_class {config.finetuning_model_class} is not a classifier of finetuning_model.py")
-    model = model_class(shape, head)
+    if config.adapters_dim and not checkpoint:
+        raise UserError("--adapters_dim needs a pretrained model to adapt; name one with --model_checkpoint")
+    model = find_model_class(config.finetuning_model_class)(shape, head)
     if checkpoint:
         load_into(model, load_weights(Path(checkpoint) / WEIGHTS), f"--model_checkpoint {checkpoint}", added_parameters(model))
     return model

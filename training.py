@@ -322,8 +322,8 @@ def resume(run: Run, state: dict) -> None:
 
 def run_training(trainer: Engine, batches: Callable[[int], Iterable[Batch]], steps_per_epoch: int, n_steps: int) -> None:
     """Run the engine from where it stands to `n_steps` optimizer steps."""
-    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=n_steps), lambda engine: engine.terminate()) if n_steps else None
     if trainer.state.iteration < n_steps:
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=n_steps), lambda engine: engine.terminate())
         n_epochs = math.ceil(n_steps / steps_per_epoch)
         trainer.run(batches(trainer.state.iteration), max_epochs=n_epochs, epoch_length=steps_per_epoch)
     else:

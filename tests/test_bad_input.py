@@ -84,6 +84,7 @@ def test_finetuning_refuses(folder, checkpoint):
     assert "more than the model's 16 positions" in refuse("--max_length", 17)
     assert "--num_classes 3" in refuse("--num_classes", 3)
     assert "'sentiment'" in refuse("--label_column", "sentiment") and "--label_column" in refuse("--label_column", "sentiment")
+    assert "needs a pretrained model" in refuse("--model_checkpoint", "none", "--tokenizer", "train:100", "--adapters_dim", 4, *TINY)
     assert "is not a classifier" in refuse("--finetuning_model_class", "Adapter")
     assert "does not apply to classification" in refuse("--patience_metric", "pearson")
     assert "leave --tokenizer out" in refuse("--tokenizer", "train:120")
