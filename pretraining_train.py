@@ -18,6 +18,7 @@ class PretrainingConfig(ModelArguments, OptimizationArguments, RunArguments):
     dataset_cache: str = flag("dataset_cache", "folder for encoded corpora")
     tokenizer: str = flag("bert-base-cased", "a vocabulary of the Hub, a vocab.txt, train:SIZE or train:SIZE:uncased")
     mlm_probability: float = flag(0.15, "fraction of the tokens to predict, for mlm", least=0.001, most=1)
+    initial_embeddings: str = flag("random", "lsa: start from latent semantic analysis of the corpus", ("random", "lsa"))
 
 
 if __name__ == "__main__":
@@ -32,6 +33,7 @@ from ignite.metrics import Loss, MetricsLambda
 from torch import nn
 
 from data import Batch, Corpus, CorpusBatches, Masking, evaluation_blocks, load_corpus
+from embeddings import latent_semantic_analysis
 from pretraining_model import TransformerConfig, TransformerWithLMHead, generate
 from tokenization import Tokenizer
 from training import (
@@ -61,6 +63,9 @@ def pretrain(config: PretrainingConfig) -> dict[str, float]:
     n_rows = config.train_batch_size * config.gradient_accumulation_steps
     batches = CorpusBatches(corpus.train.ids, config.num_max_positions, n_rows, config.seed, run.rank, run.world_size, mask)
     n_steps = len(batches) * config.n_epochs if config.n_steps is None else config.n_steps
+    if config.initial_embeddings == "lsa":
+        embeddings = model.transformer.token_embeddings.weight
+        embeddings.data = latent_semantic_analysis(embeddings.data, corpus.train.ids, config.num_max_positions)
     describe(run, corpus, model)
 
     wrapped = wrap_model(model, run)

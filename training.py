@@ -2,6 +2,7 @@
 import contextlib
 import json
 import math
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -87,21 +88,41 @@ class Muon(torch.optim.Optimizer):
 
 
 def build_optimizers(model: nn.Module, config: OptimizationArguments) -> list[torch.optim.Optimizer]:
-    """AdamW, with weight decay on matrices alone; with `--optimizer muon`, Muon for the matrices of the layers."""
+    """AdamW, with weight decay on matrices alone; with `--optimizer muon`, Muon for the matrices of the layers.
+
+    With `layer_lr_decay` below 1, what lies deeper under the output learns more slowly: discriminative fine-tuning
+    (ULMFiT: Howard & Ruder 2018, section 3.2).
+    """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    depths = depths_below_output(trained)
     hidden = {name for name, one in trained.items() if ".layers." in name and one.dim() == 2 and config.optimizer == "muon"}
-    rest = [parameter for name, parameter in trained.items() if name not in hidden]
-    groups = [
-        {"params": [one for one in rest if one.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [one for one in rest if one.dim() < 2], "weight_decay": 0.0},
-    ]
-    optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=rest[0].device.type in ("cuda", "cpu"))]
+
+    def groups(names: Iterable[str], lr: float, options: Callable[[str], dict]) -> list[dict]:
+        alike: dict[tuple, list[Tensor]] = defaultdict(list)
+        for name in sorted(names, key=depths.get):
+            values = {"lr": lr * config.layer_lr_decay ** depths[name]} | options(name)
+            alike[tuple(values.items())].append(trained[name])
+        return [{"params": parameters} | dict(values) for values, parameters in alike.items()]
+
+    def decay(name: str) -> dict:
+        return {"weight_decay": config.weight_decay if trained[name].dim() >= 2 else 0.0}
+
+    def blocks(name: str) -> dict:
+        return {"weight_decay": config.weight_decay, "n_blocks": 3 if "query_key_value" in name else 1}
+
+    rest = trained.keys() - hidden
+    is_fused = next(iter(trained.values())).device.type in ("cuda", "cpu")
+    optimizers = [torch.optim.AdamW(groups(rest, config.lr, decay), betas=(0.9, 0.95), fused=is_fused)]
     if hidden:
-        is_fused = {name: "query_key_value" in name for name in hidden}
-        groups = [{"params": [trained[name] for name in trained if is_fused.get(name) is fused], "n_blocks": 3 if fused else 1} for fused in (True, False)]
-        groups = [group for group in groups if group["params"]]
-        optimizers.append(Muon(groups, lr=config.muon_lr, weight_decay=config.weight_decay))
+        optimizers.append(Muon(groups(hidden, config.muon_lr, blocks), lr=config.muon_lr))
     return optimizers
+
+
+def depths_below_output(names: Iterable[str]) -> dict[str, int]:
+    """How many layers lie between a parameter and the output: 0 for a head and the final LayerNorm, and the most for the embeddings."""
+    layers = {name: int(found[1]) for name in names if (found := re.search(r"\.layers\.(\d+)\.", name))}
+    n_layers = 1 + max(layers.values(), default=-1)
+    return {name: n_layers - layers[name] if name in layers else (n_layers + 1) * ("_embeddings." in name) for name in names}
 
 
 def learning_rate_factor(step: int, n_warmup: int, n_steps: int, schedule: str) -> float:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from arguments import OptimizationArguments
+from finetuning_model import HeadConfig, TransformerWithClfHead
 from pretraining_model import TransformerConfig, TransformerWithLMHead
 from training import Muon, build_optimizers, learning_rate_factor, split_batch
 
@@ -55,9 +56,19 @@ def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer):
     assert sorted(id(one) for group in groups for one in group["params"]) == sorted(map(id, model.parameters()))
     for group in groups:
         assert {one.dim() >= 2 for one in group["params"]} == {group["weight_decay"] > 0}
-    in_muon = {id(one) for one in optimizers[-1].param_groups[0]["params"] + optimizers[-1].param_groups[-1]["params"]}
+    in_muon = {id(one) for group in optimizers[-1].param_groups for one in group["params"]}
     hidden = {id(one) for name, one in model.named_parameters() if "layers" in name and one.dim() == 2}
     assert (in_muon == hidden) is (optimizer == "muon")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_deeper_layers_learn_more_slowly(optimizer):
+    model = TransformerWithClfHead(TransformerConfig(50, 16, 32, 8, 2, 2), HeadConfig(3))
+    optimizers = build_optimizers(model, OptimizationArguments(optimizer=optimizer, lr=0.1, muon_lr=0.1, layer_lr_decay=0.5))
+    rates = {id(one): group["lr"] for each in optimizers for group in each.param_groups for one in group["params"]}
+    expected = {"classification_head": 0.1, "final_norm": 0.1, "layers.1": 0.05, "layers.0": 0.025, "embeddings": 0.0125}
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(next(rate for part, rate in expected.items() if part in name)), name
 
 
 def test_schedule_warms_up_and_decays_to_zero():
