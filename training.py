@@ -95,7 +95,7 @@ def build_optimizers(model: nn.Module, config: OptimizationArguments) -> list[to
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     depths = depths_below_output(trained)
-    hidden = {name for name, one in trained.items() if ".layers." in name and one.dim() == 2 and config.optimizer == "muon"}
+    hidden = [name for name, one in trained.items() if ".layers." in name and one.dim() == 2 and config.optimizer == "muon"]
 
     def groups(names: Iterable[str], lr: float, options: Callable[[str], dict]) -> list[dict]:
         alike: dict[tuple, list[Tensor]] = defaultdict(list)
@@ -110,7 +110,7 @@ def build_optimizers(model: nn.Module, config: OptimizationArguments) -> list[to
     def blocks(name: str) -> dict:
         return {"weight_decay": config.weight_decay, "n_blocks": 3 if "query_key_value" in name else 1}
 
-    rest = trained.keys() - hidden
+    rest = [name for name in trained if name not in hidden]  # lists: a checkpoint knows parameters by their order
     is_fused = next(iter(trained.values())).device.type in ("cuda", "cpu")
     optimizers = [torch.optim.AdamW(groups(rest, config.lr, decay), betas=(0.9, 0.95), fused=is_fused)]
     if hidden:
