@@ -89,7 +89,7 @@ class ModelArguments(Arguments):
 
     embed_dim: int = flag(410, "width of the hidden states", least=1)
     hidden_dim: int = flag(2100, "width of the feed-forward blocks", least=1)
-    num_max_positions: int = flag(256, "longest sequence, in tokens", least=1)
+    num_max_positions: int = flag(256, "longest sequence, in tokens", least=4)
     num_heads: int = flag(10, "attention heads; must divide embed_dim", least=1)
     num_layers: int = flag(16, "transformer layers", least=1)
     dropout: float = flag(0.1, "dropout on embeddings and on the output of each sub-layer", least=0, most=0.99)

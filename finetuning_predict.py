@@ -42,6 +42,7 @@ from tokenization import Tokenizer
 from utils import choose_device, read_run_config
 
 CHUNK = 4096  # texts that are read, encoded and sorted by length together
+MISMATCH = {1: "is a pair, but the model was fine-tuned on single texts", 2: "is not a pair (text<TAB>other text), but the model was fine-tuned on pairs"}
 
 
 class Predictor:
@@ -58,7 +59,8 @@ class Predictor:
         model, self.labels = load_finetuned(run_folder, "RUN_FOLDER")
         self.model: TransformerWithClfHead = model.to(self.device).eval()
         self.tokenizer = Tokenizer.from_file(Path(run_folder) / "vocab.txt")
-        arguments = read_run_config(run_folder, "RUN_FOLDER")["arguments"]
+        config = read_run_config(run_folder, "RUN_FOLDER")
+        self.texts_per_example, arguments = config["texts_per_example"], config["arguments"]
         length = arguments["max_length"] or model.config.num_max_positions
         self.collate = Collator(self.tokenizer, length, model.config.causal, arguments["truncation"])
 
@@ -73,7 +75,12 @@ class Predictor:
                 yield self.describe(row)
 
     def encode(self, chunk: list[list[str]], n_before: int) -> list[list[np.ndarray]]:
-        """Token ids of every text. Raises UserError for a text with no tokens."""
+        """Token ids of every text. Raises UserError for what the model cannot read."""
+        for number, texts in enumerate(chunk, start=n_before + 1):
+            if not all(isinstance(text, str) for text in texts):
+                raise UserError(f"text {number} of the input is not a string but {texts!r}")
+            if len(texts) != self.texts_per_example:
+                raise UserError(f"text {number} of the input {MISMATCH[self.texts_per_example]}")
         ids = iter(self.tokenizer.encode_batch([text for texts in chunk for text in texts]))
         examples = [[np.array(next(ids), dtype=np.int64) for _ in texts] for texts in chunk]
         for number, texts in enumerate(examples, start=n_before + 1):
@@ -107,19 +114,24 @@ class Predictor:
 def predict(config: PredictionConfig) -> None:
     """Print a JSON object for every text of the input."""
     predictor = Predictor(config.run_folder, config.batch_size, config.device)
-    for prediction in predictor.predict(read_examples(config)):
+    for prediction in predictor.predict(read_examples(config, is_pair=predictor.texts_per_example == 2)):
         print(json.dumps(prediction, ensure_ascii=False))
 
 
-def read_examples(config: PredictionConfig) -> Iterator[list[str]]:
+def read_examples(config: PredictionConfig, is_pair: bool) -> Iterator[list[str]]:
     """The texts (or pairs) of the arguments, of the input file or of standard input."""
     if config.texts and config.input_file:
         raise UserError("give texts or --input_file, not both")
     if config.input_file:
         rows = read_table(Path(config.input_file))
-        return ([row[key] for key in ("text", "text_pair") if key in row] for row in rows)
-    lines = config.texts or (line.rstrip("\r\n") for line in sys.stdin)
-    return (line.split("\t") for line in lines)
+    else:
+        rows = ({"text": line} for line in config.texts or (line.rstrip("\r\n") for line in sys.stdin))
+    return (split_pair(row) if is_pair else [row[key] for key in ("text", "text_pair") if key in row] for row in rows)
+
+
+def split_pair(row: dict) -> list[str]:
+    """Both texts of a pair: two columns, or one with a tab between them."""
+    return [row["text"], row["text_pair"]] if "text_pair" in row else str(row["text"]).split("\t")
 
 
 if __name__ == "__main__":

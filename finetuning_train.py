@@ -180,7 +180,8 @@ def describe(run: Run, task: Task, model: TransformerWithClfHead, checkpoint: st
     if model.head.adapters_dim and checkpoint:
         folder = Path(checkpoint).resolve()
         base = {"path": str(folder), "relative_path": os.path.relpath(folder, run.folder.resolve()), "sha256": file_digest(folder / WEIGHTS)}
-    open_folder(run, model=dataclasses.asdict(model.config), head=dataclasses.asdict(model.head), labels=task.label_names, base=base)
+    shape = {"model": dataclasses.asdict(model.config), "head": dataclasses.asdict(model.head)}
+    open_folder(run, **shape, labels=task.label_names, texts_per_example=task.train.texts_per_example, base=base)
     if run.is_main:
         task.tokenizer.save(run.folder / "vocab.txt")
     n_parameters, n_trained = count_parameters(model)

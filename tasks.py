@@ -83,7 +83,7 @@ class Task:
         for number, row in enumerate(rows, start=1):
             where = f"{self.source.name} {split}, example {number}"
             label = row.get("label")
-            if label in (None, ""):
+            if label in (None, "") or label != label:  # NaN is how some tables write "missing"
                 raise UserError(f"{where} has no label; name the column that holds it with --label_column")
             if not isinstance(label, str | int | float):
                 raise UserError(f"{where}: the label is neither a string nor a number but {label!r}")

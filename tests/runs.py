@@ -2,7 +2,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,10 +18,8 @@ NO_DROPOUT = ["--dropout", 0, "--attention_dropout", 0]
 
 
 def launch(module: str) -> list[str]:
-    """The command that starts two processes, on a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return ["-m", module, "--nproc_per_node", "2", "--master_port", str(free.getsockname()[1])]
+    """The command that starts two processes; `--standalone` takes a port that no other test can take in between."""
+    return ["-m", module, "--standalone", "--nproc_per_node", "2"]
 
 
 def run(script: str, *arguments, launcher: list[str] = (), check=True, stdin=None) -> subprocess.CompletedProcess:

@@ -93,6 +93,8 @@ def test_finetuning_refuses(folder, checkpoint):
     assert all(word in refuse() for word in ("valid", "'mixed'", "example 1", "does not occur in training"))
     (folder / "task" / "valid.jsonl").write_text('{"text": "good", "label": "good"}\n{"text": "  ", "label": "bad"}\n')
     assert all(word in refuse() for word in ("valid", "example 2", "no tokens"))
+    (folder / "task" / "valid.jsonl").write_text('{"text": "good", "label": NaN}\n')
+    assert "example 1 has no label" in refuse()
     (folder / "task" / "train.jsonl").write_text("")
     assert "train.jsonl is empty" in refuse()
 
@@ -107,6 +109,12 @@ def test_finetuning_refuses(folder, checkpoint):
 def test_use_scripts_refuse(folder, checkpoint):
     assert "without a classification head" in mistake(predict, checkpoint, "a text")
     assert "not a run folder" in mistake(continue_prompt, "corpus", "the film")
+    finetune(parse_argv(FinetuningConfig, "", ["--dataset_path", "task", "--model_checkpoint", "checkpoint", "--output_dir", "run", "--n_steps", "1"]))
+    (folder / "rows.jsonl").write_text('{"text": "good"}\n{"text": 3}\n')
+    assert "text 2 of the input is not a string but [3]" in mistake(predict, "run", "--input_file", "rows.jsonl")
+    (folder / "rows.jsonl").write_text('{"text": "good", "text_pair": "bad"}\n')
+    assert "text 1 of the input is a pair" in mistake(predict, "run", "--input_file", "rows.jsonl")
+    assert "text 2 of the input has no tokens" in mistake(predict, "run", "good", " ")
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

@@ -2,7 +2,10 @@
 import pytest
 import torch
 
-from finetuning_model import Adapter, HeadConfig, TransformerWithClfHead
+import finetuning_model
+from arguments import parse_argv
+from finetuning_model import Adapter, HeadConfig, TransformerWithClfHead, load_finetuned
+from finetuning_train import FinetuningConfig, finetune
 from pretraining_model import TransformerConfig
 from utils import IGNORE_INDEX
 
@@ -86,3 +89,15 @@ def test_only_adapters_layer_norms_and_head_train():
     assert all(".after_" in name or "norm" in name or "classification_head" in name for name in trained)
     assert sum("after_" in name for name in trained) == 2 * SHAPE.num_layers * 4
     assert {name for name, _ in model.named_parameters() if "norm" in name} <= trained
+
+
+def test_a_class_of_the_users_own_is_trained_and_found_again(finetuning, tmp_path, monkeypatch):
+    class TwiceAsSure(TransformerWithClfHead):
+        def forward(self, *args, labels=None, **kwargs):
+            return super().forward(*args, labels=labels, **kwargs) if labels is not None else 2 * super().forward(*args, **kwargs)
+
+    monkeypatch.setattr(finetuning_model, "TwiceAsSure", TwiceAsSure, raising=False)
+    flags = [*finetuning, "--n_steps", 1, "--finetuning_model_class", "TwiceAsSure", "--output_dir", tmp_path / "run"]
+    finetune(parse_argv(FinetuningConfig, "", list(map(str, flags))))
+    model, labels = load_finetuned(tmp_path / "run", "RUN_FOLDER")
+    assert type(model) is TwiceAsSure and labels == ["neg", "pos"]

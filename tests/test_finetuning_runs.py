@@ -79,6 +79,10 @@ def test_regression_and_pairs_from_csv(cache, tmp_path):
     predicted = run("finetuning_predict.py", tmp_path / "run", "good good good good good\ta film", "bad bad bad bad bad\ta film").stdout
     high, low = (json.loads(line)["label"] for line in predicted.splitlines())
     assert high > low
+    (tmp_path / "pairs.csv").write_text("text_pair,text\na film,good good good good good\n")
+    assert json.loads(run("finetuning_predict.py", tmp_path / "run", "--input_file", tmp_path / "pairs.csv").stdout)["label"] == high
+    alone = run("finetuning_predict.py", tmp_path / "run", "good", check=False)
+    assert alone.returncode == 2 and "text 1 of the input is not a pair" in alone.stderr
 
 
 def test_prediction_reads_arguments_files_and_standard_input_in_order(finetuned, tmp_path):
@@ -93,6 +97,7 @@ def test_prediction_reads_arguments_files_and_standard_input_in_order(finetuned,
     assert all([one["label"] for one in rows] == [one["label"] for one in predictions[0]] for rows in predictions)
     expected = ["pos" if index % 3 else "neg" for index in range(200)]
     assert sum(one["label"] == label for one, label in zip(predictions[0], expected, strict=True)) > 180
+    assert run("finetuning_predict.py", finetuned, "a tab\tis no pair here").stdout
     for row in predictions[0]:
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
         assert max(row["probabilities"], key=row["probabilities"].get) == row["label"]
