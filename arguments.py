@@ -95,7 +95,9 @@ class ModelArguments(Arguments):
     dropout: float = flag(0.1, "dropout on embeddings and on the output of each sub-layer", least=0, most=0.99)
     attention_dropout: float = flag(0.1, "dropout on attention weights; 0 allows the fastest kernels on a CPU", least=0, most=0.99)
     initializer_range: float = flag(0.02, "standard deviation of the initial weights", least=0)
+    residual_init: str = flag("scaled", "initial residual projections: scaled by depth, or zero, so that layers start as the identity", ("scaled", "zero"))
     sinusoidal_embeddings: bool = flag(False, "fixed sinusoidal positions instead of learned ones")
+    output_bias: bool = flag(False, "a bias per token in the language-modelling head, which starts at its log frequency in the corpus")
     sampled_softmax: int = flag(0, "train with a softmax over the tokens of the batch and so many others; 0: over all", least=0)
     mlm: bool = flag(False, "bidirectional model, masked-language-modelling loss")
 

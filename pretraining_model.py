@@ -31,8 +31,10 @@ class TransformerConfig:
     dropout: float = 0.1
     attention_dropout: float = 0.1
     initializer_range: float = 0.02
+    residual_init: str = "scaled"
     sinusoidal_embeddings: bool = False
     causal: bool = True
+    output_bias: bool = False
     sampled_softmax: int = 0
 
     def __post_init__(self):
@@ -51,7 +53,7 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(config.embed_dim, 3 * config.embed_dim)
         self.projection = nn.Linear(config.embed_dim, config.embed_dim)
 
-    def forward(self, hidden_states: Tensor, attendable: Tensor | None = None) -> Tensor:
+    def forward(self, hidden_states: Tensor, attendable: Tensor | None = None, past: "KeyValueCache | None" = None) -> Tensor:
         """[batch, seq, embed] → [batch, seq, embed]; `attendable` broadcasts to [batch, heads, query, key]."""
         batch, seq, embed = hidden_states.shape
         query, key, value = (
@@ -59,15 +61,23 @@ class SelfAttention(nn.Module):
             .view(batch, seq, 3, self.num_heads, embed // self.num_heads)
             .permute(2, 0, 3, 1, 4)  # [3, batch, heads, seq, head_dim]
         )
+        if past is not None:
+            if self in past:
+                key, value = (torch.cat(pair, dim=2) for pair in zip(past[self], (key, value), strict=True))
+            past[self] = key, value
         attended = F.scaled_dot_product_attention(
             query,
             key,
             value,
             attn_mask=attendable,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=self.causal and attendable is None,
+            is_causal=self.causal and attendable is None and seq == key.size(2),  # one new token sees all of the past
         )
         return self.projection(attended.transpose(1, 2).reshape(batch, seq, embed))
+
+
+# The keys and values [batch, heads, seq, head_dim] of the tokens so far, by attention module.
+KeyValueCache = dict[SelfAttention, tuple[Tensor, Tensor]]
 
 
 class FeedForward(nn.Sequential):
@@ -93,9 +103,9 @@ class TransformerLayer(nn.Module):
         self.after_feed_forward = nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, hidden_states: Tensor, attendable: Tensor | None = None) -> Tensor:
+    def forward(self, hidden_states: Tensor, attendable: Tensor | None = None, past: KeyValueCache | None = None) -> Tensor:
         """[batch, seq, embed] → [batch, seq, embed]."""
-        attended = self.dropout(self.attention(self.attention_norm(hidden_states), attendable))
+        attended = self.dropout(self.attention(self.attention_norm(hidden_states), attendable, past))
         hidden_states = hidden_states + self.after_attention(attended)
         mixed = self.dropout(self.feed_forward(self.feed_forward_norm(hidden_states)))
         return hidden_states + self.after_feed_forward(mixed)
@@ -115,39 +125,46 @@ class Transformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """GPT-2's initialisation: N(0, 0.02), with the layers' residual projections scaled by depth."""
+        """GPT-2's initialisation: N(0, 0.02), with the layers' residual projections scaled by depth.
+
+        With `residual_init` zero they start at zero, and so every layer as the identity (Zhang et al. 2019, Fixup).
+        """
         std = self.config.initializer_range
         for module in self.modules():
             initialize(module, std)
+        # 2 * num_layers branches add up in the residual stream: scaled, its variance stays at one branch's.
+        residual_std = 0.0 if self.config.residual_init == "zero" else std / math.sqrt(2 * self.config.num_layers)
         for layer in self.layers:
-            for projection in (layer.attention.projection, layer.feed_forward.projection):
-                # 2 * num_layers branches add up in the residual stream: this keeps its variance at one branch's
-                nn.init.normal_(projection.weight, std=std / math.sqrt(2 * self.config.num_layers))
+            nn.init.normal_(layer.attention.projection.weight, std=residual_std)
+            nn.init.normal_(layer.feed_forward.projection.weight, std=residual_std)
         if self.config.sinusoidal_embeddings:
             positions = sinusoids(self.config.num_max_positions, self.config.embed_dim)
             self.position_embeddings.weight = nn.Parameter(positions, requires_grad=False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, past: KeyValueCache | None = None) -> Tensor:
         """Encode a batch of token ids.
 
         Args:
             input_ids: [batch, seq].
             attention_mask: [batch, seq], 1 for real tokens, 0 for padding on either side. A causal model needs
                 none where the padding is on the right, since no real token looks there.
+            past: where to keep keys and values (an empty dict to start with). The next call then takes the one token
+                that follows, without a mask, and sees all earlier ones. Causal models only.
         Returns: hidden_states [batch, seq, embed].
         Raises UserError if the sequence is longer than the positions.
         """
-        seq = input_ids.size(1)
+        n_past = next(iter(past.values()))[0].size(2) if past else 0
+        seq = n_past + input_ids.size(1)
         if seq > self.config.num_max_positions:
             raise UserError(f"a sequence of {seq} tokens is longer than num_max_positions {self.config.num_max_positions}")
         if attention_mask is None:
-            positions, attendable = torch.arange(seq, device=input_ids.device), None
+            positions, attendable = torch.arange(n_past, seq, device=input_ids.device), None
         else:
             positions = (attention_mask.cumsum(1) - 1).clamp(min=0)  # counted from the first real token
             attendable = attendable_positions(attention_mask, self.config.causal)
         hidden_states = self.dropout(self.token_embeddings(input_ids) + self.position_embeddings(positions))
         for layer in self.layers:
-            hidden_states = layer(hidden_states, attendable)
+            hidden_states = layer(hidden_states, attendable, past)
         return self.final_norm(hidden_states)
 
 
@@ -158,6 +175,7 @@ class TransformerWithLMHead(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
+        self.output_bias = nn.Parameter(torch.zeros(config.num_embeddings)) if config.output_bias else None
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Logits [batch, seq, num_embeddings]; or, with `labels`, the loss summed over all labels.
@@ -170,7 +188,7 @@ class TransformerWithLMHead(nn.Module):
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """[..., embed] → [..., num_embeddings]."""
-        return F.linear(hidden_states, self.transformer.token_embeddings.weight)
+        return F.linear(hidden_states, self.transformer.token_embeddings.weight, self.output_bias)
 
     def loss(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
         """Summed negative log-likelihood of `labels` [batch, seq], without ever holding all logits in memory."""
@@ -180,13 +198,18 @@ class TransformerWithLMHead(nn.Module):
             hidden_states, labels = hidden_states[labelled], labels[labelled]
         if torch.is_autocast_enabled(hidden_states.device.type):  # the final LayerNorm gave float32
             hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
-        weight, bias = self.transformer.token_embeddings.weight, None
+        weight, bias = self.transformer.token_embeddings.weight, self.output_bias
         if self.training and self.config.sampled_softmax:
-            candidates, bias, labels = sample_vocabulary(labels, len(weight), self.config.sampled_softmax)
-            weight, bias = weight[candidates], bias.to(hidden_states.dtype)
+            candidates, correction, labels = sample_vocabulary(labels, len(weight), self.config.sampled_softmax)
+            weight, bias = weight[candidates], correction if bias is None else bias[candidates] + correction
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK, chunking_method=None, acc_policy="balanced")
         return F.linear_cross_entropy(
-            hidden_states, weight.to(hidden_states.dtype), labels, linear_bias=bias, reduction="sum", options=options
+            hidden_states,
+            weight.to(hidden_states.dtype),
+            labels,
+            linear_bias=None if bias is None else bias.to(hidden_states.dtype),
+            reduction="sum",
+            options=options,
         ).float()
 
 
@@ -228,20 +251,24 @@ def generate(
     """Sample a continuation of [batch, seq] prompts from a causal model, one token [batch] at a time.
 
     `temperature` 0 takes the likeliest token; `top_k` > 0 samples among the k likeliest; `top_p` < 1 among the fewest
-    whose probabilities add up to p (nucleus sampling: Holtzman et al. 2020, section 3.1). Beyond the model's positions,
-    it sees the latest tokens alone.
+    whose probabilities add up to p (nucleus sampling: Holtzman et al. 2020, section 3.1). Where the model's positions
+    are used up, it forgets all but the latest half of them.
     """
     model.eval()
+    n_positions = model.config.num_max_positions
+    context, past = input_ids[:, -n_positions:], {}
     for _ in range(n_tokens):
-        context = input_ids[:, -model.config.num_max_positions :]
-        logits = model.logits(model.transformer(context)[:, -1]).float()
+        if context.size(1) > n_positions:
+            context, past = context[:, -(n_positions // 2) :], {}
+        unseen = context[:, -1:] if past else context
+        logits = model.logits(model.transformer(unseen, past=past)[:, -1]).float()
         if temperature == 0:
             tokens = logits.argmax(-1)
         else:
             probabilities = keep_likeliest(logits / temperature, top_k, top_p).softmax(-1)
             tokens = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
         yield tokens
-        input_ids = torch.cat((input_ids, tokens.unsqueeze(1)), dim=1)
+        context = torch.cat((context, tokens.unsqueeze(1)), dim=1)
 
 
 def keep_likeliest(logits: Tensor, top_k: int, top_p: float) -> Tensor:

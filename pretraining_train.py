@@ -18,6 +18,7 @@ class PretrainingConfig(ModelArguments, OptimizationArguments, RunArguments):
     dataset_cache: str = flag("dataset_cache", "folder for encoded corpora")
     tokenizer: str = flag("bert-base-cased", "a vocabulary of the Hub, a vocab.txt, train:SIZE or train:SIZE:uncased")
     mlm_probability: float = flag(0.15, "fraction of the tokens to predict, for mlm", least=0.001, most=1)
+    eval_at_start: bool = flag(False, "evaluate before the first step, too")
     initial_embeddings: str = flag("random", "lsa: start from latent semantic analysis of the corpus", ("random", "lsa"))
 
 
@@ -27,13 +28,13 @@ if __name__ == "__main__":
 import dataclasses
 import math
 
+import numpy as np
 import torch
 from ignite.engine import Engine
 from ignite.metrics import Loss, MetricsLambda
 from torch import nn
 
 from data import Batch, Corpus, CorpusBatches, Masking, evaluation_blocks, load_corpus
-from embeddings import latent_semantic_analysis
 from pretraining_model import TransformerConfig, TransformerWithLMHead, generate
 from tokenization import Tokenizer
 from training import (
@@ -63,9 +64,7 @@ def pretrain(config: PretrainingConfig) -> dict[str, float]:
     n_rows = config.train_batch_size * config.gradient_accumulation_steps
     batches = CorpusBatches(corpus.train.ids, config.num_max_positions, n_rows, config.seed, run.rank, run.world_size, mask)
     n_steps = len(batches) * config.n_epochs if config.n_steps is None else config.n_steps
-    if config.initial_embeddings == "lsa":
-        embeddings = model.transformer.token_embeddings.weight
-        embeddings.data = latent_semantic_analysis(embeddings.data, corpus.train.ids, config.num_max_positions)
+    start_from_counts(model, corpus, config)
     describe(run, corpus, model)
 
     wrapped = wrap_model(model, run)
@@ -76,7 +75,7 @@ def pretrain(config: PretrainingConfig) -> dict[str, float]:
 
     attach_schedule(trainer, optimizers, config, n_steps)
     timer = attach_logging(trainer, optimizers, run)
-    attach_evaluation(trainer, evaluate, best, run, len(batches), at_start=True)
+    attach_evaluation(trainer, evaluate, best, run, len(batches), config.eval_at_start)
     attach_checkpoints(trainer, model, optimizers, best, run)
     run_training(trainer, batches.starting_at, len(batches), n_steps)
 
@@ -90,6 +89,18 @@ def model_config(config: ModelArguments, num_embeddings: int) -> TransformerConf
     """The model's shape from the flags. Raises UserError if they do not go together."""
     shape = {field.name for field in dataclasses.fields(TransformerConfig)} & set(vars(config))
     return TransformerConfig(num_embeddings, causal=not config.mlm, **{name: getattr(config, name) for name in shape})
+
+
+def start_from_counts(model: TransformerWithLMHead, corpus: Corpus, config: PretrainingConfig) -> None:
+    """Set what the flags want to be set from the counts of the training corpus: output bias, token embeddings."""
+    embeddings = model.transformer.token_embeddings.weight
+    if config.output_bias:
+        counts = np.bincount(corpus.train.ids, minlength=len(embeddings)) + 1
+        model.output_bias.data = torch.from_numpy(np.log(counts / counts.sum())).float()
+    if config.initial_embeddings == "lsa":
+        from embeddings import latent_semantic_analysis  # scikit-learn takes a second to import
+
+        embeddings.data = latent_semantic_analysis(embeddings.data, corpus.train.ids, config.num_max_positions)
 
 
 def describe(run: Run, corpus: Corpus, model: nn.Module) -> None:

@@ -187,12 +187,21 @@ def test_generation_is_seeded_and_greedy_generation_takes_the_likeliest():
         return torch.stack(list(generate(model, prompt, 30, generator=torch.Generator().manual_seed(seed), **options)), 1)
 
     assert torch.equal(sample(1), sample(1)) and not torch.equal(sample(1), sample(2))
-    greedy = sample(1, temperature=0)  # 5 + 30 tokens: beyond the 24 positions
+    greedy = sample(1, temperature=0)  # 5 + 30 tokens; after 24 positions it keeps the latest 12
     context = torch.cat((prompt, greedy), 1)
-    for step in (0, 10, 29):
-        seen = context[:, : 5 + step][:, -24:]
-        assert torch.equal(model(seen)[:, -1].argmax(-1), greedy[:, step])
+    for step, first in ((0, 0), (10, 0), (19, 0), (20, 13), (29, 13)):
+        assert torch.equal(model(context[:, first : 5 + step])[:, -1].argmax(-1), greedy[:, step])
     assert torch.equal(sample(3, top_k=1), greedy)
+
+
+def test_tokens_one_by_one_give_the_states_of_all_at_once():
+    model, input_ids = make_model(), random_ids(2, 24)
+    past = {}
+    parts = [model.transformer(input_ids[:, :9], past=past)]
+    parts += [model.transformer(input_ids[:, position : position + 1], past=past) for position in range(9, 24)]
+    torch.testing.assert_close(torch.cat(parts, 1), model.transformer(input_ids), atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="25 tokens"):
+        model.transformer(input_ids[:, :1], past=past)
 
 
 def test_top_k_and_top_p_keep_the_likeliest():

@@ -1,0 +1,81 @@
+"""Reviews per second and accuracy of fine-tuning, beside transformers' Trainer with the same weights to start from.
+
+    python benchmarks/finetuning.py
+
+Both take 2,000 labelled IMDb reviews twice, at most 512 tokens of each, in batches of 16 that are padded to their longest
+review, with AdamW at the same learning rates, and classify the state of the last token.
+"""
+import tempfile
+
+import numpy as np
+import torch
+from common import CACHE, NO_DROPOUT, gpt2_config, gpt2_weights, parse, pretrained, record
+
+from finetuning_train import FinetuningConfig, finetune
+from pretraining_model import load_pretrained
+from tasks import Collator, Task, choose_subset, evaluation_batches, labelled_batch
+
+N_LABELS, N_EPOCHS, BATCH_SIZE, POSITIONS, LR, N_WARMUP = 2000, 2, 16, 512, 1e-3, 25
+
+
+def ours(folder, **changes) -> dict[str, float]:
+    """Metrics of our run."""
+    options = NO_DROPOUT | {"train_subset_size": N_LABELS, "n_epochs": N_EPOCHS, "lr": LR, "n_warmup": N_WARMUP, "max_norm": 1.0}
+    return finetune(FinetuningConfig(model_checkpoint=str(folder), dataset_cache=CACHE, output_dir=tempfile.mkdtemp(), eval_test=False, **options | changes))
+
+
+def transformers_trainer(folder) -> dict[str, float]:
+    """Metrics of the Trainer's run."""
+    import transformers
+
+    task = Task("imdb", str(folder), CACHE)
+    model = load_pretrained(folder, "RUN_FOLDER")
+    collate = Collator(task.tokenizer, POSITIONS, causal=True)
+    config = gpt2_config(len(task.tokenizer), num_max_positions=POSITIONS)
+    config.num_labels, config.pad_token_id = 2, task.tokenizer.pad_id
+    peer = transformers.GPT2ForSequenceClassification(config)
+    peer.transformer.load_state_dict(gpt2_weights(model))
+    chosen, valid = choose_subset(task.train.labels, N_LABELS, 42), task.examples("valid")
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(chosen)
+
+        def __getitem__(self, index: int) -> int:
+            return int(chosen[index])
+
+    arguments = transformers.TrainingArguments(
+        tempfile.mkdtemp(), per_device_train_batch_size=BATCH_SIZE, num_train_epochs=N_EPOCHS, learning_rate=LR, warmup_steps=N_WARMUP,
+        lr_scheduler_type="linear", adam_beta2=0.95, weight_decay=0.0, max_grad_norm=1.0, logging_steps=50, save_strategy="no",
+        report_to="none", use_cpu=True, remove_unused_columns=False,
+    )  # fmt: skip
+    trainer = transformers.Trainer(peer, arguments, train_dataset=Rows(), data_collator=lambda rows: labelled_batch(task.train, np.array(rows), collate))
+    speed = trainer.train().metrics["train_samples_per_second"]
+    peer.eval()
+    correct = 0
+    with torch.inference_mode():
+        for indices in evaluation_batches(valid, collate, 64):
+            batch = labelled_batch(valid, indices, collate)
+            labels = batch.pop("labels")
+            correct += (peer(**batch).logits.argmax(-1) == labels).sum().item()
+    return {"examples_per_second": speed, "valid_accuracy": correct / len(valid)}
+
+
+def main() -> None:
+    """Measure and record."""
+    parse(__doc__)
+    folder = pretrained(num_max_positions=POSITIONS)
+    found = {"ours": ours(folder), "trainer": transformers_trainer(folder), "adapters": ours(folder, adapters_dim=32, lr=5 * LR)}
+    speed = {name: one["examples_per_second"] for name, one in found.items()}
+    record(
+        "finetuning_vs_trainer",
+        ratio=speed["ours"] / speed["trainer"],
+        ratio_of_adapters=speed["adapters"] / speed["trainer"],
+        reviews_per_second=speed,
+        accuracy={name: one["valid_accuracy"] for name, one in found.items()},
+        peer="transformers' Trainer",
+    )
+
+
+if __name__ == "__main__":
+    main()

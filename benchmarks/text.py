@@ -1,0 +1,102 @@
+"""Text to tokens beside pytorch_pretrained_bert, the memory of encoding 500 MB, and how soon a script starts.
+
+    python benchmarks/text.py
+"""
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import BATCH_SIZE, CACHE, ROOT, SHAPE, TOKENIZER, benchmark_corpus, median_ratio, parse, record, seconds, side_by_side
+
+from data_sources import open_source
+
+CORPUS_BYTES = 500_000_000
+PEAK_MEMORY = """
+import resource, sys
+from data import load_corpus
+corpus = load_corpus(sys.argv[1], sys.argv[2], sys.argv[3])
+unit = 1 if sys.platform == "darwin" else 1024
+print(len(corpus.train.ids), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+"""
+
+
+def tokenization(texts: list[str]) -> None:
+    """Characters per second, ours in batches as `data.py` encodes them."""
+    from pytorch_pretrained_bert import BertTokenizer
+
+    tokenizer = benchmark_corpus().tokenizer
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder) / "vocab.txt")
+        reference = BertTokenizer(str(Path(folder) / "vocab.txt"), do_lower_case=tokenizer.lowercase, max_len=10**9)
+    few = texts[:200]
+    spent = side_by_side(
+        3,
+        ours=lambda: seconds(lambda: tokenizer.encode_batch(texts)) / len(texts),
+        theirs=lambda: seconds(lambda: [reference.convert_tokens_to_ids(reference.tokenize(text)) for text in few]) / len(few),
+    )
+    n_characters = statistics.mean(map(len, texts))
+    rates = {name: round(n_characters / statistics.median(values)) for name, values in spent.items()}
+    record("tokenization_vs_reference", ratio=median_ratio(spent["theirs"], spent["ours"]), characters_per_second=rates, peer="pytorch_pretrained_bert")
+
+
+def encoding_memory(texts: list[str]) -> None:
+    """Peak memory and time of encoding a file of 500 MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, size = Path(folder) / "train.txt", 0
+        with open(file, "w", encoding="utf-8") as lines:
+            while size < CORPUS_BYTES:
+                for text in texts:
+                    size += len(text.encode()) + 1
+                    lines.write(text + "\n")
+        vocabulary = Path(folder) / "vocab.txt"
+        benchmark_corpus().tokenizer.save(vocabulary)
+        started = time.perf_counter()
+        command = [sys.executable, "-c", PEAK_MEMORY, str(file), str(vocabulary), folder]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()
+        record(
+            "encoding_500_MB", peak_memory_gb=int(printed[1]) / 1e9, seconds=time.perf_counter() - started,
+            megabytes=size / 1e6, training_tokens=int(printed[0]),
+        )  # fmt: skip
+
+
+def start_up() -> None:
+    """Seconds until --help answers, and until the first step of a second start is done."""
+
+    def first_step() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            options = SHAPE | {"dataset_path": "imdb", "tokenizer": TOKENIZER, "dataset_cache": CACHE, "train_batch_size": BATCH_SIZE,
+                               "output_dir": f"{folder}/run", "save_every": 1}  # fmt: skip
+            flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+            started = time.perf_counter()
+            process = subprocess.Popen([sys.executable, ROOT / "pretraining_train.py", *flags], stderr=subprocess.PIPE)
+            while not Path(f"{folder}/run/checkpoints/checkpoint_1.pt").is_file():
+                if process.poll() is not None:
+                    raise RuntimeError(process.stderr.read().decode())
+                time.sleep(0.01)
+            spent = time.perf_counter() - started
+            process.kill()
+            process.wait()
+            return spent
+
+    def help_text() -> float:
+        return seconds(lambda: subprocess.run([sys.executable, ROOT / "pretraining_train.py", "--help"], check=True, capture_output=True))
+
+    benchmark_corpus()  # so that it is in the cache
+    spent = side_by_side(5, first_step=first_step, help=help_text)
+    record("start_up", **{f"seconds_{name}": statistics.median(values) for name, values in spent.items()})
+
+
+def main() -> None:
+    """Measure and record."""
+    parse(__doc__)
+    texts = [row["text"] for row in open_source("imdb").rows("train")]
+    tokenization(texts[:4000])
+    encoding_memory(texts)
+    start_up()
+
+
+if __name__ == "__main__":
+    main()
