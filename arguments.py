@@ -73,6 +73,7 @@ class OptimizationArguments(Arguments):
     optimizer: str = flag("adamw", "muon: Muon for the layers' matrices, AdamW for the rest", ("adamw", "muon"))
     lr: float = flag(2.5e-4, "peak learning rate of AdamW", least=0)
     muon_lr: float = flag(0.02, "peak learning rate of Muon", least=0)
+    muon_momentum: float = flag(0.95, "momentum of Muon; lower for runs of few steps", least=0, most=0.999)
     layer_lr_decay: float = flag(1.0, "learning rates of a layer, relative to the layer above it", least=0, most=1)
     weight_decay: float = flag(0.0, "decoupled weight decay, on matrices alone", least=0)
     max_norm: float = flag(0.25, "clip the gradient's norm to this, once per optimizer step; 0: never", least=0)

@@ -114,7 +114,7 @@ def build_optimizers(model: nn.Module, config: OptimizationArguments) -> list[to
     is_fused = next(iter(trained.values())).device.type in ("cuda", "cpu")
     optimizers = [torch.optim.AdamW(groups(rest, config.lr, decay), betas=(0.9, 0.95), fused=is_fused)]
     if hidden:
-        optimizers.append(Muon(groups(hidden, config.muon_lr, blocks), lr=config.muon_lr))
+        optimizers.append(Muon(groups(hidden, config.muon_lr, blocks), lr=config.muon_lr, momentum=config.muon_momentum))
     return optimizers
 
 

@@ -32,8 +32,8 @@ NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}
 BATCH_SIZE = 16
 # What docs/performance.md found to learn fastest in these sizes.
 RECIPE = {
-    "initial_embeddings": "lsa", "residual_init": "zero", "optimizer": "muon", "lr": 4e-3, "muon_lr": 0.02,
-    "schedule": "linear", "n_warmup": 10, "max_norm": 1.0, "sampled_softmax": 512, "output_bias": True,
+    "initial_embeddings": "lsa", "residual_init": "zero", "output_bias": True, "optimizer": "muon", "lr": 8e-3,
+    "muon_lr": 0.02, "muon_momentum": 0.85, "schedule": "linear", "n_warmup": 5, "max_norm": 1.0, "sampled_softmax": 2048,
 }  # fmt: skip
 
 

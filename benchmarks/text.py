@@ -9,7 +9,19 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import BATCH_SIZE, CACHE, ROOT, SHAPE, TOKENIZER, benchmark_corpus, median_ratio, parse, record, seconds, side_by_side
+from common import (
+    BATCH_SIZE,
+    CACHE,
+    ROOT,
+    SHAPE,
+    TOKENIZER,
+    benchmark_corpus,
+    median_ratio,
+    parse,
+    record,
+    seconds,
+    side_by_side,
+)
 
 from data_sources import open_source
 

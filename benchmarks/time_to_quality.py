@@ -2,12 +2,11 @@
 
     python benchmarks/time_to_quality.py --nanogpt PATH_OF_A_CHECKOUT     without it: transformers' GPT-2 and Trainer
 
-The peer runs with each of three learning rates, and its best loss is the mark. Ours runs once, for a number of steps
-fixed beforehand. Both losses are over the whole validation corpus. Times are of training alone, on both sides; ours has
+The peer runs with each of three learning rates, and its best loss is the mark. Ours runs with three numbers of steps, and
+the shortest that gets below the mark counts. All losses are over the whole validation corpus. Times are of training alone, on both sides; ours has
 the latent semantic analysis in it.
 """
 import json
-import os
 import pickle
 import re
 import shutil
@@ -41,7 +40,7 @@ SEQ = SHAPE["num_max_positions"]
 N_STEPS = round(1.35e6 / (BATCH_SIZE * SEQ))
 N_WARMUP = N_STEPS // 10
 LEARNING_RATES = (1e-3, 2e-3, 4e-3)
-OUR_STEPS = int(os.environ.get("OUR_STEPS", 60))
+OUR_STEPS = (75, 95, 120)
 
 
 @torch.inference_mode()
@@ -123,13 +122,14 @@ def main() -> None:
     """Measure and record."""
     flags = parse(__doc__)
     corpus = benchmark_corpus()
-    ours = run_ours(corpus, OUR_STEPS)
+    ours = [run_ours(corpus, n_steps) for n_steps in OUR_STEPS]
     print(json.dumps(ours), flush=True)
     peers = [run_nanogpt(flags.nanogpt, corpus, lr) if flags.nanogpt else run_transformers(corpus, lr) for lr in LEARNING_RATES]
     best = min(peers, key=lambda one: one["loss"])
+    reached = [one["seconds"] for one in ours if one["loss"] <= best["loss"]]
     record(
         "time_to_quality_vs_peer",
-        ratio=best["seconds"] / ours["seconds"] if ours["loss"] <= best["loss"] else None,
+        ratio=best["seconds"] / reached[0] if reached else None,  # None: the mark was not reached
         ours=ours,
         peers=peers,
         peer_tokens=N_STEPS * BATCH_SIZE * SEQ,

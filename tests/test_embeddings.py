@@ -54,7 +54,7 @@ def test_a_large_corpus_is_sampled_all_over():
 
 
 def test_pretraining_starts_from_them(pretraining, tmp_path):
-    common = [*pretraining, "--n_steps", 4, "--eval_every", 2]
+    common = [*pretraining, "--n_steps", 4, "--eval_every", 2, "--eval_at_start"]
     for kind in ("random", "lsa"):
         run("pretraining_train.py", *common, "--initial_embeddings", kind, "--output_dir", tmp_path / kind)
     random, lsa = evaluations(tmp_path / "random"), evaluations(tmp_path / "lsa")

@@ -175,6 +175,19 @@ def test_impossible_shapes_are_refused(changes, message):
         make_model(**changes)
 
 
+def test_the_loss_is_the_cross_entropy_of_the_logits():
+    model, input_ids, labels = make_model(output_bias=True), random_ids(2, 8), random_ids(2, 8).flip(1)
+    torch.nn.init.normal_(model.output_bias)
+    expected = F.cross_entropy(model(input_ids).flatten(0, 1), labels.flatten(), reduction="sum")
+    torch.testing.assert_close(model(input_ids, labels=labels), expected)
+
+
+def test_with_zero_residual_projections_every_layer_starts_as_the_identity():
+    model, input_ids = make_model(residual_init="zero").transformer, random_ids(2, 8)
+    embedded = model.token_embeddings(input_ids) + model.position_embeddings.weight[:8]
+    torch.testing.assert_close(model(input_ids), model.final_norm(embedded))
+
+
 def test_a_sequence_longer_than_the_positions_is_refused():
     with pytest.raises(UserError, match="25 tokens is longer than num_max_positions 24"):
         make_model()(random_ids(1, 25))
@@ -212,8 +225,11 @@ def test_top_k_and_top_p_keep_the_likeliest():
     assert keep_likeliest(logits, 0, 1e-9).isfinite().sum(1).tolist() == [1, 1]
 
 
-def test_a_sampled_softmax_over_all_tokens_is_the_softmax():
-    model, input_ids, labels = make_model(), random_ids(2, 8), random_ids(2, 8).flip(1)
+@pytest.mark.parametrize("output_bias", [False, True])
+def test_a_sampled_softmax_over_all_tokens_is_the_softmax(output_bias):
+    model, input_ids, labels = make_model(output_bias=output_bias), random_ids(2, 8), random_ids(2, 8).flip(1)
+    if output_bias:
+        torch.nn.init.normal_(model.output_bias)
     labels[0, 3] = IGNORE_INDEX
     full = model(input_ids, labels=labels)
     model.train().config.sampled_softmax = 1000

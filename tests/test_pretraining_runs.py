@@ -1,9 +1,13 @@
 """Pretraining and generation as a user runs them: one process or two, killed and resumed, on small data."""
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from runs import NO_DROPOUT, assert_resumes_exactly, evaluations, launch, metrics, run
+
+from pretraining_model import TransformerConfig, TransformerWithLMHead
+from pretraining_train import PretrainingConfig, start_from_counts
 
 
 def test_pretraining_learns_and_leaves_a_self_contained_folder(pretrained):
@@ -32,6 +36,17 @@ def test_gradient_accumulation_changes_no_loss(pretraining, tmp_path):
     run("pretraining_train.py", *common, "--train_batch_size", 2, "--gradient_accumulation_steps", 2, "--output_dir", tmp_path / "two")
     for one, two in zip(evaluations(tmp_path / "one"), evaluations(tmp_path / "two"), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)
+
+
+def test_an_output_bias_starts_pretraining_at_the_frequencies_of_the_tokens(pretraining, tmp_path):
+    ids = torch.arange(7).repeat_interleave(torch.tensor([1, 2, 3, 4, 5, 6, 7])).numpy()
+    model = TransformerWithLMHead(TransformerConfig(7, 4, 4, 8, 1, 1, output_bias=True))
+    start_from_counts(model, SimpleNamespace(train=SimpleNamespace(ids=ids)), PretrainingConfig(output_bias=True))
+    torch.testing.assert_close(model.output_bias.exp(), torch.arange(2, 9) / 35)  # each counted once more than it occurs
+    common = [*pretraining, "--n_steps", 0, "--eval_at_start"]
+    run("pretraining_train.py", *common, "--output_dir", tmp_path / "without")
+    run("pretraining_train.py", *common, "--output_bias", "--output_dir", tmp_path / "with")
+    assert metrics(tmp_path / "with")["loss"] < metrics(tmp_path / "without")["loss"] - 0.5
 
 
 @pytest.mark.parametrize("launcher, objective", [("torch.distributed.run", []), ("torch.distributed.launch", ["--mlm"])])
