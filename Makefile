@@ -17,8 +17,11 @@ test-slow: $(VENV)/installed-for-tests
 lint: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .
 
-bench: $(VENV)/installed
-	$(BIN)/python benchmarks/tfidf.py
+# NANOGPT=path names a nanoGPT checkout to compare with; without one, the peer is transformers.
+bench: $(VENV)/installed-for-benchmarks
+	for name in throughput time_to_quality finetuning generation text scaling ablation; do \
+		NANOGPT=$(NANOGPT) $(BIN)/python benchmarks/$$name.py || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) dataset_cache
@@ -30,4 +33,8 @@ $(VENV)/installed: requirements.txt
 
 $(VENV)/installed-for-tests: tests/requirements.txt $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -r tests/requirements.txt
+	touch $@
+
+$(VENV)/installed-for-benchmarks: benchmarks/requirements.txt $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -r benchmarks/requirements.txt
 	touch $@

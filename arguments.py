@@ -96,6 +96,7 @@ class ModelArguments(Arguments):
     dropout: float = flag(0.1, "dropout on embeddings and on the output of each sub-layer", least=0, most=0.99)
     attention_dropout: float = flag(0.1, "dropout on attention weights; 0 allows the fastest kernels on a CPU", least=0, most=0.99)
     initializer_range: float = flag(0.02, "standard deviation of the initial weights", least=0)
+    activation: str = flag("gelu_new", "of the feed-forward blocks: GPT-2's GELU, BERT's, which is faster on a CPU, or ReLU", ("gelu_new", "gelu", "relu"))
     residual_init: str = flag("scaled", "initial residual projections: scaled by depth, or zero, so that layers start as the identity", ("scaled", "zero"))
     sinusoidal_embeddings: bool = flag(False, "fixed sinusoidal positions instead of learned ones")
     output_bias: bool = flag(False, "a bias per token in the language-modelling head, which starts at its log frequency in the corpus")

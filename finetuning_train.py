@@ -162,6 +162,8 @@ def build_model(config: FinetuningConfig, task: Task, pretrained: dict | None, c
     if config.adapters_dim and not checkpoint:
         raise UserError("--adapters_dim needs a pretrained model to adapt; name one with --model_checkpoint")
     model = find_model_class(config.finetuning_model_class)(shape, head)
+    if model.output_bias is not None and not config.lm_loss_coef:
+        model.output_bias.requires_grad = False  # several processes would wait for its gradient, which never comes
     if checkpoint:
         load_into(model, load_weights(Path(checkpoint) / WEIGHTS), f"--model_checkpoint {checkpoint}", added_parameters(model))
     return model

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from arguments import UserError
 from utils import IGNORE_INDEX, WEIGHTS, load_into, load_weights, read_run_config
 
+# By the names of the transformers library. gelu_new is GPT-2's, approximated by tanh; gelu is BERT's.
+ACTIVATIONS = {"gelu_new": lambda: nn.GELU(approximate="tanh"), "gelu": nn.GELU, "relu": nn.ReLU}
 LOSS_CHUNK = 1024  # rows of logits that exist at once; see docs/performance.md
 
 
@@ -31,6 +33,7 @@ class TransformerConfig:
     dropout: float = 0.1
     attention_dropout: float = 0.1
     initializer_range: float = 0.02
+    activation: str = "gelu_new"
     residual_init: str = "scaled"
     sinusoidal_embeddings: bool = False
     causal: bool = True
@@ -81,12 +84,12 @@ KeyValueCache = dict[SelfAttention, tuple[Tensor, Tensor]]
 
 
 class FeedForward(nn.Sequential):
-    """Position-wise feed-forward block with GPT-2's tanh-approximated GELU."""
+    """Position-wise feed-forward block."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.expansion = nn.Linear(config.embed_dim, config.hidden_dim)
-        self.activation = nn.GELU(approximate="tanh")
+        self.activation = ACTIVATIONS[config.activation]()
         self.projection = nn.Linear(config.hidden_dim, config.embed_dim)
 
 

@@ -145,7 +145,7 @@ def pretraining(corpus, cache) -> list:
 @pytest.fixture(scope="session")
 def pretrained(pretraining, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pretrained") / "run"
-    run("pretraining_train.py", *pretraining, "--n_steps", 60, "--eval_every", 20, "--eval_at_start", "--output_dir", folder)
+    run("pretraining_train.py", *pretraining, "--n_steps", 60, "--eval_every", 20, "--eval_at_start", "--output_bias", "--output_dir", folder)
     return folder
 
 

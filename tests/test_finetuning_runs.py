@@ -8,8 +8,9 @@ import safetensors.torch
 from runs import NO_DROPOUT, SHAPE, STEPS, assert_resumes_exactly, evaluations, launch, metrics, run
 
 
-def test_two_finetuning_processes_equal_one(finetuning, tmp_path):
-    common = [*finetuning, *NO_DROPOUT, "--n_steps", 6, "--eval_every", 2, "--lm_loss_coef", 0.5]
+@pytest.mark.parametrize("lm_loss_coef", [0, 0.5])
+def test_two_finetuning_processes_equal_one(lm_loss_coef, finetuning, tmp_path):
+    common = [*finetuning, *NO_DROPOUT, "--n_steps", 6, "--eval_every", 2, "--lm_loss_coef", lm_loss_coef]
     run("finetuning_train.py", *common, "--output_dir", tmp_path / "one")
     run("finetuning_train.py", *common, "--train_batch_size", 2, "--output_dir", tmp_path / "two", launcher=launch("torch.distributed.run"))
     for one, two in zip(evaluations(tmp_path / "one"), evaluations(tmp_path / "two"), strict=True):

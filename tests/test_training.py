@@ -1,5 +1,7 @@
 """Optimizers, schedule, and the optimizer step."""
+import contextlib
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,8 +9,10 @@ from torch import nn
 
 from arguments import OptimizationArguments
 from finetuning_model import HeadConfig, TransformerWithClfHead
+from finetuning_train import FinetuningConfig
 from pretraining_model import TransformerConfig, TransformerWithLMHead
-from training import Muon, build_optimizers, learning_rate_factor, split_batch
+from training import Muon, Objective, build_optimizers, create_trainer, learning_rate_factor, split_batch
+from utils import Run
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (32, 8), (8, 32)])
@@ -85,3 +89,28 @@ def test_split_batch_keeps_rows_together():
     parts = split_batch(batch, 4)
     assert [len(part["labels"]) for part in parts] == [4, 2]
     assert torch.equal(torch.cat([part["input_ids"] for part in parts]), batch["input_ids"])
+
+
+def test_gradients_are_synchronised_only_in_the_last_part_of_a_step():
+    """What DistributedDataParallel would see in each of two processes."""
+
+    class Wrapped(nn.Linear):
+        is_synchronised = True
+
+        @contextlib.contextmanager
+        def no_sync(self):
+            self.is_synchronised = False
+            yield
+            self.is_synchronised = True
+
+        def forward(self, input_ids):
+            calls.append(self.is_synchronised)
+            return super().forward(input_ids)
+
+    model, calls = Wrapped(2, 1), []
+    config = FinetuningConfig(train_batch_size=2, gradient_accumulation_steps=3)
+    run = Run(config, Path(), torch.device("cpu"), torch.float32, rank=0, world_size=2)
+    objective = Objective(lambda wrapped, batch: {"loss": wrapped(batch["input_ids"]).sum()}, lambda batch: {"loss": 1}, {"loss": 1.0})
+    trainer = create_trainer(model, [torch.optim.SGD(model.parameters(), lr=0.1)], objective, run)
+    trainer.run([{"input_ids": torch.ones(6, 2)}], max_epochs=1)
+    assert calls == [False, False, True]
