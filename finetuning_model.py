@@ -46,8 +46,13 @@ class TransformerWithClfHead(TransformerWithLMHead):
         Returns: logits [batch, num_outputs]; or, with `labels`, the summed losses `clf` and (if asked for) `lm`.
         """
         # Right padding lies in the future: a causal model that gets no mask can use the fastest attention.
-        hidden_states = self.transformer(input_ids, None if self.config.causal else attention_mask)
-        logits = self.classification_head(self.dropout(self.pool(hidden_states, attention_mask))).float()
+        mask = None if self.config.causal else attention_mask
+        if self.head.pooling == "cls" and lm_labels is None:
+            pooled = self.transformer(input_ids, mask, only=self.cls_positions(attention_mask)).squeeze(1)
+        else:
+            hidden_states = self.transformer(input_ids, mask)
+            pooled = self.pool(hidden_states, attention_mask)
+        logits = self.classification_head(self.dropout(pooled)).float()
         if labels is None:
             return logits
         losses = {"clf": classification_loss(logits, labels)}
@@ -60,11 +65,16 @@ class TransformerWithClfHead(TransformerWithLMHead):
         2018, section 3.3), as far as `pooling` names them: [batch, seq, embed] → [batch, parts * embed]."""
         rows, mask = torch.arange(len(hidden_states), device=hidden_states.device), attention_mask.unsqueeze(-1)
         poolings = {
-            "cls": lambda: hidden_states[rows, attention_mask.sum(1) - 1] if self.config.causal else hidden_states[:, 0],
+            "cls": lambda: hidden_states[rows, self.cls_positions(attention_mask)],
             "mean": lambda: (hidden_states * mask).sum(1) / mask.sum(1),
             "max": lambda: hidden_states.masked_fill(mask == 0, -math.inf).amax(1),
         }
         return torch.cat([poolings[name]() for name in self.head.pooling.split("_")], dim=-1)
+
+    def cls_positions(self, attention_mask: Tensor) -> Tensor:
+        """Where [CLS] stands: [batch]. Last in a causal model, first in a bidirectional one."""
+        lengths = attention_mask.sum(1)
+        return lengths - 1 if self.config.causal else torch.zeros_like(lengths)
 
 
 class Adapter(nn.Module):

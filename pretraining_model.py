@@ -56,8 +56,13 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(config.embed_dim, 3 * config.embed_dim)
         self.projection = nn.Linear(config.embed_dim, config.embed_dim)
 
-    def forward(self, hidden_states: Tensor, attendable: Tensor | None = None, past: "KeyValueCache | None" = None) -> Tensor:
-        """[batch, seq, embed] → [batch, seq, embed]; `attendable` broadcasts to [batch, heads, query, key]."""
+    def forward(
+        self, hidden_states: Tensor, attendable: Tensor | None = None, past: "KeyValueCache | None" = None, only: Tensor | None = None
+    ) -> Tensor:
+        """[batch, seq, embed] → [batch, seq, embed], or [batch, 1, embed] for the positions `only` [batch].
+
+        `attendable` broadcasts to [batch, heads, query, key].
+        """
         batch, seq, embed = hidden_states.shape
         query, key, value = (
             self.query_key_value(hidden_states)
@@ -68,6 +73,8 @@ class SelfAttention(nn.Module):
             if self in past:
                 key, value = (torch.cat(pair, dim=2) for pair in zip(past[self], (key, value), strict=True))
             past[self] = key, value
+        if only is not None:
+            query = query[torch.arange(batch, device=only.device), :, only].unsqueeze(2)
         attended = F.scaled_dot_product_attention(
             query,
             key,
@@ -76,7 +83,7 @@ class SelfAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=self.causal and attendable is None and seq == key.size(2),  # one new token sees all of the past
         )
-        return self.projection(attended.transpose(1, 2).reshape(batch, seq, embed))
+        return self.projection(attended.transpose(1, 2).flatten(2))
 
 
 # The keys and values [batch, heads, seq, head_dim] of the tokens so far, by attention module.
@@ -106,9 +113,13 @@ class TransformerLayer(nn.Module):
         self.after_feed_forward = nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, hidden_states: Tensor, attendable: Tensor | None = None, past: KeyValueCache | None = None) -> Tensor:
-        """[batch, seq, embed] → [batch, seq, embed]."""
-        attended = self.dropout(self.attention(self.attention_norm(hidden_states), attendable, past))
+    def forward(
+        self, hidden_states: Tensor, attendable: Tensor | None = None, past: KeyValueCache | None = None, only: Tensor | None = None
+    ) -> Tensor:
+        """[batch, seq, embed] → [batch, seq, embed], or [batch, 1, embed] for the positions `only` [batch]."""
+        attended = self.dropout(self.attention(self.attention_norm(hidden_states), attendable, past, only))
+        if only is not None:
+            hidden_states = hidden_states[torch.arange(len(only), device=only.device), only].unsqueeze(1)
         hidden_states = hidden_states + self.after_attention(attended)
         mixed = self.dropout(self.feed_forward(self.feed_forward_norm(hidden_states)))
         return hidden_states + self.after_feed_forward(mixed)
@@ -144,7 +155,9 @@ class Transformer(nn.Module):
             positions = sinusoids(self.config.num_max_positions, self.config.embed_dim)
             self.position_embeddings.weight = nn.Parameter(positions, requires_grad=False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, past: KeyValueCache | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, past: KeyValueCache | None = None, only: Tensor | None = None
+    ) -> Tensor:
         """Encode a batch of token ids.
 
         Args:
@@ -153,7 +166,8 @@ class Transformer(nn.Module):
                 none where the padding is on the right, since no real token looks there.
             past: where to keep keys and values (an empty dict to start with). The next call then takes the one token
                 that follows, without a mask, and sees all earlier ones. Causal models only.
-        Returns: hidden_states [batch, seq, embed].
+            only: [batch], the positions whose states are wanted, if not all are: saves most of the last layer.
+        Returns: hidden_states [batch, seq, embed], or [batch, 1, embed] with `only`.
         Raises UserError if the sequence is longer than the positions.
         """
         n_past = next(iter(past.values()))[0].size(2) if past else 0
@@ -166,9 +180,11 @@ class Transformer(nn.Module):
             positions = (attention_mask.cumsum(1) - 1).clamp(min=0)  # counted from the first real token
             attendable = attendable_positions(attention_mask, self.config.causal)
         hidden_states = self.dropout(self.token_embeddings(input_ids) + self.position_embeddings(positions))
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, attendable, past)
-        return self.final_norm(hidden_states)
+        if only is not None and self.config.causal:
+            attendable = (torch.arange(seq, device=only.device) <= only.unsqueeze(1))[:, None, None]
+        return self.final_norm(self.layers[-1](hidden_states, attendable, past, only))
 
 
 class TransformerWithLMHead(nn.Module):

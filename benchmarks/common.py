@@ -32,7 +32,7 @@ NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}
 BATCH_SIZE = 16
 # What docs/performance.md found to learn fastest in these sizes.
 RECIPE = {
-    "initial_embeddings": "lsa", "residual_init": "zero", "output_bias": True, "optimizer": "muon", "lr": 8e-3,
+    "initial_embeddings": "lsa", "residual_init": "zero", "output_bias": True, "activation": "gelu", "optimizer": "muon", "lr": 8e-3,
     "muon_lr": 0.02, "muon_momentum": 0.85, "schedule": "linear", "n_warmup": 5, "max_norm": 1.0, "sampled_softmax": 2048,
 }  # fmt: skip
 
@@ -135,9 +135,9 @@ def make_model(config: PretrainingConfig, num_embeddings: int) -> TransformerWit
 
 def peer_model(nanogpt: str | None, num_embeddings: int, **shape) -> tuple[str, nn.Module]:
     """nanoGPT's or transformers' model of the benchmark's shape; both give (logits, loss)."""
-    shape = SHAPE | shape
     torch.manual_seed(0)
     if nanogpt:
+        shape = SHAPE | shape
         module = import_file(Path(nanogpt) / "model.py")
         return "nanoGPT", module.GPT(
             module.GPTConfig(
@@ -152,6 +152,7 @@ def gpt2_config(num_embeddings: int, **shape):
     """The same shape for transformers."""
     import transformers
 
+    shape = SHAPE | shape
     return transformers.GPT2Config(
         vocab_size=num_embeddings, n_positions=shape["num_max_positions"], n_embd=shape["embed_dim"], n_layer=shape["num_layers"],
         n_head=shape["num_heads"], n_inner=shape["hidden_dim"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,

@@ -17,8 +17,8 @@ def main() -> None:
     import transformers
 
     parse(__doc__)
-    model = load_pretrained(pretrained(num_max_positions=512), "RUN_FOLDER").eval()
-    peer = transformers.GPT2LMHeadModel(gpt2_config(model.config.num_embeddings, num_max_positions=512)).eval()
+    model = load_pretrained(pretrained(activation="gelu_new"), "RUN_FOLDER").eval()
+    peer = transformers.GPT2LMHeadModel(gpt2_config(model.config.num_embeddings)).eval()
     peer.transformer.load_state_dict(gpt2_weights(model))
     figures = {}
     for batch in (1, 16):

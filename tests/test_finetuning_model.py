@@ -41,6 +41,20 @@ def test_cls_pooling_reads_the_last_real_token_of_a_causal_model_and_the_first_o
     torch.testing.assert_close(model.pool(states, batch["attention_mask"]), expected)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("adapters_dim", [0, 8])
+def test_a_last_layer_for_cls_alone_gives_the_same_logits_and_gradients(causal, adapters_dim):
+    model, batch = make_model(causal, adapters_dim=adapters_dim), random_batch()
+    states = model.transformer(batch["input_ids"], None if causal else batch["attention_mask"])
+    whole = model.classification_head(model.pool(states, batch["attention_mask"]))
+    alone = model(**batch)
+    torch.testing.assert_close(alone, whole, atol=1e-5, rtol=1e-5)
+    trained = [one for one in model.parameters() if one.requires_grad]
+    gradients = zip(*(torch.autograd.grad(logits.logsumexp(1).sum(), trained, allow_unused=True) for logits in (alone, whole)), strict=True)
+    for one, other in gradients:
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
 def test_losses_are_sums_and_lm_logits_are_computed_only_on_request(monkeypatch):
     model, batch = make_model(), random_batch()
     labels = torch.tensor([2, 0])
