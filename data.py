@@ -99,13 +99,14 @@ def encode_rows(rows: Callable[[], Iterable[dict]], tokenizer: Tokenizer, name: 
     return EncodedTexts(ids, offsets, meta["n_words"], meta["labels"])
 
 
-def find_tokenizer(name: str, source: Source, texts: Callable[[], Iterator[str]], cache: str) -> Tokenizer:
-    """The tokenizer that `--tokenizer` names; `train:SIZE` learns it from `texts` and keeps it in the cache."""
+def find_tokenizer(name: str, source: Source, part: str, texts: Callable[[], Iterator[str]], cache: str) -> Tokenizer:
+    """The tokenizer that `--tokenizer` names; `train:SIZE` learns it from `texts`, which are the named part of a source,
+    and keeps it in the cache."""
     request = parse_training_request(name)
     if request is None:
         return load_tokenizer(name)
     folder = cached(
-        cache, ("vocabulary", request, source.key), lambda folder: train_tokenizer(texts, *request).save(folder / "vocab.txt")
+        cache, ("vocabulary", request, source.key, part), lambda folder: train_tokenizer(texts, *request).save(folder / "vocab.txt")
     )
     return Tokenizer.from_file(folder / "vocab.txt")
 
@@ -126,7 +127,7 @@ def load_corpus(dataset_path: str, tokenizer: str, cache: str, text_column: str 
     """Encode a corpus, or map it from the cache. Raises UserError where it is missing, empty or unreadable."""
     source = open_source(dataset_path, {"text": text_column})
     lines = _corpus_lines(source)
-    made = find_tokenizer(tokenizer, source, lambda: (row["text"] for row in lines("train")), cache)
+    made = find_tokenizer(tokenizer, source, "corpus", lambda: (row["text"] for row in lines("train")), cache)
     train, valid = (
         encode_rows(lambda split=split: lines(split), made, f"{source.name} {split}", cache, ("corpus", source.key, split), made.sep_id)
         for split in ("train", "valid")

@@ -26,8 +26,8 @@ def quickstart() -> dict[str, float]:
     for number, (name, description) in enumerate(FINETUNING.items(), start=2):
         announce(f"{number}/4 classifying reviews: {description}")
         config = stage(FinetuningConfig, name, FOLDER / name)
-        if config.model_checkpoint != "none":
-            config = dataclasses.replace(config, model_checkpoint=str(pretrained))
+        start = "tokenizer" if config.model_checkpoint == "none" else "model_checkpoint"  # the same vocabulary for all
+        config = dataclasses.replace(config, **{start: str(pretrained)})
         results[name] = finetune(config)
 
     summary = {"word_ppl_before": read_evaluations(pretrained)[0]["word_ppl"], "word_ppl_after": pretraining["word_ppl"]}

@@ -50,7 +50,7 @@ class Task:
         Raises UserError for a dataset that is missing, empty or mislabelled.
         """
         self.source, self.cache, self.columns = open_source(dataset_path, columns), cache, columns
-        self.tokenizer = find_tokenizer(tokenizer, self.source, self._training_texts, cache)
+        self.tokenizer = find_tokenizer(tokenizer, self.source, "task", self._training_texts, cache)
         texts = self._encode("train")
         numbers = _as_numbers(texts.labels)
         is_regression = n_classes == 1 or (n_classes is None and numbers is not None and any(one % 1 for one in numbers))

@@ -92,10 +92,10 @@ def test_a_trained_tokenizer_is_kept_in_the_cache(tmp_path, reviews):
         return (row["text"] for row in reviews[:50])
 
     first, second = (
-        find_tokenizer("train:200", open_source(str(file)), texts, str(tmp_path / "cache")) for _ in range(2)
+        find_tokenizer("train:200", open_source(str(file)), "corpus", texts, str(tmp_path / "cache")) for _ in range(2)
     )
     assert first.vocab == second.vocab and len(n_reads) == 2  # one reading counts characters, one learns
-    assert len(find_tokenizer("train:300", open_source(str(file)), texts, str(tmp_path / "cache"))) == 300
+    assert len(find_tokenizer("train:300", open_source(str(file)), "corpus", texts, str(tmp_path / "cache"))) == 300
 
 
 def test_a_build_that_fails_leaves_no_folder_and_the_next_one_succeeds(tmp_path):
