@@ -82,7 +82,7 @@ def encode_rows(rows: Callable[[], Iterable[dict]], tokenizer: Tokenizer, name: 
             while chunk := list(itertools.islice(stream, ENCODING_CHUNK)):
                 texts = [row[key] for row in chunk for key in ("text", "text_pair") if key in row]
                 for ids in tokenizer.encode_batch(texts):
-                    np.array(ids + end, dtype=dtype).tofile(file)
+                    np.append(ids, end).astype(dtype).tofile(file)
                     ends.append(ends[-1] + len(ids) + len(end))
                 n_words += sum(len(text.split()) + len(end) for text in texts)
                 labels.extend(row["label"] for row in chunk if "label" in row)

@@ -82,7 +82,7 @@ class Predictor:
             if len(texts) != self.texts_per_example:
                 raise UserError(f"text {number} of the input {MISMATCH[self.texts_per_example]}")
         ids = iter(self.tokenizer.encode_batch([text for texts in chunk for text in texts]))
-        examples = [[np.array(next(ids), dtype=np.int64) for _ in texts] for texts in chunk]
+        examples = [[next(ids) for _ in texts] for texts in chunk]
         for number, texts in enumerate(examples, start=n_before + 1):
             if any(len(text) == 0 for text in texts):
                 raise UserError(f"text {number} of the input has no tokens; remove it")

@@ -1,11 +1,14 @@
 """Tokenizers: vocabularies from the Hub, from a file or trained on a corpus, and fast WordPiece encoding."""
+import itertools
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -18,14 +21,18 @@ HUB_VOCABULARIES = {
 }
 # The reference takes "[MASK]" for a special token only between spaces, the fast tokenizer everywhere.
 GLUED_SPECIAL_TOKEN = re.compile(r"\S\[(?:PAD|UNK|CLS|SEP|MASK)\]|\[(?:PAD|UNK|CLS|SEP|MASK)\]\S")
+DELETED_SPACE = re.compile("[\x0b\x0c\x1c-\x1f\x85]")  # split() takes them for spaces, the reference deletes them
+WORDS_PER_CALL = 200  # a call of the Rust library costs as much as some ten words
+MAX_WORDS = 2**19  # some 100 MB of words and their ids
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # from JSON escapes and undecodable bytes; not text, Rust refuses it
 
 
 class Tokenizer:
     """WordPiece (Devlin et al. 2019) whose ids are those of `pytorch_pretrained_bert.BertTokenizer`.
 
-    The Rust library does the work. The two disagree about a few characters (those younger than Rust's Unicode
-    tables, above all) and about special tokens glued to other text: such texts go to the reference itself.
+    Words, between spaces, do not see one another, so each is encoded once and then looked up; the Rust library does
+    the work. The two disagree about a few characters (those younger than Rust's Unicode tables, above all) and about
+    special tokens glued to other text: such words go to the reference itself.
     """
 
     def __init__(self, vocab: list[str]):
@@ -42,6 +49,7 @@ class Tokenizer:
         self.lowercase = all(_is_uncased(token) for token in vocab if not re.fullmatch(r"\[.+\]", token))
         self._fast = _fast_tokenizer(models.WordPiece(self.token_to_id, unk_token="[UNK]"), self.lowercase)
         self._fast.add_special_tokens(list(SPECIAL_TOKENS))
+        self._words = WordTable(self._encode_words)
         self._agrees: dict[str, bool] = {}  # character → do the two implementations agree on it?
 
     def __len__(self) -> int:
@@ -66,25 +74,35 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text, without special tokens of our own."""
-        return self.encode_batch([text])[0]
+        return self.encode_batch([text])[0].tolist()
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """The ids of many texts, on all cores."""
-        slow = {index for index, text in enumerate(texts) if self._needs_reference(text)}
-        fast = self._fast.encode_batch_fast(
-            ["" if index in slow else text for index, text in enumerate(texts)], add_special_tokens=False
-        )
-        return [self._reference(texts[index]) if index in slow else fast[index].ids for index in range(len(texts))]
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of many texts, an array each."""
+        return self._words.look_up([[text] if DELETED_SPACE.search(text) else text.split() for text in texts])
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text: word pieces joined, spaces before punctuation removed."""
         return self._fast.decode(list(ids), skip_special_tokens=False)
 
-    def _needs_reference(self, text: str) -> bool:
+    def _encode_words(self, words: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all words in a row, and how many each has; Rust gets many words at once, each closed by [PAD]."""
+        slow = {row: self._reference(word) for row, word in enumerate(words) if self._needs_reference(word)}
+        fast = ["" if row in slow else word for row, word in enumerate(words)]
+        lines = [" [PAD] ".join([*fast[start : start + WORDS_PER_CALL], ""]) for start in range(0, len(fast), WORDS_PER_CALL)]
+        ids = np.concatenate([line.ids for line in self._fast.encode_batch_fast(lines, add_special_tokens=False)])
+        lengths = np.diff(np.flatnonzero(ids == self.pad_id), prepend=-1) - 1
+        ids = ids[ids != self.pad_id]
+        if slow:
+            rows, slow_lengths = list(slow), [*map(len, slow.values())]
+            ids = np.insert(ids, np.repeat(lengths.cumsum()[rows], slow_lengths), [*chain.from_iterable(slow.values())])
+            lengths[rows] = slow_lengths
+        return ids, lengths
+
+    def _needs_reference(self, word: str) -> bool:
         # The reference looks for special tokens after it has deleted control characters.
-        if "[" in text and (GLUED_SPECIAL_TOKEN.search(text) or "\ufffd" in text or not text.isprintable()):
+        if "[" in word and (word == "[PAD]" or GLUED_SPECIAL_TOKEN.search(word) or "\ufffd" in word or not word.isprintable()):
             return True
-        return not text.isascii() and not all(map(self._agree_on, set(text)))
+        return not word.isascii() and not all(map(self._agree_on, set(word)))
 
     def _agree_on(self, character: str) -> bool:
         """Try both implementations on a character, alone, inside and at either end of a word; once each."""
@@ -112,6 +130,45 @@ class Tokenizer:
         from pytorch_pretrained_bert.tokenization import WordpieceTokenizer
 
         return WordpieceTokenizer(self.token_to_id)
+
+
+class WordTable:
+    """The ids of every word met so far.
+
+    In running text nineteen words out of twenty were met before. To look them up is faster than to encode them anew, and
+    leaves the other cores free (`benchmarks/text.py`).
+    """
+
+    def __init__(self, encode_words: Callable[[list[str]], tuple[np.ndarray, np.ndarray]]):
+        """`encode_words`: from words to their ids in a row, and how many each word has."""
+        self.encode_words = encode_words
+        self.forget()
+
+    def forget(self) -> None:
+        """Start with an empty table."""
+        self.rows = defaultdict(itertools.count().__next__)  # word → the next free row
+        self.ids = np.empty(0, dtype=np.int32)
+        self.offsets = np.zeros(1, dtype=np.int64)  # row r is ids[offsets[r] : offsets[r + 1]]
+
+    def look_up(self, texts: list[list[str]]) -> list[np.ndarray]:
+        """The ids of every text, given as its words."""
+        if len(self.rows) > MAX_WORDS:
+            self.forget()
+        rows = np.fromiter(map(self.rows.__getitem__, chain.from_iterable(texts)), dtype=np.int64)
+        self.encode_new_words()
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts
+        ends = np.concatenate([[0], lengths.cumsum()])
+        ids = self.ids[np.repeat(starts - ends[:-1], lengths) + np.arange(ends[-1])]
+        return np.split(ids, ends[np.cumsum([len(words) for words in texts])])[:-1]
+
+    def encode_new_words(self) -> None:
+        """Append the ids of words that have a row, but no ids yet."""
+        new = list(itertools.islice(self.rows, len(self.offsets) - 1, None))
+        if new:
+            ids, lengths = self.encode_words(new)
+            self.ids = np.concatenate([self.ids, ids], dtype=np.int32, casting="unsafe")
+            self.offsets = np.concatenate([self.offsets, self.offsets[-1] + lengths.cumsum()])
 
 
 def _is_uncased(token: str) -> bool:

@@ -17,7 +17,8 @@ def main() -> None:
     import transformers
 
     parse(__doc__)
-    model = load_pretrained(pretrained(activation="gelu_new"), "RUN_FOLDER").eval()
+    folder = pretrained(activation="gelu_new", output_bias=False)  # as in GPT-2
+    model = load_pretrained(folder, "RUN_FOLDER").eval()
     peer = transformers.GPT2LMHeadModel(gpt2_config(model.config.num_embeddings)).eval()
     peer.transformer.load_state_dict(gpt2_weights(model))
     figures = {}
