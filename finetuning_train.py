@@ -39,6 +39,7 @@ class FinetuningConfig(ModelArguments, OptimizationArguments, RunArguments):
 
     # The defaults that differ from pretraining's.
     train_batch_size: int = flag(16, "sequences per process and forward pass", least=1)
+    part_tokens: int | None = flag(None, "tokens of a batch that are computed at once, in sequences of similar length (default: 1,024 on a CPU, 16,384 on a GPU)", least=1)
     valid_batch_size: int = flag(32, "sequences per process in an evaluation", least=1)
     lr: float = flag(6e-5, "peak learning rate of AdamW", least=0)
     n_epochs: int = flag(3, "passes over the training data", least=0)
@@ -122,7 +123,8 @@ def finetune(config: FinetuningConfig) -> dict[str, float]:
 
     wrapped = wrap_model(model, run)
     optimizers = build_optimizers(model, config)
-    trainer = create_trainer(wrapped, optimizers, finetuning_objective(config), run)
+    part_tokens = config.part_tokens or (1024 if run.device.type == "cpu" else 16_384)
+    trainer = create_trainer(wrapped, optimizers, finetuning_objective(config), run, part_tokens)
 
     attach_schedule(trainer, optimizers, config, n_steps)
     timer = attach_logging(trainer, optimizers, run)

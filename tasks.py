@@ -11,10 +11,6 @@ from data import Batch, EncodedTexts, encode_rows, find_tokenizer
 from data_sources import open_source, split_rows
 from tokenization import Tokenizer
 
-# Batches are sorted by length within so many steps: nine tenths of the padding saved. More would save the rest, but batches
-# that are too much alike cost accuracy (docs/performance.md).
-SORTED_STEPS = 8
-
 
 @dataclass
 class Examples:
@@ -195,8 +191,8 @@ def share(room: int, lengths: list[int]) -> list[int]:
 class TaskBatches:
     """Training batches of a task for one process: `self[step]` is what it sees in that optimizer step.
 
-    Batches hold examples of similar length and are visited in random order; each epoch sees every example, and fills
-    its last batch with others.
+    Each epoch sees every example in random order, and fills its last batch with others. Within a batch the rows are sorted by
+    length, so that it can be computed in parts of little padding (`training.split_batch`).
     """
 
     examples: Examples
@@ -225,10 +221,9 @@ class TaskBatches:
         random = np.random.default_rng((self.seed, epoch))
         n_rows = self.batch_size * self.world_size
         order = np.resize(random.permutation(self.chosen), len(self) * n_rows)
+        plan = order.reshape(len(self), n_rows)
         lengths = np.minimum(self.examples.lengths(), self.collate.max_length)
-        parts = np.array_split(order, range(SORTED_STEPS * n_rows, len(order), SORTED_STEPS * n_rows))
-        order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
-        return random.permutation(order.reshape(len(self), n_rows))
+        return np.take_along_axis(plan, np.argsort(lengths[plan], axis=1, kind="stable"), axis=1)
 
     def starting_at(self, step: int) -> Iterator[Batch]:
         """The endless stream of batches from an optimizer step on."""

@@ -156,9 +156,9 @@ def wrap_model(model: nn.Module, run: Run) -> nn.Module:
     return DistributedDataParallel(model, device_ids=[run.device] if run.device.type == "cuda" else None)
 
 
-def create_trainer(wrapped: nn.Module, optimizers: list, objective: Objective, run: Run) -> Engine:
-    """An engine whose iteration is one optimizer step: forward and backward over the batch in
-    `gradient_accumulation_steps` parts, one clipping, one update."""
+def create_trainer(wrapped: nn.Module, optimizers: list, objective: Objective, run: Run, part_tokens: int | None = None) -> Engine:
+    """An engine whose iteration is one optimizer step: forward and backward over the batch in parts of at most
+    `train_batch_size` rows and some `part_tokens` tokens, one clipping, one update. The gradient does not depend on the parts."""
     config = run.config
     forward = torch.compile(wrapped) if config.compile else wrapped
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
@@ -167,13 +167,12 @@ def create_trainer(wrapped: nn.Module, optimizers: list, objective: Objective, r
     def update(engine: Engine, batch: Batch) -> dict[str, Tensor | float]:
         wrapped.train()
         torch.manual_seed(derive_seed(run.config.seed, engine.state.iteration, run.rank))  # so that resuming is exact
-        batch = run.to_device(batch)
         counts = objective.counts(batch)
         if run.world_size > 1:  # DDP averages gradients over processes, and we want their sum
             counts = {name: idist.all_reduce(torch.as_tensor(count, device=run.device)) / run.world_size for name, count in counts.items()}
         total = 0.0
-        parts = split_batch(batch, config.train_batch_size)
-        for index, part in enumerate(parts):
+        parts = split_batch(batch, config.train_batch_size, part_tokens)
+        for index, part in enumerate(map(run.to_device, parts)):
             is_last = index == len(parts) - 1
             with contextlib.nullcontext() if is_last or run.world_size == 1 else wrapped.no_sync():
                 with run.autocast():
@@ -188,17 +187,34 @@ def create_trainer(wrapped: nn.Module, optimizers: list, objective: Objective, r
             scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         scaler.update()
-        return {"loss": total, "grad_norm": grad_norm, "n_tokens": batch["input_ids"].numel(), "n_examples": len(batch["input_ids"])}
+        return {"loss": total, "grad_norm": grad_norm, "n_tokens": sum(part["input_ids"].numel() for part in parts), "n_examples": len(batch["input_ids"])}
 
     trainer = Engine(update)
     trainer.scaler = scaler
     return trainer
 
 
-def split_batch(batch: Batch, size: int) -> list[Batch]:
-    """Cut a batch into parts of `size` rows."""
-    pieces = {key: tensor.split(size) for key, tensor in batch.items()}
-    return [dict(zip(pieces, part, strict=True)) for part in zip(*pieces.values(), strict=True)]
+def split_batch(batch: Batch, size: int, part_tokens: int | None = None) -> list[Batch]:
+    """Cut a batch into parts of at most `size` rows, each no longer than its longest row.
+
+    With `part_tokens`, a part takes only as many rows as make that many tokens: if the rows are sorted by length, hardly
+    any padding is left.
+    """
+    sizes, n_rows = [], len(batch["input_ids"])
+    while n_rows:
+        longest = int(batch["attention_mask"][:n_rows].sum(1).max()) if part_tokens else 0
+        sizes.append(min(size, n_rows, max(1, part_tokens // longest) if part_tokens else size))
+        n_rows -= sizes[-1]
+    pieces = {key: tensor.split(sizes[::-1]) for key, tensor in batch.items()}
+    return [without_padding(dict(zip(pieces, part, strict=True))) for part in zip(*pieces.values(), strict=True)]
+
+
+def without_padding(batch: Batch) -> Batch:
+    """Cut off columns, on the right, that are padding in every row."""
+    if "attention_mask" not in batch:
+        return batch
+    longest = batch["attention_mask"].sum(1).max()
+    return {key: tensor[:, :longest] if tensor.dim() == 2 else tensor for key, tensor in batch.items()}
 
 
 # ------------------------------------------------------------------------------------------- attached around the loop

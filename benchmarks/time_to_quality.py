@@ -39,7 +39,7 @@ from pretraining_train import PretrainingConfig, pretrain
 SEQ = SHAPE["num_max_positions"]
 N_STEPS = round(1.35e6 / (BATCH_SIZE * SEQ))
 N_WARMUP = N_STEPS // 10
-LEARNING_RATES = (1e-3, 2e-3, 4e-3)
+LEARNING_RATES = (5e-4, 1e-3, 2e-3)
 OUR_STEPS = (75, 95, 120)
 
 

@@ -13,6 +13,7 @@ from arguments import UserError
 from data import encode_rows
 from data_sources import open_source, split_rows
 from tasks import Collator, Examples, Task, TaskBatches, choose_subset, evaluation_batches, labelled_batch, share
+from training import split_batch
 
 
 def write(folder, **splits):
@@ -396,12 +397,13 @@ def padding(batches):
     return 1 - sum(mask.sum().item() for mask in masks) / sum(mask.numel() for mask in masks)
 
 
-def test_sorting_by_length_saves_more_than_half_of_the_padding_but_leaves_the_order_random(examples, collate):
+def test_parts_of_a_batch_save_more_than_half_of_the_padding_and_leave_the_batches_random(examples, collate):
     batches = task_batches(examples, collate)
     order = np.random.default_rng(0).permutation(len(examples))
     randomly = [labelled_batch(examples, order[start : start + 16], collate) for start in range(0, len(order), 16)]
     ours = [batches[step] for step in range(len(batches))]
-    assert padding(ours) < 0.5 * padding(randomly)
+    parts = [part for batch in ours for part in split_batch(batch, 16, 1024)]
+    assert padding(parts) < 0.5 * padding(randomly)
     widths = [batch["input_ids"].shape[1] for batch in ours]
     assert abs(np.corrcoef(widths, np.arange(len(widths)))[0, 1]) < 0.4, "short and long batches are mixed"
 

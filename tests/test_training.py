@@ -87,8 +87,37 @@ def test_schedule_warms_up_and_decays_to_zero():
 def test_split_batch_keeps_rows_together():
     batch = {"input_ids": torch.arange(12).view(6, 2), "labels": torch.arange(6)}
     parts = split_batch(batch, 4)
-    assert [len(part["labels"]) for part in parts] == [4, 2]
+    assert [len(part["labels"]) for part in parts] == [2, 4]
     assert torch.equal(torch.cat([part["input_ids"] for part in parts]), batch["input_ids"])
+
+
+def test_parts_of_similar_length_leave_hardly_any_padding():
+    lengths = torch.tensor([3, 4, 5, 9, 10, 20])
+    mask = (torch.arange(20) < lengths[:, None]).long()
+    batch = {"input_ids": torch.arange(120).view(6, 20) * mask, "attention_mask": mask, "labels": torch.arange(6)}
+    parts = split_batch(batch, size=3, part_tokens=22)
+    assert [list(part["input_ids"].shape) for part in parts] == [[3, 5], [2, 10], [1, 20]]
+    assert torch.cat([part["labels"] for part in parts]).tolist() == list(range(6))
+    assert sum(part["input_ids"].sum() for part in parts) == batch["input_ids"].sum()
+    assert len(split_batch(batch, size=6, part_tokens=1)) == 6, "a row longer than a part is a part"
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_step_does_not_depend_on_its_parts(causal, tmp_path):
+    lengths = torch.tensor([3, 4, 5, 9, 10, 20])
+    mask = (torch.arange(20) < lengths[:, None]).long()
+    input_ids = torch.randint(50, mask.shape, generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": input_ids, "attention_mask": mask, "labels": torch.arange(6) % 3}
+    objective = Objective(lambda model, part: model(**part), lambda whole: {"clf": len(whole["labels"])}, {"clf": 1.0})
+    weights = []
+    for part_tokens in (None, 16):
+        torch.manual_seed(0)
+        model = TransformerWithClfHead(TransformerConfig(50, 16, 32, 24, 2, 2, 0.0, 0.0, causal=causal), HeadConfig(3, "cls_mean_max"))
+        run = Run(FinetuningConfig(train_batch_size=6, lr=0.01), tmp_path, torch.device("cpu"), torch.float32, 0, 1)
+        trainer = create_trainer(model, build_optimizers(model, run.config), objective, run, part_tokens)
+        trainer.run([batch] * 3)
+        weights.append(torch.cat([one.detach().flatten() for one in model.parameters()]))
+    torch.testing.assert_close(*weights, atol=1e-4, rtol=1e-4)
 
 
 def test_gradients_are_synchronised_only_in_the_last_part_of_a_step():
