@@ -5,12 +5,15 @@
 Both take 800 labelled IMDb reviews twice, at most 512 tokens of each, in batches of 16 that are padded to their longest
 review, with AdamW at the same learning rates, and classify the state of the last token; figures are means over three seeds.
 """
+import itertools
 import tempfile
 
 import numpy as np
 import torch
-from common import CACHE, NO_DROPOUT, gpt2_config, gpt2_weights, parse, pretrained, record
+from common import CACHE, NO_DROPOUT, gpt2_config, gpt2_weights, parse, pretrained, record, seconds
 
+from data_sources import open_source
+from finetuning_predict import Predictor
 from finetuning_train import FinetuningConfig, finetune
 from pretraining_model import load_pretrained
 from tasks import Collator, Task, choose_subset, evaluation_batches, labelled_batch
@@ -20,10 +23,14 @@ SEEDS = (42, 43, 44)
 
 
 def ours(folder, **changes) -> dict[str, float]:
-    """Metrics of our run."""
+    """Metrics of our run, and the reviews/s of a prediction with its model."""
+    output_dir = tempfile.mkdtemp()
     options = NO_DROPOUT | {"train_subset_size": N_LABELS, "n_epochs": N_EPOCHS, "lr": LR, "n_warmup": N_WARMUP, "max_norm": 1.0,
                "eval_every": 10**6, "log_every": 25}  # fmt: skip
-    return finetune(FinetuningConfig(model_checkpoint=str(folder), dataset_cache=CACHE, output_dir=tempfile.mkdtemp(), eval_test=False, **options | changes))
+    found = finetune(FinetuningConfig(model_checkpoint=str(folder), dataset_cache=CACHE, output_dir=output_dir, eval_test=False, **options | changes))
+    predictor = Predictor(output_dir)
+    texts = [[row["text"]] for row in itertools.islice(open_source("imdb").rows("train"), N_LABELS)]
+    return found | {"predicted_per_second": N_LABELS / seconds(lambda: list(predictor.predict(texts)))}
 
 
 def transformers_trainer(folder, seed: int) -> dict[str, float]:
@@ -83,6 +90,8 @@ def main() -> None:
         accuracy_by_seed={name: [one[name]["valid_accuracy"] for one in found] for name in runs},
         peer="transformers' Trainer",
     )
+    predicted = np.mean([one["ours"]["predicted_per_second"] for one in found])
+    record("prediction_vs_training", ratio=predicted / speed["ours"], reviews_per_second={"prediction": predicted, "training": speed["ours"]})
 
 
 if __name__ == "__main__":
