@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 import tempfile
@@ -47,7 +48,7 @@ def parse(description: str) -> argparse.Namespace:
 def record(name: str, **figures) -> None:
     """Put a benchmark's figures into results.json, and on the screen."""
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    figures |= {"command": f"python benchmarks/{Path(sys.argv[0]).name}", "machine": machine()}
+    figures |= {"command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]), "machine": machine()}
     results[name] = figures
     write_json(RESULTS, dict(sorted(results.items())))
     print(f"{name}: {json.dumps(figures, indent=2)}", flush=True)
