@@ -28,18 +28,18 @@ if __name__ == "__main__":
 import torch
 
 from arguments import UserError
-from pretraining_model import generate, load_pretrained
-from tokenization import Tokenizer
+from checkpoints import load_pretrained
+from pretraining_model import generate
 from utils import choose_device
 
 
 def continue_prompt(config: GenerationConfig) -> list[str]:
     """Generate and print `n_samples` continuations; return them with the prompt in front."""
     device = choose_device(config.device)
-    model = load_pretrained(config.run_folder, "RUN_FOLDER").to(device)
+    model, tokenizer = load_pretrained(config.run_folder, "RUN_FOLDER")
+    model.to(device)
     if not model.config.causal:
         raise UserError(f"{config.run_folder} holds a masked language model, which cannot continue a text; pretrain without --mlm")
-    tokenizer = Tokenizer.from_file(f"{config.run_folder}/vocab.txt")
     # In the corpus a text follows the [SEP] that closes the one before.
     prompt = torch.tensor([[tokenizer.sep_id, *tokenizer.encode(config.prompt)]] * config.n_samples, device=device)
     generator = torch.Generator(device).manual_seed(config.seed)

@@ -1,19 +1,18 @@
-"""A GPT-2-like transformer and its language-modelling head.
+"""A transformer and its language-modelling head: GPT-2's design, and what BERT and RoBERTa do otherwise as options.
 
-The layer has two named slots, `after_attention` and `after_feed_forward`, that are the identity until
-somebody fills them: adapters (`finetuning_model.py`) plug in there and never copy a `forward`.
+The layer has two named slots, `after_attention` and `after_feed_forward`, that change nothing until
+somebody fills them: adapters (`adapters.py`) plug in there and never copy a `forward`.
 """
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arguments import UserError
-from utils import IGNORE_INDEX, WEIGHTS, load_into, load_weights, read_run_config
+from utils import IGNORE_INDEX
 
 # By the names of the transformers library. gelu_new is GPT-2's, approximated by tanh; gelu is BERT's.
 ACTIVATIONS = {"gelu_new": lambda: nn.GELU(approximate="tanh"), "gelu": nn.GELU, "relu": nn.ReLU}
@@ -39,6 +38,12 @@ class TransformerConfig:
     causal: bool = True
     output_bias: bool = False
     sampled_softmax: int = 0
+    # What checkpoints of other families want (checkpoints.py); pretraining from scratch leaves it as it is.
+    pre_norm: bool = True  # LayerNorm before each sub-layer, as GPT-2; else after the residual sum, as BERT
+    embedding_norm: bool = False
+    num_token_types: int = 0  # segment embeddings
+    layer_norm_eps: float = 1e-5
+    output_transform: bool = False  # a linear layer, the activation and a LayerNorm before the LM head
 
     def __post_init__(self):
         if self.embed_dim % self.num_heads:
@@ -100,42 +105,74 @@ class FeedForward(nn.Sequential):
         self.projection = nn.Linear(config.hidden_dim, config.embed_dim)
 
 
+class EmptySlot(nn.Module):
+    """Where something may be plugged in behind a sub-layer. It gets the sub-layer's output, the residual that this will be
+    added to, and the LayerNorm that the sum will go through (None in a pre-norm layer); it returns what to add."""
+
+    def forward(self, output: Tensor, residual: Tensor, norm: nn.Module | None) -> Tensor:
+        """[batch, seq, embed] → [batch, seq, embed]."""
+        return output
+
+
 class TransformerLayer(nn.Module):
-    """Pre-LayerNorm layer (GPT-2: Radford et al. 2019, section 2.3) with a slot after each sub-layer."""
+    """Attention and feed-forward, each with a residual connection, and a slot after each of them.
+
+    LayerNorm comes before a sub-layer (GPT-2: Radford et al. 2019, section 2.3), or after the residual sum (BERT).
+    """
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.embed_dim)
+        self.pre_norm = config.pre_norm
+        self.attention_norm = nn.LayerNorm(config.embed_dim, config.layer_norm_eps)
         self.attention = SelfAttention(config)
-        self.after_attention = nn.Identity()
-        self.feed_forward_norm = nn.LayerNorm(config.embed_dim)
+        self.after_attention = EmptySlot()
+        self.feed_forward_norm = nn.LayerNorm(config.embed_dim, config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
-        self.after_feed_forward = nn.Identity()
+        self.after_feed_forward = EmptySlot()
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self, hidden_states: Tensor, attendable: Tensor | None = None, past: KeyValueCache | None = None, only: Tensor | None = None
     ) -> Tensor:
         """[batch, seq, embed] → [batch, seq, embed], or [batch, 1, embed] for the positions `only` [batch]."""
-        attended = self.dropout(self.attention(self.attention_norm(hidden_states), attendable, past, only))
+        # A norm in front of the sub-layer, or behind the residual sum: the other one is None.
+        before, after = (self.attention_norm, None) if self.pre_norm else (None, self.attention_norm)
+        seen = before(hidden_states) if before else hidden_states
+        attended = self.dropout(self.attention(seen, attendable, past, only))
         if only is not None:
             hidden_states = hidden_states[torch.arange(len(only), device=only.device), only].unsqueeze(1)
-        hidden_states = hidden_states + self.after_attention(attended)
-        mixed = self.dropout(self.feed_forward(self.feed_forward_norm(hidden_states)))
-        return hidden_states + self.after_feed_forward(mixed)
+        hidden_states = hidden_states + self.after_attention(attended, hidden_states, after)
+        hidden_states = after(hidden_states) if after else hidden_states
+        before, after = (self.feed_forward_norm, None) if self.pre_norm else (None, self.feed_forward_norm)
+        mixed = self.dropout(self.feed_forward(before(hidden_states) if before else hidden_states))
+        hidden_states = hidden_states + self.after_feed_forward(mixed, hidden_states, after)
+        return after(hidden_states) if after else hidden_states
+
+
+class OutputTransform(nn.Sequential):
+    """What BERT has between the last layer and the LM head."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.linear = nn.Linear(config.embed_dim, config.embed_dim)
+        self.activation = ACTIVATIONS[config.activation]()
+        self.norm = nn.LayerNorm(config.embed_dim, config.layer_norm_eps)
+        initialize(self.linear, config.initializer_range)
 
 
 class Transformer(nn.Module):
-    """Token and position embeddings, the layers, a final LayerNorm: `input_ids` → `hidden_states`."""
+    """Token, position and perhaps segment embeddings, the layers, and for pre-norm layers a final LayerNorm."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
         self.token_embeddings = nn.Embedding(config.num_embeddings, config.embed_dim)
         self.position_embeddings = nn.Embedding(config.num_max_positions, config.embed_dim)
+        self.token_type_embeddings = nn.Embedding(config.num_token_types, config.embed_dim) if config.num_token_types else None
+        self.embedding_norm = nn.LayerNorm(config.embed_dim, config.layer_norm_eps) if config.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
-        self.final_norm = nn.LayerNorm(config.embed_dim)
+        self.final_norm = nn.LayerNorm(config.embed_dim, config.layer_norm_eps) if config.pre_norm else nn.Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -156,7 +193,12 @@ class Transformer(nn.Module):
             self.position_embeddings.weight = nn.Parameter(positions, requires_grad=False)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, past: KeyValueCache | None = None, only: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past: KeyValueCache | None = None,
+        only: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> Tensor:
         """Encode a batch of token ids.
 
@@ -167,6 +209,7 @@ class Transformer(nn.Module):
             past: where to keep keys and values (an empty dict to start with). The next call then takes the one token
                 that follows, without a mask, and sees all earlier ones. Causal models only.
             only: [batch], the positions whose states are wanted, if not all are: saves most of the last layer.
+            token_type_ids: [batch, seq], the segment of each token, for models that have segment embeddings; all 0 if left out.
         Returns: hidden_states [batch, seq, embed], or [batch, 1, embed] with `only`.
         Raises UserError if the sequence is longer than the positions.
         """
@@ -179,7 +222,10 @@ class Transformer(nn.Module):
         else:
             positions = (attention_mask.cumsum(1) - 1).clamp(min=0)  # counted from the first real token
             attendable = attendable_positions(attention_mask, self.config.causal)
-        hidden_states = self.dropout(self.token_embeddings(input_ids) + self.position_embeddings(positions))
+        embedded = self.token_embeddings(input_ids) + self.position_embeddings(positions)
+        if self.token_type_embeddings is not None:
+            embedded = embedded + self.token_type_embeddings(torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids)
+        hidden_states = self.dropout(self.embedding_norm(embedded))
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, attendable, past)
         if only is not None and self.config.causal:
@@ -194,6 +240,7 @@ class TransformerWithLMHead(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
+        self.output_transform = OutputTransform(config) if config.output_transform else nn.Identity()
         self.output_bias = nn.Parameter(torch.zeros(config.num_embeddings)) if config.output_bias else None
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
@@ -207,7 +254,7 @@ class TransformerWithLMHead(nn.Module):
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """[..., embed] → [..., num_embeddings]."""
-        return F.linear(hidden_states, self.transformer.token_embeddings.weight, self.output_bias)
+        return F.linear(self.output_transform(hidden_states), self.transformer.token_embeddings.weight, self.output_bias)
 
     def loss(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
         """Summed negative log-likelihood of `labels` [batch, seq], without ever holding all logits in memory."""
@@ -215,6 +262,7 @@ class TransformerWithLMHead(nn.Module):
         if not self.config.causal:  # of MLM's positions 85 % have no label: no logits for them
             labelled = labels != IGNORE_INDEX
             hidden_states, labels = hidden_states[labelled], labels[labelled]
+        hidden_states = self.output_transform(hidden_states)
         if torch.is_autocast_enabled(hidden_states.device.type):  # the final LayerNorm gave float32
             hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
         weight, bias = self.transformer.token_embeddings.weight, self.output_bias
@@ -248,13 +296,6 @@ def sample_vocabulary(labels: Tensor, num_embeddings: int, n_sampled: int) -> tu
     bias[len(present) :] = math.log(len(absent) / max(1, len(chosen)) or 1)
     index_of = torch.full((num_embeddings,), IGNORE_INDEX, device=labels.device).scatter(0, tokens, torch.arange(len(tokens), device=labels.device))
     return tokens, bias, torch.where(labels == IGNORE_INDEX, labels, index_of[labels.clamp(min=0)])
-
-
-def load_pretrained(folder: str | Path, flag: str) -> TransformerWithLMHead:
-    """The model of a pretraining run folder. Raises UserError, naming the flag, if the folder is not one."""
-    model = TransformerWithLMHead(TransformerConfig(**read_run_config(folder, flag)["model"]))
-    load_into(model, load_weights(Path(folder) / WEIGHTS), f"{flag} {folder}")
-    return model
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
-"""Tokenizers: vocabularies from the Hub, from a file or trained on a corpus, and fast WordPiece encoding."""
+"""Tokenizers: WordPiece with a vocabulary from the Hub, from a file or trained on a corpus, and byte-level BPE."""
 import itertools
+import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -10,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from arguments import UserError
+from arguments import UserError, read_json
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 HUB_VOCABULARIES = {
@@ -27,6 +28,10 @@ MAX_WORDS = 2**19  # some 100 MB of words and their ids
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # from JSON escapes and undecodable bytes; not text, Rust refuses it
 
 
+# What a folder may hold a tokenizer in, in the order of preference.
+TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "vocab.json", "merges.txt")
+
+
 class Tokenizer:
     """WordPiece (Devlin et al. 2019) whose ids are those of `pytorch_pretrained_bert.BertTokenizer`.
 
@@ -34,6 +39,8 @@ class Tokenizer:
     the work. The two disagree about a few characters (those younger than Rust's Unicode tables, above all) and about
     special tokens glued to other text: such words go to the reference itself.
     """
+
+    file = "vocab.txt"  # its name in a run folder
 
     def __init__(self, vocab: list[str]):
         """`vocab`: the tokens in the order of their ids. Raises UserError where a special token is missing."""
@@ -46,6 +53,8 @@ class Tokenizer:
             self.token_to_id[token] for token in SPECIAL_TOKENS
         )
         self.special_ids = [self.token_to_id[token] for token in SPECIAL_TOKENS]
+        self.between_texts = [self.sep_id]
+        self.fingerprint = vocab  # two tokenizers with the same one give the same ids
         self.lowercase = all(_is_uncased(token) for token in vocab if not re.fullmatch(r"\[.+\]", token))
         self._fast = _fast_tokenizer(models.WordPiece(self.token_to_id, unk_token="[UNK]"), self.lowercase)
         self._fast.add_special_tokens(list(SPECIAL_TOKENS))
@@ -72,6 +81,10 @@ class Tokenizer:
         """Write `vocab.txt`, one token a line."""
         Path(path).write_text("".join(f"{token}\n" for token in self.vocab), encoding="utf-8")
 
+    def export(self, folder: Path, causal: bool, max_length: int) -> None:
+        """Write the files that make `transformers` encode as we do."""
+        _export(self._fast, folder, dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL_TOKENS, strict=True)), causal, max_length)
+
     def encode(self, text: str) -> list[int]:
         """The ids of one text, without special tokens of our own."""
         return self.encode_batch([text])[0].tolist()
@@ -79,6 +92,14 @@ class Tokenizer:
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """The ids of many texts, an array each."""
         return self._words.look_up([[text] if DELETED_SPACE.search(text) else text.split() for text in texts])
+
+    def encode_words(self, words: list[str]) -> list[np.ndarray]:
+        """The ids of words of running text, an array each: [UNK] where there would be none."""
+        return never_empty(self.encode_batch(words), self.unk_id)
+
+    def encode_with_spans(self, texts: list[str]) -> list[np.ndarray]:
+        """[tokens, 3] for each text: the id of each token, and the characters where it begins and ends."""
+        return spans_of(self._fast, texts)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text: word pieces joined, spaces before punctuation removed."""
@@ -132,6 +153,78 @@ class Tokenizer:
         return WordpieceTokenizer(self.token_to_id)
 
 
+class ByteLevelTokenizer:
+    """Byte-level BPE (Radford et al. 2019, section 2.2) as GPT-2 and RoBERTa have it. The Rust library does the work.
+
+    GPT-2 has one special token, which opens, closes and pads; it takes the part of [CLS], [SEP] and [PAD], and there is no
+    [MASK]. RoBERTa has two separators between the texts of a pair.
+    """
+
+    file = "tokenizer.json"
+    NAMES = {
+        "pad": ("<pad>", "<|endoftext|>"), "unk": ("<unk>", "<|endoftext|>"), "cls": ("<s>", "<|endoftext|>"),
+        "sep": ("</s>", "<|endoftext|>"), "mask": ("<mask>",),
+    }  # fmt: skip
+
+    def __init__(self, fast: tokenizers.Tokenizer):
+        """Raises UserError where the special tokens are neither GPT-2's nor RoBERTa's."""
+        fast.no_truncation()
+        fast.no_padding()
+        self._fast = fast
+        ids = fast.get_vocab(with_added_tokens=True)
+        self.vocab = sorted(ids, key=ids.get)
+        self.fingerprint = fast.to_str()
+        self.special = {part: name for part, names in self.NAMES.items() for name in reversed(names) if name in ids}
+        if len(self.special.keys() - {"mask"}) < 4:
+            raise UserError("it has neither GPT-2's special token <|endoftext|> nor RoBERTa's <pad>, <unk>, <s> and </s>")
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id = (ids[self.special[part]] for part in ("pad", "unk", "cls", "sep"))
+        self.mask_id = ids.get(self.special.get("mask"))
+        self.special_ids = sorted({ids[name] for name in self.special.values()})
+        self.between_texts = [self.sep_id] if self.cls_id == self.sep_id else [self.sep_id, self.sep_id]
+
+    def __len__(self) -> int:
+        return len(self.vocab)
+
+    @classmethod
+    def from_files(cls, vocab: Path, merges: Path) -> "ByteLevelTokenizer":
+        """Read `vocab.json` and `merges.txt`, as GPT-2 and RoBERTa were published."""
+        tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        known = read_json(vocab)
+        tokenizer.add_special_tokens(sorted({name for names in cls.NAMES.values() for name in names if name in known}, key=known.get))
+        return cls(tokenizer)
+
+    def save(self, path: str | Path) -> None:
+        """Write `tokenizer.json`."""
+        self._fast.save(str(path))
+
+    def export(self, folder: Path, causal: bool, max_length: int) -> None:
+        """Write the files that make `transformers` encode as we do."""
+        _export(self._fast, folder, self.special, causal, max_length)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of one text, without special tokens of our own."""
+        return self.encode_batch([text])[0].tolist()
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of many texts, an array each, on all cores."""
+        texts = [LONE_SURROGATE.sub("", text) for text in texts]
+        return [np.array(one.ids, dtype=np.int32) for one in self._fast.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_words(self, words: list[str]) -> list[np.ndarray]:
+        """The ids of words of running text, each behind a space, an array each."""
+        return never_empty(self.encode_batch([f" {word}" for word in words]), self.unk_id)
+
+    def encode_with_spans(self, texts: list[str]) -> list[np.ndarray]:
+        """[tokens, 3] for each text: the id of each token, and the characters where it begins and ends."""
+        return spans_of(self._fast, texts)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text, byte for byte."""
+        return self._fast.decode(list(ids), skip_special_tokens=False)
+
+
 class WordTable:
     """The ids of every word met so far.
 
@@ -169,6 +262,18 @@ class WordTable:
             ids, lengths = self.encode_words(new)
             self.ids = np.concatenate([self.ids, ids], dtype=np.int32, casting="unsafe")
             self.offsets = np.concatenate([self.offsets, self.offsets[-1] + lengths.cumsum()])
+
+
+def never_empty(encoded: list[np.ndarray], unk_id: int) -> list[np.ndarray]:
+    """The same, with an unknown token for a word that has none (a control character, for instance)."""
+    return [ids if len(ids) else np.array([unk_id], dtype=np.int32) for ids in encoded]
+
+
+def spans_of(fast: tokenizers.Tokenizer, texts: list[str]) -> list[np.ndarray]:
+    """[tokens, 3] for each text: id, first character, last character + 1. On all cores."""
+    texts = [LONE_SURROGATE.sub("\ufffd", text) for text in texts]  # one character for another: places stay
+    encoded = fast.encode_batch(texts, add_special_tokens=False)
+    return [np.column_stack([one.ids, np.array(one.offsets, dtype=np.int64).reshape(-1, 2)]).astype(np.int64) for one in encoded]
 
 
 def _is_uncased(token: str) -> bool:
@@ -220,16 +325,49 @@ def parse_training_request(name: str) -> tuple[int, bool] | None:
     return int(match[1]), match[2] is not None
 
 
-def load_tokenizer(name: str) -> Tokenizer:
-    """A tokenizer from a `vocab.txt`, a folder that holds one, or the Hub. Raises UserError if there is none."""
-    path = Path(name) / "vocab.txt" if Path(name).is_dir() else Path(name)
+def load_tokenizer(name: str) -> Tokenizer | ByteLevelTokenizer:
+    """A tokenizer from a file, a folder that holds one, or the Hub. Raises UserError if there is none."""
+    path = Path(name)
+    if path.is_dir():
+        found = next((path / file for file in TOKENIZER_FILES if (path / file).is_file()), None)
+        if found is None:
+            raise UserError(f"--tokenizer {name}: the folder holds none of {', '.join(TOKENIZER_FILES)}")
+        return read_tokenizer(found)
     if path.is_file():
-        return Tokenizer.from_file(path)
-    if path.suffix == ".txt" or name.startswith((".", "/")):
+        return read_tokenizer(path)
+    if path.suffix in (".txt", ".json") or name.startswith((".", "/")):
         raise UserError(f"--tokenizer {name}: there is no such file")
-    from data_sources import download  # the Hub's library takes a second to import
+    from data_sources import download, download_if_there  # the Hub's library takes a second to import
 
-    return Tokenizer.from_file(download(HUB_VOCABULARIES.get(name, name), "vocab.txt", flag="--tokenizer"))
+    repository = HUB_VOCABULARIES.get(name, name.removeprefix("hf:"))
+    return read_tokenizer(download_if_there(repository, "vocab.txt", "--tokenizer") or download(repository, "tokenizer.json", flag="--tokenizer"))
+
+
+def read_tokenizer(path: Path) -> Tokenizer | ByteLevelTokenizer:
+    """A tokenizer from `vocab.txt`, `tokenizer.json`, or `vocab.json` beside `merges.txt`. Raises UserError if it is not one."""
+    if path.suffix != ".json":
+        return Tokenizer.from_file(path)
+    try:
+        if path.name == "vocab.json":
+            return ByteLevelTokenizer.from_files(path, path.with_name("merges.txt"))
+        model = read_json(path)["model"]
+        if model.get("type") == "WordPiece":
+            return Tokenizer(sorted(model["vocab"], key=model["vocab"].get))
+        return ByteLevelTokenizer(tokenizers.Tokenizer.from_file(str(path)))
+    except Exception as error:  # the Rust library knows no other class
+        raise UserError(f"{path} cannot be read as a tokenizer: {error}") from error
+
+
+def _export(fast: tokenizers.Tokenizer, folder: Path, special: dict[str, str], causal: bool, max_length: int) -> None:
+    """tokenizer.json and tokenizer_config.json; an encoder's tokenizer puts the special tokens around its texts."""
+    fast = tokenizers.Tokenizer.from_str(fast.to_str())
+    if not causal:
+        cls, sep = ((special[part], fast.token_to_id(special[part])) for part in ("cls", "sep"))
+        processor = processors.BertProcessing if sep[0] == "[SEP]" else processors.RobertaProcessing
+        fast.post_processor = processor(sep, cls)
+    fast.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length} | {f"{part}_token": token for part, token in special.items()}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _fast_tokenizer(model: models.Model, lowercase: bool) -> tokenizers.Tokenizer:

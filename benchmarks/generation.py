@@ -7,7 +7,8 @@ import statistics
 import torch
 from common import gpt2_config, gpt2_weights, median_ratio, parse, pretrained, record, seconds, side_by_side
 
-from pretraining_model import generate, load_pretrained
+from checkpoints import load_pretrained
+from pretraining_model import generate
 
 N_TOKENS, PROMPT = 200, 20
 
@@ -18,7 +19,7 @@ def main() -> None:
 
     parse(__doc__)
     folder = pretrained(activation="gelu_new", output_bias=False)  # as in GPT-2
-    model = load_pretrained(folder, "RUN_FOLDER").eval()
+    model = load_pretrained(folder, "RUN_FOLDER")[0].eval()
     peer = transformers.GPT2LMHeadModel(gpt2_config(model.config.num_embeddings)).eval()
     peer.transformer.load_state_dict(gpt2_weights(model))
     figures = {}

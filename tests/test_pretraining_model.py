@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 
 from arguments import UserError
+from checkpoints import load_pretrained
 from pretraining_model import (
+    EmptySlot,
     TransformerConfig,
     TransformerWithLMHead,
     generate,
     keep_likeliest,
-    load_pretrained,
     sinusoids,
 )
 from utils import IGNORE_INDEX, save_weights, write_json
@@ -131,11 +132,12 @@ def test_initialisation_is_gpt2s():
     assert torch.equal(layer.attention_norm.weight, torch.ones(256)) and not layer.attention_norm.bias.any()
 
 
-def test_tied_weights_stay_tied_through_save_and_load(tmp_path):
+def test_tied_weights_stay_tied_through_save_and_load(tokenizer, tmp_path):
     model = make_model()
+    tokenizer.save(tmp_path / "vocab.txt")
     save_weights(tmp_path / "model.safetensors", model.state_dict())
     write_json(tmp_path / "config.json", {"model": vars(model.config)})
-    loaded = load_pretrained(tmp_path, "--model_checkpoint").eval()
+    loaded = load_pretrained(tmp_path, "--model_checkpoint")[0].eval()
     input_ids = random_ids(2, 8)
     assert torch.equal(loaded(input_ids), model(input_ids))
     with torch.no_grad():
@@ -148,12 +150,13 @@ def test_tied_weights_stay_tied_through_save_and_load(tmp_path):
 def test_slots_are_the_identity_until_filled():
     model, input_ids = make_model(), random_ids(2, 8)
     before = model(input_ids)
-    model.transformer.layers[1].after_feed_forward = torch.nn.Sequential()  # an empty module changes nothing
+    model.transformer.layers[1].after_feed_forward = EmptySlot()
     assert torch.equal(model(input_ids), before)
 
     class Zero(torch.nn.Module):
-        def forward(self, hidden_states):
-            return torch.zeros_like(hidden_states)
+        def forward(self, output, residual, norm):
+            assert norm is None and residual.shape == output.shape
+            return torch.zeros_like(output)
 
     for layer in model.transformer.layers:
         layer.after_attention, layer.after_feed_forward = Zero(), Zero()
