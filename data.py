@@ -24,7 +24,7 @@ from data_sources import PACKAGED, Source, open_source, split_rows, text_digest
 from tokenization import Tokenizer, load_tokenizer, parse_training_request, train_tokenizer
 from utils import IGNORE_INDEX, derive_seed
 
-CACHE_FORMAT = 1  # change it when the encoding or the layout of the cache changes
+CACHE_FORMAT = 2  # change it when the encoding or the layout of the cache changes
 ENCODING_CHUNK = 2000  # texts encoded at once: enough for all cores, little enough for memory
 VALID_FRACTION = 0.025  # the end of a corpus that has no validation split
 Batch = dict[str, Tensor]
@@ -35,12 +35,14 @@ Batch = dict[str, Tensor]
 
 @dataclass
 class EncodedTexts:
-    """Texts as memory-mapped token ids: text i is ids[offsets[i]:offsets[i + 1]]. Pairs lie behind one another."""
+    """Texts as memory-mapped token ids: text i is ids[offsets[i]:offsets[i + 1]]. The texts of a row lie behind one another."""
 
     ids: np.ndarray
     offsets: np.ndarray
     n_words: int
     labels: list
+    n_texts: np.ndarray  # of each row
+    spans: np.ndarray | None = None  # [tokens, 2]: where a token begins and ends in its text, if that was asked for
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
@@ -67,36 +69,59 @@ def cached(cache: str, key: object, build: Callable[[Path], None]) -> Path:
     return folder
 
 
-def encode_rows(rows: Callable[[], Iterable[dict]], tokenizer: Tokenizer, name: str, cache: str, key: object, end_id: int | None = None) -> EncodedTexts:
-    """Token ids of the rows' `text` and `text_pair`, from the cache if there; `end_id` goes behind every text.
+def texts_of_row(row: dict) -> list[str]:
+    """The text of a row, and the second one of a pair."""
+    return [row[key] for key in ("text", "text_pair") if key in row]
 
-    `rows()` is read only if the cache does not have them. Raises UserError if all texts are empty.
+
+def encode_rows(
+    rows: Callable[[], Iterable[dict]],
+    tokenizer: Tokenizer,
+    name: str,
+    cache: str,
+    key: object,
+    end_id: int | None = None,
+    texts_of: Callable[[dict], list[str]] = texts_of_row,
+    encode: Callable[[list[str]], list[np.ndarray]] | None = None,
+) -> EncodedTexts:
+    """Token ids and labels of the rows, from the cache if there; `end_id` goes behind every text.
+
+    `rows()` is read only if the cache does not have them. `encode` (default: the tokenizer's `encode_batch`) gives an array per
+    text: ids [tokens], or ids with their spans [tokens, 3]. Raises UserError if all texts are empty.
     """
+    encode = encode or tokenizer.encode_batch
 
     def build(folder: Path) -> None:
         dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
         end = [] if end_id is None else [end_id]
-        ends, labels, n_words = [0], [], 0
+        ends, n_texts, labels, n_words = [0], [], [], 0
         stream = iter(rows())
-        with open(folder / "ids.bin", "wb") as file, tqdm(desc=f"encoding {name}", unit=" texts", disable=None) as bar:
+        with open(folder / "ids.bin", "wb") as file, open(folder / "spans.bin", "wb") as span_file, tqdm(desc=f"encoding {name}", unit=" texts", disable=None) as bar:
             while chunk := list(itertools.islice(stream, ENCODING_CHUNK)):
-                texts = [row[key] for row in chunk for key in ("text", "text_pair") if key in row]
-                for ids in tokenizer.encode_batch(texts):
+                by_row = [texts_of(row) for row in chunk]
+                n_texts.extend(map(len, by_row))
+                texts = list(itertools.chain.from_iterable(by_row))
+                for ids in encode(texts):
+                    if ids.ndim == 2:
+                        ids[:, 1:].astype(np.int32).tofile(span_file)
+                        ids = ids[:, 0]
                     np.append(ids, end).astype(dtype).tofile(file)
                     ends.append(ends[-1] + len(ids) + len(end))
                 n_words += sum(len(text.split()) + len(end) for text in texts)
                 labels.extend(row["label"] for row in chunk if "label" in row)
                 bar.update(len(chunk))
         np.save(folder / "offsets.npy", np.array(ends, dtype=np.int64))
+        np.save(folder / "n_texts.npy", np.array(n_texts, dtype=np.int32))
         (folder / "meta.json").write_text(json.dumps({"dtype": dtype.__name__, "n_words": n_words, "labels": labels}))
 
-    folder = cached(cache, (key, tokenizer.vocab, end_id), build)
+    folder = cached(cache, (key, tokenizer.fingerprint, end_id), build)
     meta = json.loads((folder / "meta.json").read_text())
     offsets = np.load(folder / "offsets.npy")
     if not offsets[-1]:
         raise UserError(f"{name} holds no tokens: it has {len(offsets) - 1} texts, all of them empty")
     ids = np.memmap(folder / "ids.bin", dtype=meta["dtype"], mode="r")
-    return EncodedTexts(ids, offsets, meta["n_words"], meta["labels"])
+    spans = np.memmap(folder / "spans.bin", dtype=np.int32, mode="r").reshape(-1, 2) if (folder / "spans.bin").stat().st_size else None
+    return EncodedTexts(ids, offsets, meta["n_words"], meta["labels"], np.load(folder / "n_texts.npy"), spans)
 
 
 def find_tokenizer(name: str, source: Source, part: str, texts: Callable[[], Iterator[str]], cache: str) -> Tokenizer:
@@ -252,6 +277,10 @@ class Masking:
 
     tokenizer: Tokenizer
     probability: float
+
+    def __post_init__(self):
+        if self.tokenizer.mask_id is None:
+            raise UserError("masked language modelling: the tokenizer has no mask token; take another with --tokenizer")
 
     def __call__(self, input_ids: Tensor, key: tuple[int, ...], rows: slice, n_rows: int) -> Batch:
         """Mask [batch, seq] ids, which are `rows` of the `n_rows` rows that `key` draws the random numbers for."""

@@ -12,7 +12,9 @@ import torch
 from arguments import UserError
 from data import encode_rows
 from data_sources import open_source, split_rows
-from tasks import Collator, Examples, Task, TaskBatches, choose_subset, evaluation_batches, labelled_batch, share
+from examples import Collator, Examples, TaskBatches, choose_subset, evaluation_batches, share
+from task_kinds import Classification
+from tasks import Task
 from training import split_batch
 
 
@@ -127,7 +129,7 @@ def test_a_validation_file_is_used_as_it_is(task):
 )
 def test_classes_are_inferred_in_a_natural_order(task, labels, names, ids):
     made = task(train=labelled(*labels), valid=labelled(*labels))
-    assert made.label_names == names
+    assert made.kind.label_names == names
     assert made.train.labels.tolist() == made.examples("valid").labels.tolist() == ids
     assert made.train.labels.dtype == np.int64
 
@@ -135,18 +137,18 @@ def test_classes_are_inferred_in_a_natural_order(task, labels, names, ids):
 @pytest.mark.parametrize("labels", [[0.5, 1, 3.25], ["0.5", "1", "3.25"]], ids=["numbers", "as CSV files have them"])
 def test_numbers_that_are_not_all_whole_are_regression(task, labels):
     made = task(train=labelled(*labels), valid=labelled(7, -1.5))
-    assert made.label_names is None
+    assert made.kind.label_names is None
     assert made.train.labels.dtype == np.float32
     assert made.train.labels.tolist() == [0.5, 1, 3.25] and made.examples("valid").labels.tolist() == [7, -1.5]
 
 
 def test_one_class_asks_for_regression_on_whole_numbers(task):
     made = task(train=labelled(1, 5, 3), valid=labelled(2), n_classes=1)
-    assert made.label_names is None and made.train.labels.tolist() == [1, 5, 3]
+    assert made.kind.label_names is None and made.train.labels.tolist() == [1, 5, 3]
 
 
 def test_the_number_of_classes_is_checked(task):
-    assert task(train=labelled("a", "b"), n_classes=2, valid=labelled("a")).label_names == ["a", "b"]
+    assert task(train=labelled("a", "b"), n_classes=2, valid=labelled("a")).kind.label_names == ["a", "b"]
     with pytest.raises(UserError, match=r"--num_classes 3: .* has 2 classes \(a, b\)"):
         task(train=labelled("a", "b"), valid=labelled("a"), n_classes=3)
 
@@ -341,7 +343,7 @@ def examples(reviews, tokenizer, tmp_path_factory):
     rows = [row["text"] for row in reviews[::20]]
     cache = str(tmp_path_factory.mktemp("cache"))
     encoded = encode_rows(lambda: ({"text": text} for text in rows), tokenizer, "reviews", cache, "reviews")
-    return Examples(encoded, np.arange(len(rows)))
+    return Examples.of(encoded, np.arange(len(rows)), Classification())
 
 
 @pytest.fixture(scope="module")
@@ -400,7 +402,7 @@ def padding(batches):
 def test_parts_of_a_batch_save_more_than_half_of_the_padding_and_leave_the_batches_random(examples, collate):
     batches = task_batches(examples, collate)
     order = np.random.default_rng(0).permutation(len(examples))
-    randomly = [labelled_batch(examples, order[start : start + 16], collate) for start in range(0, len(order), 16)]
+    randomly = [examples.batch(order[start : start + 16], collate) for start in range(0, len(order), 16)]
     ours = [batches[step] for step in range(len(batches))]
     parts = [part for batch in ours for part in split_batch(batch, 16, 1024)]
     assert padding(parts) < 0.5 * padding(randomly)
