@@ -34,6 +34,8 @@ def positional(help: str, nargs: str | None = None):
 class Arguments:
     """Base of the config classes: values out of range are a UserError, however the config came about."""
 
+    typed = frozenset()  # the flags of the command line, among them those that were given the value of their default
+
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value, allowed = getattr(self, field.name), field.metadata
@@ -60,6 +62,7 @@ class RunArguments(Arguments):
     compile: bool = flag(False, "compile the model with torch.compile")
     log_every: int = flag(10, "optimizer steps between TensorBoard rows", least=1)
     save_every: int = flag(1000, "optimizer steps between checkpoints to resume from; the last two are kept", least=1)
+    notify: list[str] | None = flag(None, "address to tell of the start, the end and a failure, as the apprise library writes it: mailto://…, tgram://…; may be repeated, is never saved")
     local_rank: int = flag(-1, "set by torch.distributed.launch")
 
 
@@ -183,12 +186,22 @@ def parse_argv(config_class: type, description: str, argv: list[str] | None):
         preset, where = _arguments_of_run(given["resume"])
     else:
         preset, where = _preset(run_config) if run_config else ({}, "")
-    return config_class(**check_types(config_class, preset, where) | given)
+    config = config_class(**check_types(config_class, preset, where) | given)
+    config.typed = frozenset(given)
+    return config
 
 
 def _preset(name: str) -> tuple[dict, str]:
     file = find_run_config(name)
-    return {key: value for key, value in read_json(file).items() if key != "description"}, str(file)
+    return read_preset(file), str(file)
+
+
+def read_preset(file: Path) -> dict:
+    """The values of a file of run_configs/. Raises UserError for a task whose data can no longer be had."""
+    values = read_json(file)
+    if "unavailable" in values:
+        raise UserError(f"{file}: the data of this task can no longer be had. {values['unavailable']}")
+    return {key: value for key, value in values.items() if key != "description"}
 
 
 def _arguments_of_run(folder: str) -> tuple[dict, str]:
@@ -221,11 +234,11 @@ def check_types(config_class: type, values: dict, where: str) -> dict:
     for key, value in values.items():
         if key not in kinds:
             raise UserError(f"{where}: unknown key {key!r}{suggestion(key, kinds)}")
-        allowed = typing.get_args(kinds[key]) or (kinds[key],)
+        allowed = _alternatives(kinds[key])
         if float in allowed and type(value) is int:
             value = float(value)
-        if type(value) not in allowed:
-            names = " or ".join("null" if one is types.NoneType else one.__name__ for one in allowed)
+        if not any(_is_a(value, one) for one in allowed):
+            names = " or ".join("null" if one is types.NoneType else str(one) if _item(one) else one.__name__ for one in allowed)
             raise UserError(f"{where}: {key} must be {names}, not {json.dumps(value)}")
         checked[key] = value
     return checked
@@ -235,6 +248,22 @@ def suggestion(name: str, known: typing.Iterable[str]) -> str:
     """`; did you mean …?` for a name that is nearly one of `known`, else nothing."""
     nearest = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def _alternatives(kind: type) -> tuple[type, ...]:
+    """`int | None` → (int, NoneType)."""
+    return typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+
+
+def _item(kind: type) -> type | None:
+    """`list[str]` → str, of a flag that may be repeated; None for other types."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is list else None
+
+
+def _is_a(value: object, kind: type) -> bool:
+    if item := _item(kind):
+        return type(value) is list and all(_is_a(one, item) for one in value)
+    return type(value) is kind
 
 
 def _owner(config_class: type, name: str) -> type:
@@ -257,5 +286,7 @@ def _argparse_options(field: dataclasses.Field, kind: type) -> dict:
         options["help"] += f" (default: {field.default})"
     if kind is bool:
         return options | {"action": argparse.BooleanOptionalAction}
-    base = next(one for one in (typing.get_args(kind) or (kind,)) if one is not types.NoneType)
+    base = next(one for one in _alternatives(kind) if one is not types.NoneType)
+    if item := _item(base):
+        return options | {"type": item, "action": "append", "metavar": item.__name__.upper()}
     return options | {"type": base, "choices": field.metadata["choices"], "metavar": None if field.metadata["choices"] else base.__name__.upper()}

@@ -1,10 +1,11 @@
-"""Label texts with a fine-tuned model: one JSON object a line, in the order of the input.
+"""Apply a fine-tuned model: one JSON object a line, in the order of the input.
 
     python finetuning_predict.py RUN_FOLDER "A wonderful film." "A boring one."
     python finetuning_predict.py RUN_FOLDER --input_file reviews.txt > labels.jsonl
     cat reviews.txt | python finetuning_predict.py RUN_FOLDER
 
-A model of text pairs takes `text<TAB>other text` as an argument or line, or the columns text and text_pair of a file.
+What an argument or a line holds: a text, text<TAB>other text, question<TAB>context, text<TAB>choice<TAB>choice …, or for taggers and
+parsers words with spaces between them. A file of another type has it in the columns text, text_pair, choices or in those of training.
 """
 from dataclasses import dataclass
 
@@ -16,8 +17,8 @@ class PredictionConfig(Arguments):
     """prediction"""
 
     run_folder: str = positional("run folder of a fine-tuning")
-    texts: list[str] = positional("texts to label (default: the lines of --input_file or of standard input)", nargs="*")
-    input_file: str | None = flag(None, ".txt with one text a line, or .jsonl, .csv, .tsv, .parquet with a column text")
+    texts: list[str] = positional("texts (default: the lines of --input_file or of standard input)", nargs="*")
+    input_file: str | None = flag(None, ".txt with one text a line, or .jsonl, .csv, .tsv, .parquet, .conll, .conllu")
     batch_size: int = flag(64, "texts per forward pass", least=1)
     device: str = flag("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, mps …")
 
@@ -25,113 +26,134 @@ class PredictionConfig(Arguments):
 if __name__ == "__main__":
     config = parse_arguments(PredictionConfig, __doc__)  # before the slow imports: --help answers at once
 
+import contextlib
 import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from arguments import UserError
-from data_sources import read_table
-from finetuning_model import TransformerWithClfHead, load_finetuned
-from tasks import Collator
-from tokenization import Tokenizer
+from examples import Collator, Examples, evaluation_batches
+from finetuning_model import load_finetuned
+from tables import FIELDS, read_column, read_table
+from task_kinds import KindOptions
+from tasks import KINDS
+from tokenization import load_tokenizer
 from utils import choose_device, read_run_config
 
-CHUNK = 4096  # texts that are read, encoded and sorted by length together
-MISMATCH = {1: "is a pair, but the model was fine-tuned on single texts", 2: "is not a pair (text<TAB>other text), but the model was fine-tuned on pairs"}
+CHUNK = 4096  # examples that are read, encoded and sorted by length together
+# What an argument or a line of text holds, between tabs.
+FIELDS_OF_LINES = {
+    "multiple_choice": ("text", "choices"),
+    "tagging": ("text",),
+    "parsing": ("text",),
+    "question_answering": ("text", "text_pair"),
+}
 
 
 class Predictor:
-    """A fine-tuned model that turns texts into labels.
+    """A fine-tuned model that labels texts, words, choices or questions.
 
     >>> predictor = Predictor("runs/quickstart/full")
-    >>> next(predictor.predict([["A wonderful film."]]))
+    >>> next(predictor.predict([{"text": "A wonderful film."}]))
     {'label': 'pos', 'probabilities': {'neg': 0.02, 'pos': 0.98}}
     """
 
     def __init__(self, run_folder: str, batch_size: int = 64, device: str = "auto"):
         """Raises UserError if the folder is not a fine-tuning run."""
         self.device, self.batch_size = choose_device(device), batch_size
-        model, self.labels = load_finetuned(run_folder, "RUN_FOLDER")
-        self.model: TransformerWithClfHead = model.to(self.device).eval()
-        self.tokenizer = Tokenizer.from_file(Path(run_folder) / "vocab.txt")
+        self.model = load_finetuned(run_folder, "RUN_FOLDER").to(self.device).eval()
         config = read_run_config(run_folder, "RUN_FOLDER")
-        self.texts_per_example, arguments = config["texts_per_example"], config["arguments"]
-        length = arguments["max_length"] or model.config.num_max_positions
-        self.collate = Collator(self.tokenizer, length, model.config.causal, arguments["truncation"])
+        self.kind = KINDS[config["kind"]](config["labels"], KindOptions(**config["options"]))
+        self.is_pair, arguments, shape = config["is_pair"], config["arguments"], self.model.config
+        self.columns = {field: arguments[f"{field}_column"] for field in FIELDS if arguments[f"{field}_column"]}
+        self.tokenizer = load_tokenizer(run_folder)
+        length = arguments["max_length"] or shape.num_max_positions
+        self.collate = Collator.for_model(shape, self.tokenizer, length, arguments["truncation"])
 
-    def predict(self, examples: Iterator[list[str]]) -> Iterator[dict]:
-        """A dict per example (one text, or two), in order: `label`, and for classes `probabilities`."""
-        examples = iter(examples)
+    def predict(self, rows: Iterable[dict]) -> Iterator[dict]:
+        """A dict per row, in order. Rows have the fields of their kind: `text` and perhaps `text_pair`, `choices`. Raises UserError for a
+        row that the model cannot read."""
+        rows = iter(rows)
         for n_before in itertools.count(step=CHUNK):
-            chunk = list(itertools.islice(examples, CHUNK))
+            chunk = [self.prepare(row, number) for number, row in enumerate(itertools.islice(rows, CHUNK), start=n_before + 1)]
             if not chunk:
                 return
-            for row in self.logits(self.encode(chunk, n_before)):
-                yield self.describe(row)
+            features = self.kind.features(self.encode(chunk, n_before), self.collate)
+            outputs = self.kind.by_example(features, self.outputs(features))
+            yield from (self.kind.describe(output, row) for output, row in zip(outputs, chunk, strict=True))
 
-    def encode(self, chunk: list[list[str]], n_before: int) -> list[list[np.ndarray]]:
-        """Token ids of every text. Raises UserError for what the model cannot read."""
-        for number, texts in enumerate(chunk, start=n_before + 1):
-            if not all(isinstance(text, str) for text in texts):
-                raise UserError(f"text {number} of the input is not a string but {texts!r}")
-            if len(texts) != self.texts_per_example:
-                raise UserError(f"text {number} of the input {MISMATCH[self.texts_per_example]}")
-        ids = iter(self.tokenizer.encode_batch([text for texts in chunk for text in texts]))
-        examples = [[next(ids) for _ in texts] for texts in chunk]
-        for number, texts in enumerate(examples, start=n_before + 1):
-            if any(len(text) == 0 for text in texts):
-                raise UserError(f"text {number} of the input has no tokens; remove it")
-        return examples
+    def prepare(self, row: dict, number: int) -> dict:
+        """The row with the fields that its kind wants."""
+        where = f"text {number} of the input"
+        if "text" not in row:
+            raise UserError(f"{where} has no text (it has {', '.join(map(str, row))}); name its column text, or as in training")
+        if self.kind.has_pairs and ("text_pair" in row) != self.is_pair:
+            wrong = "is not a pair (text<TAB>other text), but the model was fine-tuned on pairs"
+            raise UserError(f"{where} {wrong if self.is_pair else 'is a pair, but the model was fine-tuned on single texts'}")
+        return self.kind.prepare(row, where, labelled=False)
+
+    def encode(self, rows: list[dict], n_before: int) -> Examples:
+        """The rows as examples, whose labels mean nothing. Raises UserError for texts without tokens."""
+        texts = [self.kind.texts(row) for row in rows]
+        encoded = self.kind.encode(self.tokenizer, list(itertools.chain.from_iterable(texts)))
+        n_texts = np.array([len(one) for one in texts])
+        if not all(map(len, encoded)):
+            empty = next(index for index, one in enumerate(encoded) if not len(one))
+            number = 1 + n_before + np.searchsorted(np.cumsum(n_texts), empty, side="right")
+            raise UserError(f"text {number} of the input has no tokens; remove it")
+        return Examples.of_tokens(encoded, n_texts, self.kind.no_labels(rows), self.kind)
 
     @torch.inference_mode()
-    def logits(self, examples: list[list[np.ndarray]]) -> torch.Tensor:
-        """[examples, num_outputs], computed in batches of similar length."""
-        order = sorted(range(len(examples)), key=lambda index: -sum(map(len, examples[index])))
-        logits = torch.empty(len(examples), self.model.head.num_outputs)
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            batch = self.collate([examples[index] for index in chosen])
-            batch = {key: tensor.to(self.device) for key, tensor in batch.items()}
-            logits[chosen] = self.model(**batch).cpu()
-        return logits
-
-    def describe(self, logits: torch.Tensor) -> dict:
-        """The label and the probabilities of all labels, or the number of a regression."""
-        if self.labels is None:
-            return {"label": round(logits.item(), 6)}
-        probabilities = logits.softmax(-1).tolist()
-        return {
-            "label": self.labels[logits.argmax()],
-            "probabilities": {label: round(one, 6) for label, one in zip(self.labels, probabilities, strict=True)},
-        }
+    def outputs(self, features: Examples) -> list[np.ndarray]:
+        """What the kind keeps of the logits, computed in batches of similar length."""
+        found = {}
+        for indices in evaluation_batches(features, self.collate, self.batch_size):
+            batch = {key: tensor.to(self.device) for key, tensor in features.batch(indices, self.collate).items() if key != "labels"}
+            found.update(zip(indices.tolist(), self.kind.outputs(self.model(**batch), batch), strict=True))
+        return [found[index] for index in range(len(features))]
 
 
 def predict(config: PredictionConfig) -> None:
-    """Print a JSON object for every text of the input."""
+    """Print a JSON object for every example of the input."""
     predictor = Predictor(config.run_folder, config.batch_size, config.device)
-    for prediction in predictor.predict(read_examples(config, is_pair=predictor.texts_per_example == 2)):
+    for prediction in predictor.predict(read_rows_to_predict(config, predictor)):
         print(json.dumps(prediction, ensure_ascii=False))
 
 
-def read_examples(config: PredictionConfig, is_pair: bool) -> Iterator[list[str]]:
-    """The texts (or pairs) of the arguments, of the input file or of standard input."""
+def read_rows_to_predict(config: PredictionConfig, predictor: Predictor) -> Iterator[dict]:
+    """The rows of the arguments, of the input file or of standard input."""
     if config.texts and config.input_file:
         raise UserError("give texts or --input_file, not both")
+    if config.input_file and Path(config.input_file).suffix != ".txt":
+        return (with_fields(row, predictor) for row in read_table(Path(config.input_file)))
     if config.input_file:
-        rows = read_table(Path(config.input_file))
+        lines = (row["text"] for row in read_table(Path(config.input_file)))
     else:
-        rows = ({"text": line} for line in config.texts or (line.rstrip("\r\n") for line in sys.stdin))
-    return (split_pair(row) if is_pair else [row[key] for key in ("text", "text_pair") if key in row] for row in rows)
+        lines = iter(config.texts) if config.texts else (line.rstrip("\r\n") for line in sys.stdin)
+    return (split_line(line, predictor) for line in lines)
 
 
-def split_pair(row: dict) -> list[str]:
-    """Both texts of a pair: two columns, or one with a tab between them."""
-    return [row["text"], row["text_pair"]] if "text_pair" in row else str(row["text"]).split("\t")
+def with_fields(row: dict, predictor: Predictor) -> dict:
+    """The fields of a row of a table, under our names, under those of its kind, or from the columns that training had."""
+    found = {key: row[key] for key in FIELDS if key in row}
+    for key, column in (predictor.kind.columns | predictor.columns).items():
+        with contextlib.suppress(KeyError):
+            found.setdefault(key, read_column(row, column))
+    return {key: value for key, value in found.items() if key not in ("label", "heads")}
+
+
+def split_line(line: str, predictor: Predictor) -> dict:
+    """A line of text as a row: the fields of its kind, with tabs between them; the last one may be several choices."""
+    fields = FIELDS_OF_LINES.get(predictor.kind.name, ("text", "text_pair") if predictor.is_pair else ("text",))
+    if fields[-1] == "choices":
+        text, *choices = line.split("\t")
+        return {"text": text, "choices": choices}
+    return dict(zip(fields, line.split("\t", len(fields) - 1), strict=False))
 
 
 if __name__ == "__main__":

@@ -2,72 +2,42 @@
 
     python finetuning_train.py --model_checkpoint RUN_FOLDER                       IMDb
     python finetuning_train.py --model_checkpoint RUN_FOLDER --adapters_dim 32     train adapters alone
+    python finetuning_train.py --model_checkpoint hf:roberta-base --tuning lora    somebody else's model, by LoRA
+    python finetuning_train.py --model_checkpoint RUN_FOLDER --tuning fusion --adapters runs/a,runs/b
+    python finetuning_train.py --model_checkpoint runs/mnli --dataset_path rte     sequential transfer: on from another task
     python finetuning_train.py --model_checkpoint none --tokenizer bert-base-cased from scratch
     python finetuning_train.py --dataset_path my_folder                            train/valid/test files of your own
+    python finetuning_train.py squad --model_checkpoint hf:bert-base-uncased       a task of run_configs/
 """
-from dataclasses import dataclass
-
-from arguments import ModelArguments, OptimizationArguments, RunArguments, flag, parse_arguments, run_script
-
-
-@dataclass
-class FinetuningConfig(ModelArguments, OptimizationArguments, RunArguments):
-    """task"""
-
-    model_checkpoint: str | None = flag(None, "run folder of a pretraining, or none: from scratch (default: the newest in runs/)")
-    finetuning_model_class: str = flag("TransformerWithClfHead", "class of finetuning_model.py to fine-tune")
-    dataset_path: str = flag("imdb", "task: a short name, hub:owner/name[:config], a folder or a file")
-    text_column: str | None = flag(None, "column of the texts (default: text)")
-    text_pair_column: str | None = flag(None, "column of the second texts of pairs (default: text_pair, if there is one)")
-    label_column: str | None = flag(None, "column of the labels (default: label)")
-    dataset_cache: str = flag("dataset_cache", "folder for encoded datasets")
-    tokenizer: str | None = flag(None, "as in pretraining (default: the checkpoint's own)")
-    num_classes: int | None = flag(None, "number of classes; 1: regression (default: inferred from the labels)", least=1)
-    train_subset_size: int | None = flag(None, "train on so many examples, drawn by the seed (default: all)", least=1)
-    max_length: int | None = flag(None, "longest input, in tokens (default: num_max_positions)", least=4)
-    truncation: str = flag("head", "which end of a longer text to keep; both: a quarter of head, the rest of tail", ("head", "tail", "both"))
-    pooling: str = flag("cls", "what the head sees: the state of [CLS], the mean or maximum over the text, or several of them",
-                        ("cls", "mean", "max", "cls_mean", "cls_mean_max"))  # fmt: skip
-    adapters_dim: int = flag(0, "width of the adapters; 0: train the whole model", least=0)
-    clf_loss_coef: float = flag(1.0, "weight of the classification loss", least=0)
-    lm_loss_coef: float = flag(0.0, "weight of the auxiliary language-modelling loss; 0: not computed", least=0)
-    mlm_probability: float = flag(0.15, "fraction of the tokens to predict, for the auxiliary loss of an mlm model", least=0.001, most=1)
-    patience: int = flag(0, "stop after so many evaluations without progress; 0: never", least=0)
-    patience_metric: str = flag("auto", "what progress is (auto: accuracy, or pearson for regression)",
-                                ("auto", "accuracy", "macro_f1", "matthews", "pearson", "spearman", "loss"))  # fmt: skip
-    eval_test: bool = flag(True, "measure the best model on the test split, if there is one")
-
-    # The defaults that differ from pretraining's.
-    train_batch_size: int = flag(16, "sequences per process and forward pass", least=1)
-    part_tokens: int | None = flag(None, "tokens of a batch that are computed at once, in sequences of similar length (default: 1,024 on a CPU, 16,384 on a GPU)", least=1)
-    valid_batch_size: int = flag(32, "sequences per process in an evaluation", least=1)
-    lr: float = flag(6e-5, "peak learning rate of AdamW", least=0)
-    n_epochs: int = flag(3, "passes over the training data", least=0)
-    n_warmup: int = flag(500, "optimizer steps of linear warm-up", least=0)
-    schedule: str = flag("linear", "decay of the learning rate to 0 after the warm-up", ("cosine", "linear"))
-
+from arguments import parse_arguments, run_script
+from finetuning_arguments import FinetuningConfig
 
 if __name__ == "__main__":
     config = parse_arguments(FinetuningConfig, __doc__)  # before the slow imports: --help answers at once
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine
 from torch import Tensor
 
-import finetuning_model
+from adapters import Tuning, check_goes_on, fused_adapters, saved_names
 from arguments import UserError
+from checkpoints import Checkpoint, describe_base, open_checkpoint
 from data import Batch, Masking
+from data_sources import SPLIT_FILES
+from examples import Collator, Examples, TaskBatches, choose_subset, evaluation_batches
 from finetuning_model import HeadConfig, TransformerWithClfHead, added_parameters, find_model_class
+from notify import notified
 from pretraining_model import TransformerConfig
 from pretraining_train import model_config
-from tasks import Collator, Examples, Task, TaskBatches, choose_subset, evaluation_batches, labelled_batch
+from restarts import train_restarts
+from tables import FIELDS
+from task_kinds import KindOptions
+from tasks import Task
 from training import (
     BestWeights,
     Objective,
@@ -75,6 +45,7 @@ from training import (
     attach_evaluation,
     attach_logging,
     attach_schedule,
+    attach_unfreezing,
     build_optimizers,
     create_trainer,
     restore_best,
@@ -87,10 +58,8 @@ from utils import (
     WEIGHTS,
     Run,
     count_parameters,
-    file_digest,
     finish_run,
     load_into,
-    load_weights,
     open_folder,
     read_run_config,
     show,
@@ -98,27 +67,31 @@ from utils import (
 )
 
 
+@notified
 def finetune(config: FinetuningConfig) -> dict[str, float]:
     """Fine-tune a model; return `valid_accuracy` and the like of its best evaluation, `test_…`, `examples_per_second`, ….
 
-    Raises UserError for input that cannot be used.
+    With `restarts`, these are means. Raises UserError for input that cannot be used.
     """
     config = dataclasses.replace(config, model_checkpoint=config.model_checkpoint or newest_checkpoint())
-    checkpoint = None if config.model_checkpoint == "none" else config.model_checkpoint
-    pretrained = read_run_config(checkpoint, "--model_checkpoint") if checkpoint else None
+    return finetune_once(config) if config.restarts == 1 else train_restarts(config, finetune_once)
+
+
+def finetune_once(config: FinetuningConfig, whole: Run | None = None) -> dict[str, float]:
+    """One training; `whole` is the run that it is a restart of."""
+    checkpoint = None if config.model_checkpoint == "none" else open_checkpoint(config.model_checkpoint, "--model_checkpoint")
     run = start_run(config)
-    columns = {"text": config.text_column, "text_pair": config.text_pair_column, "label": config.label_column}
-    tokenizer = config.tokenizer or checkpoint or "bert-base-cased"
-    task = Task(config.dataset_path, tokenizer, config.dataset_cache, columns, config.num_classes)
-    model = build_model(config, task, pretrained, checkpoint)
-    collate = Collator(task.tokenizer, max_length(config, model.config), model.config.causal, config.truncation)
-    valid = task.examples("valid")
+    tokenizer = config.tokenizer or (str(checkpoint.folder) if checkpoint else "bert-base-cased")
+    task = open_task(config, tokenizer)
+    model = build_model(config, task, checkpoint)
+    collate = Collator.for_model(model.config, task.tokenizer, max_length(config, model.config), config.truncation)
+    train, valid = (task.kind.features(examples, collate) for examples in (task.train, task.examples("valid")))
     best = best_weights(config, task, model, run)
-    describe(run, task, model, checkpoint)
+    describe([whole, run] if whole else [run], task, model, checkpoint)
 
     chosen = choose_subset(task.train.labels, config.train_subset_size or len(task.train), config.seed)
     n_rows = config.train_batch_size * config.gradient_accumulation_steps
-    batches = TaskBatches(task.train, chosen, collate, n_rows, config.seed, run.rank, run.world_size)
+    batches = TaskBatches(train, task.kind.features_of(train, chosen), collate, n_rows, config.seed, run.rank, run.world_size)
     n_steps = len(batches) * config.n_epochs if config.n_steps is None else config.n_steps
 
     wrapped = wrap_model(model, run)
@@ -126,21 +99,32 @@ def finetune(config: FinetuningConfig) -> dict[str, float]:
     part_tokens = config.part_tokens or (1024 if run.device.type == "cpu" else 16_384)
     trainer = create_trainer(wrapped, optimizers, finetuning_objective(config), run, part_tokens)
 
+    n_parameters, n_trained = count_parameters(model)
+
     attach_schedule(trainer, optimizers, config, n_steps)
+    attach_unfreezing(trainer, model, config.unfreeze_every)
     timer = attach_logging(trainer, optimizers, run)
-    attach_evaluation(trainer, lambda: measure(task, valid, predict(model, valid, collate, run)), best, run, len(batches))
+    attach_evaluation(trainer, lambda: evaluate(task, "valid", valid, model, collate, run), best, run, len(batches))
     attach_checkpoints(trainer, model, optimizers, best, run)
     run_training(trainer, lambda step: with_lm_labels(batches, step, config, model, task), len(batches), n_steps)
 
     metrics = {f"valid_{name}": value for name, value in best.best.items() if name != "step"} | {"best_step": best.best["step"]}
     metrics |= test_metrics(config, task, model, collate, run)
-    n_parameters, n_trained = count_parameters(model)
     speed = trainer.n_examples / timer.value() if trainer.n_examples else 0.0
     metrics |= {"n_labels": len(chosen), "n_steps": trainer.state.iteration, "examples_per_second": speed}
     return finish_run(run, metrics | {"n_parameters": n_parameters, "n_trained": n_trained})
 
 
-# ------------------------------------------------------------------------------------------------------ the model
+# -------------------------------------------------------------------------------------------- the task and the model
+
+
+def open_task(config: FinetuningConfig, tokenizer: str) -> Task:
+    """The task that the flags describe. Raises UserError for one that cannot be read."""
+    columns = {field: getattr(config, f"{field}_column") for field in FIELDS}
+    splits = {split: getattr(config, f"{split}_split") for split in SPLIT_FILES}
+    names = config.label_names.split(",") if config.label_names else []
+    options = KindOptions(names, config.blank, config.doc_stride, config.max_answer_length, config.unanswerable, config.skip_unlabelled)
+    return Task(config.dataset_path, tokenizer, config.dataset_cache, columns, config.num_classes, config.kind, splits, options)
 
 
 def newest_checkpoint() -> str:
@@ -152,23 +136,39 @@ def newest_checkpoint() -> str:
     return str(max(folders, key=lambda folder: (folder / WEIGHTS).stat().st_mtime))
 
 
-def build_model(config: FinetuningConfig, task: Task, pretrained: dict | None, checkpoint: str | None) -> TransformerWithClfHead:
+def build_model(config: FinetuningConfig, task: Task, checkpoint: Checkpoint | None) -> TransformerWithClfHead:
     """A model with a new head and the checkpoint's weights. Raises UserError if they do not fit."""
-    if pretrained:
-        shape = TransformerConfig(**pretrained["model"] | {"dropout": config.dropout, "attention_dropout": config.attention_dropout})
-        if shape.num_embeddings != len(task.tokenizer):
-            raise UserError(f"--tokenizer has {len(task.tokenizer)} tokens, but {checkpoint} was pretrained with {shape.num_embeddings}; leave --tokenizer out")
+    if checkpoint:
+        shape = dataclasses.replace(checkpoint.config, dropout=config.dropout, attention_dropout=config.attention_dropout)
+        if len(task.tokenizer) > shape.num_embeddings or (config.tokenizer and len(task.tokenizer) < shape.num_embeddings):
+            where = f"{checkpoint.name} was pretrained with {shape.num_embeddings}"
+            raise UserError(f"--tokenizer has {len(task.tokenizer)} tokens, but {where}; leave --tokenizer out")
     else:
         shape = model_config(config, len(task.tokenizer))
-    head = HeadConfig(len(task.label_names or [None]), config.pooling, config.adapters_dim, config.initializer_range)
-    if config.adapters_dim and not checkpoint:
-        raise UserError("--adapters_dim needs a pretrained model to adapt; name one with --model_checkpoint")
-    model = find_model_class(config.finetuning_model_class)(shape, head)
-    if model.output_bias is not None and not config.lm_loss_coef:
-        model.output_bias.requires_grad = False  # several processes would wait for its gradient, which never comes
+    tuning = choose_tuning(config, shape.embed_dim)
+    if not tuning.is_full and not checkpoint:
+        raise UserError(f"--tuning {tuning.name} needs a pretrained model to adapt; name one with --model_checkpoint")
     if checkpoint:
-        load_into(model, load_weights(Path(checkpoint) / WEIGHTS), f"--model_checkpoint {checkpoint}", added_parameters(model))
+        check_goes_on(checkpoint, tuning)
+    fused = fused_adapters(config.adapters, checkpoint) if tuning.name == "fusion" else {}
+    head = HeadConfig(task.kind.num_outputs, config.pooling, tuning, config.initializer_range)
+    head.tuning.fused = {name: one.tuning for name, one in fused.items()}
+    model = find_model_class(config.finetuning_model_class or task.kind.model_class)(shape, head)
+    for name, parameter in model.named_parameters():
+        if name.startswith("output_") and not (tuning.is_full and config.lm_loss_coef):
+            parameter.requires_grad = False  # several processes would wait for a gradient that never comes
+    if checkpoint:
+        added = {name: tensor for one in fused.values() for name, tensor in one.weights.items() if name in model.state_dict()}
+        load_into(model, checkpoint.weights | added, f"--model_checkpoint {checkpoint.name}", added_parameters(model))
     return model
+
+
+def choose_tuning(config: FinetuningConfig, embed_dim: int) -> Tuning:
+    """What to train, from the flags."""
+    name = "houlsby" if config.adapters_dim and config.tuning == "full" else config.tuning
+    activation = {"pfeiffer": "relu"}.get(name, "gelu") if config.adapter_activation == "auto" else config.adapter_activation
+    width = config.adapters_dim or max(1, embed_dim // config.reduction_factor)
+    return Tuning(name, width, activation, config.lora_rank, config.lora_alpha, drop_last=config.drop_last)
 
 
 def max_length(config: FinetuningConfig, shape: TransformerConfig) -> int:
@@ -178,18 +178,17 @@ def max_length(config: FinetuningConfig, shape: TransformerConfig) -> int:
     return config.max_length or shape.num_max_positions
 
 
-def describe(run: Run, task: Task, model: TransformerWithClfHead, checkpoint: str | None) -> None:
-    """Make the run folder self-contained: config.json and vocab.txt; adapters name the base that they belong to."""
-    base = None
-    if model.head.adapters_dim and checkpoint:
-        folder = Path(checkpoint).resolve()
-        base = {"path": str(folder), "relative_path": os.path.relpath(folder, run.folder.resolve()), "sha256": file_digest(folder / WEIGHTS)}
+def describe(runs: list[Run], task: Task, model: TransformerWithClfHead, checkpoint: Checkpoint | None) -> None:
+    """Make the run folders self-contained: config.json and the tokenizer; adapters name the base that they belong to."""
     shape = {"model": dataclasses.asdict(model.config), "head": dataclasses.asdict(model.head)}
-    open_folder(run, **shape, labels=task.label_names, texts_per_example=task.train.texts_per_example, base=base)
-    if run.is_main:
-        task.tokenizer.save(run.folder / "vocab.txt")
+    kind = {"kind": task.kind.name, "options": dataclasses.asdict(task.kind.options), "labels": task.kind.label_names, "is_pair": task.is_pair}
+    for run in runs:
+        base = None if model.head.tuning.is_full else describe_base(checkpoint, run.folder)
+        open_folder(run, **shape, model_class=type(model).__name__, **kind, base=base)
+        if run.is_main:
+            task.tokenizer.save(run.folder / task.tokenizer.file)
     n_parameters, n_trained = count_parameters(model)
-    kind = f"{len(task.label_names)} classes" if task.label_names else "regression"
+    kind = task.kind.name.replace("_", " ") + (f", {len(task.kind.label_names)} labels" if task.kind.label_names else "")
     show(f"{n_trained:,} of {n_parameters:,} parameters train ({n_trained / n_parameters:.2%}) · {len(task.train):,} training examples · {kind}")
 
 
@@ -203,7 +202,7 @@ def finetuning_objective(config: FinetuningConfig) -> Objective:
         return model(**batch)
 
     def counts(batch: Batch) -> dict[str, Tensor | int]:
-        found = {"clf": len(batch["labels"])}
+        found = {"clf": n_labels(batch["labels"], batch)}
         if "lm_labels" in batch:
             found["lm"] = (batch["lm_labels"] != IGNORE_INDEX).sum().clamp(min=1)
         return found
@@ -211,70 +210,70 @@ def finetuning_objective(config: FinetuningConfig) -> Objective:
     return Objective(losses, counts, {"clf": config.clf_loss_coef, "lm": config.lm_loss_coef})
 
 
+def n_labels(labels: Tensor, batch: Batch) -> int:
+    """How many labels a batch has: one for each row, or for some of its tokens."""
+    return int((labels != IGNORE_INDEX).sum().clamp(min=1)) if labels.shape == batch["input_ids"].shape else len(labels)
+
+
 def with_lm_labels(batches: TaskBatches, step: int, config: FinetuningConfig, model: TransformerWithClfHead, task: Task) -> Iterator[Batch]:
     """The stream of batches from a step on, with the labels of the auxiliary loss if it is asked for."""
-    mask = Masking(task.tokenizer, config.mlm_probability)
+    mask = Masking(task.tokenizer, config.mlm_probability) if config.lm_loss_coef and not model.config.causal else None
     for number, batch in enumerate(batches.starting_at(step), start=step):
         if not config.lm_loss_coef:
             yield batch
         elif model.config.causal:
-            next_tokens = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)[:, 1:]
+            next_tokens = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)[..., 1:]
             yield batch | {"lm_labels": torch.nn.functional.pad(next_tokens, (0, 1), value=IGNORE_INDEX)}
         else:
-            n_rows = len(batch["labels"])
-            masked = mask(batch["input_ids"], (config.seed, number, batches.rank), slice(0, n_rows), n_rows)
-            yield batch | {"input_ids": masked["input_ids"], "lm_labels": masked["labels"]}
+            input_ids = batch["input_ids"].flatten(0, -2)
+            masked = mask(input_ids, (config.seed, number, batches.rank), slice(0, len(input_ids)), len(input_ids))
+            ids, labels = (masked[key].view_as(batch["input_ids"]) for key in ("input_ids", "labels"))
+            yield batch | {"input_ids": ids, "lm_labels": labels}
 
 
-def predict(model: TransformerWithClfHead, examples: Examples, collate: Collator, run: Run) -> np.ndarray:
-    """Logits [examples, num_outputs] in the order of the examples, computed by all processes together."""
-    logits = torch.zeros(len(examples), model.head.num_outputs, device=run.device)
+def evaluate(task: Task, split: str, features: Examples, model: TransformerWithClfHead, collate: Collator, run: Run) -> dict[str, float]:
+    """Loss and metrics of the model on a split, computed by all processes together."""
+    outputs, loss = predict(model, features, collate, run)
+    return {"loss": loss} | task.kind.measure(features, outputs, lambda: task.rows(split))
+
+
+def predict(model: TransformerWithClfHead, features: Examples, collate: Collator, run: Run) -> tuple[list[np.ndarray], float]:
+    """What the kind keeps of the logits, in the order of the features, and the mean loss; by all processes together."""
+    outputs, losses = {}, torch.zeros(2, dtype=torch.float64)
 
     @torch.inference_mode()
     def inference(engine: Engine, indices: np.ndarray) -> None:
-        batch = run.to_device(labelled_batch(examples, indices, collate))
+        batch = run.to_device(features.batch(indices, collate))
+        labels = batch.pop("labels")
         with run.autocast():
-            logits[indices] = model(batch["input_ids"], batch["attention_mask"])
+            logits = model(**batch)
+        of_the_kind = {key: tensor for key, tensor in batch.items() if key not in ("input_ids", "attention_mask", "token_type_ids")}
+        losses.add_(torch.tensor([model.task_loss(logits, labels, **of_the_kind).item(), n_labels(labels, batch)]))
+        outputs.update(zip(indices.tolist(), features.kind.outputs(logits, batch), strict=True))
 
     model.eval()
-    batches = evaluation_batches(examples, collate, run.config.valid_batch_size, run.rank, run.world_size)
+    batches = evaluation_batches(features, collate, run.config.valid_batch_size, run.rank, run.world_size)
     if batches:
         Engine(inference).run(batches)
-    return (idist.all_reduce(logits) if run.world_size > 1 else logits).cpu().numpy()  # every row was one process's
-
-
-def measure(task: Task, examples: Examples, logits: np.ndarray) -> dict[str, float]:
-    """Loss, and accuracy, macro F1 and Matthews correlation, or Pearson and Spearman correlation for regression."""
-    import scipy.stats
-    import sklearn.metrics
-
-    labels = examples.labels
-    loss = finetuning_model.classification_loss(torch.from_numpy(logits), torch.from_numpy(labels)).item() / len(labels)
-    if task.label_names is None:
-        return {"loss": loss} | {
-            name: float(np.nan_to_num(correlation(logits[:, 0], labels).statistic))  # constant predictions have none
-            for name, correlation in (("pearson", scipy.stats.pearsonr), ("spearman", scipy.stats.spearmanr))
-        }
-    predicted = logits.argmax(1)
-    return {
-        "loss": loss,
-        "accuracy": float((predicted == labels).mean()),
-        "macro_f1": float(sklearn.metrics.f1_score(labels, predicted, average="macro")),
-        "matthews": float(sklearn.metrics.matthews_corrcoef(labels, predicted)),
-    }
+    if run.world_size > 1:
+        parts = [None] * run.world_size
+        torch.distributed.all_gather_object(parts, (outputs, losses))
+        outputs = {index: output for part, _ in parts for index, output in part.items()}
+        losses = sum(one for _, one in parts)
+    return [outputs[index] for index in range(len(features))], (losses[0] / losses[1]).item()
 
 
 def best_weights(config: FinetuningConfig, task: Task, model: TransformerWithClfHead, run: Run) -> BestWeights:
-    """Keep the best model by `--patience_metric`; with adapters, only what was trained."""
-    metric = config.patience_metric
-    if metric == "auto":
-        metric = "accuracy" if task.label_names else "pearson"
-    if metric in (("pearson", "spearman") if task.label_names else ("accuracy", "macro_f1", "matthews")):
-        raise UserError(f"--patience_metric {metric} does not apply to {'classification' if task.label_names else 'regression'}")
+    """Keep the best model by `--patience_metric`; of a frozen one, only what its base does not have."""
+    metric = task.kind.metrics[0] if config.patience_metric == "auto" else config.patience_metric
+    if not task.kind.has_metric(metric):
+        known = ", ".join(filter(task.kind.has_metric, task.kind.metrics))
+        raise UserError(f"--patience_metric {metric} does not apply to {task.kind.name}; take {known}")
+
+    names = saved_names(model, model.head.tuning)
 
     def weights() -> dict[str, Tensor]:
-        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        return {name: tensor for name, tensor in model.state_dict().items() if name in trained or not config.adapters_dim}
+        return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
     return BestWeights(run, weights, metric, higher_is_better=metric != "loss")
 
@@ -285,11 +284,11 @@ def test_metrics(config: FinetuningConfig, task: Task, model: TransformerWithClf
     if not config.eval_test:
         return {}
     try:
-        test = task.examples("test")
+        test = task.kind.features(task.examples("test"), collate)
     except UserError as error:
         show(f"no test metrics: {error}")
         return {}
-    return {f"test_{name}": value for name, value in measure(task, test, predict(model, test, collate, run)).items()}
+    return {f"test_{name}": value for name, value in evaluate(task, "test", test, model, collate, run).items()}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ class PretrainingConfig(ModelArguments, OptimizationArguments, RunArguments):
     dataset_path: str = flag("wikitext-103", "corpus: a short name, hub:owner/name[:config], a folder or a file")
     text_column: str | None = flag(None, "column of the texts, for data from the Hub or in tables (default: text)")
     dataset_cache: str = flag("dataset_cache", "folder for encoded corpora")
-    tokenizer: str = flag("bert-base-cased", "a vocabulary of the Hub, a vocab.txt, train:SIZE or train:SIZE:uncased")
+    tokenizer: str = flag("bert-base-cased", "a model of the Hub, a vocab.txt or tokenizer.json, train:SIZE or train:SIZE:uncased")
     mlm_probability: float = flag(0.15, "fraction of the tokens to predict, for mlm", least=0.001, most=1)
     eval_at_start: bool = flag(False, "evaluate before the first step, too")
     initial_embeddings: str = flag("random", "lsa: start from latent semantic analysis of the corpus", ("random", "lsa"))
@@ -35,6 +35,7 @@ from ignite.metrics import Loss, MetricsLambda
 from torch import nn
 
 from data import Batch, Corpus, CorpusBatches, Masking, evaluation_blocks, load_corpus
+from notify import notified
 from pretraining_model import TransformerConfig, TransformerWithLMHead, generate
 from tokenization import Tokenizer
 from training import (
@@ -52,6 +53,7 @@ from training import (
 from utils import IGNORE_INDEX, Run, count_parameters, finish_run, open_folder, show, start_run
 
 
+@notified
 def pretrain(config: PretrainingConfig) -> dict[str, float]:
     """Pretrain a model; return the metrics of the best evaluation (`loss`, `ppl`, `word_ppl`, `tokens_per_second`, …).
 
@@ -104,10 +106,10 @@ def start_from_counts(model: TransformerWithLMHead, corpus: Corpus, config: Pret
 
 
 def describe(run: Run, corpus: Corpus, model: nn.Module) -> None:
-    """Make the run folder self-contained: config.json and vocab.txt."""
+    """Make the run folder self-contained: config.json and the tokenizer."""
     open_folder(run, model=dataclasses.asdict(model.config))
     if run.is_main:
-        corpus.tokenizer.save(run.folder / "vocab.txt")
+        corpus.tokenizer.save(run.folder / corpus.tokenizer.file)
     show(
         f"{count_parameters(model)[0]:,} parameters · {len(corpus.train.ids):,} training tokens"
         f" · {len(corpus.valid.ids):,} validation tokens · vocabulary of {len(corpus.tokenizer):,}"

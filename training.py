@@ -122,7 +122,7 @@ def depths_below_output(names: Iterable[str]) -> dict[str, int]:
     """How many layers lie between a parameter and the output: 0 for a head and the final LayerNorm, and the most for the embeddings."""
     layers = {name: int(found[1]) for name in names if (found := re.search(r"\.layers\.(\d+)\.", name))}
     n_layers = 1 + max(layers.values(), default=-1)
-    return {name: n_layers - layers[name] if name in layers else (n_layers + 1) * ("_embeddings." in name) for name in names}
+    return {name: n_layers - layers[name] if name in layers else (n_layers + 1) * ("embedding" in name) for name in names}
 
 
 def learning_rate_factor(step: int, n_warmup: int, n_steps: int, schedule: str) -> float:
@@ -153,7 +153,9 @@ def wrap_model(model: nn.Module, run: Run) -> nn.Module:
     model.to(run.device)
     if run.world_size == 1:
         return model
-    return DistributedDataParallel(model, device_ids=[run.device] if run.device.type == "cuda" else None)
+    device_ids = [run.device] if run.device.type == "cuda" else None
+    some_are_frozen = bool(getattr(run.config, "unfreeze_every", 0))
+    return DistributedDataParallel(model, device_ids=device_ids, find_unused_parameters=some_are_frozen)
 
 
 def create_trainer(wrapped: nn.Module, optimizers: list, objective: Objective, run: Run, part_tokens: int | None = None) -> Engine:
@@ -200,9 +202,9 @@ def split_batch(batch: Batch, size: int, part_tokens: int | None = None) -> list
     With `part_tokens`, a part takes only as many rows as make that many tokens: if the rows are sorted by length, hardly
     any padding is left.
     """
-    sizes, n_rows = [], len(batch["input_ids"])
+    sizes, (n_rows, *choices, _) = [], batch["input_ids"].shape
     while n_rows:
-        longest = int(batch["attention_mask"][:n_rows].sum(1).max()) if part_tokens else 0
+        longest = math.prod(choices) * int(batch["attention_mask"][:n_rows].sum(-1).max()) if part_tokens else 0
         sizes.append(min(size, n_rows, max(1, part_tokens // longest) if part_tokens else size))
         n_rows -= sizes[-1]
     pieces = {key: tensor.split(sizes[::-1]) for key, tensor in batch.items()}
@@ -213,8 +215,8 @@ def without_padding(batch: Batch) -> Batch:
     """Cut off columns, on the right, that are padding in every row."""
     if "attention_mask" not in batch:
         return batch
-    longest = batch["attention_mask"].sum(1).max()
-    return {key: tensor[:, :longest] if tensor.dim() == 2 else tensor for key, tensor in batch.items()}
+    width, longest = batch["input_ids"].size(-1), batch["attention_mask"].sum(-1).max()
+    return {key: tensor[..., :longest] if tensor.dim() > 1 and tensor.size(-1) == width else tensor for key, tensor in batch.items()}
 
 
 # ------------------------------------------------------------------------------------------- attached around the loop
@@ -230,6 +232,18 @@ def attach_schedule(trainer: Engine, optimizers: list, config: OptimizationArgum
         for optimizer, group_peaks in zip(optimizers, peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, group_peaks, strict=True):
                 group["lr"] = peak * factor
+
+
+def attach_unfreezing(trainer: Engine, model: nn.Module, every: int) -> None:
+    """Gradual unfreezing (ULMFiT: Howard & Ruder 2018, section 3.3): first the head alone trains, then, every so many steps,
+    one layer more from the top, the embeddings last. A pure function of the step; 0: everything trains from the start."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    depths = depths_below_output(trained)
+
+    @trainer.on(Events.ITERATION_STARTED)
+    def thaw(engine: Engine) -> None:
+        for name, parameter in trained.items() if every else ():
+            parameter.requires_grad = depths[name] <= (engine.state.iteration - 1) // every
 
 
 class BestWeights:
@@ -329,11 +343,21 @@ def attach_logging(trainer: Engine, optimizers: list, run: Run) -> Timer:
     return timer
 
 
+class Saver(DiskSaver):
+    """Writes checkpoints aside and renames them. An old one that is gone already is no error: it goes before the new one is
+    written, so a run that is killed in between has lost a file that its last checkpoint still lists."""
+
+    def remove(self, filename: str) -> None:
+        """Delete an old checkpoint, in the main process."""
+        if idist.get_rank() == self.save_on_rank:
+            (self.dirname / filename).unlink(missing_ok=True)
+
+
 def attach_checkpoints(trainer: Engine, model: nn.Module, optimizers: list, best: BestWeights, run: Run) -> None:
     """Save the training state every `save_every` steps, the last two kept; with `--resume`, load the newest one."""
     state = {"trainer": trainer, "model": model, "best": best, "scaler": trainer.scaler}
     state |= {f"optimizer_{index}": optimizer for index, optimizer in enumerate(optimizers)}
-    saver = DiskSaver(str(run.folder / CHECKPOINTS), create_dir=True, require_empty=False)  # atomic: aside, then renamed
+    saver = Saver(str(run.folder / CHECKPOINTS), create_dir=True, require_empty=False)
     checkpoint = Checkpoint(state, saver, n_saved=2, global_step_transform=lambda *_: trainer.state.iteration, include_self=True)
     if run.config.resume:
         resume(run, state | {"checkpointer": checkpoint})

@@ -52,6 +52,7 @@ class Run:
     dtype: torch.dtype  # of the forward pass: autocast to it unless it is float32
     rank: int
     world_size: int
+    owns_processes: bool = False  # it set up the process group, and leaves it at the end
     started: float = field(default_factory=time.perf_counter)
     writer: object = None  # TensorBoard, in the main process
 
@@ -88,7 +89,8 @@ def start_run(config: RunArguments) -> Run:
     """Processes, device, seed, folder, logs. Raises UserError for a device or folder that cannot be used."""
     distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
     device = choose_device(config.device, int(os.environ.get("LOCAL_RANK", 0)))
-    if distributed and idist.backend() is None:
+    owns_processes = distributed and idist.backend() is None  # else the run is a part of another one
+    if owns_processes:
         idist.initialize("nccl" if device.type == "cuda" else "gloo")
     rank, world_size = idist.get_rank(), idist.get_world_size()
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s")
@@ -98,7 +100,7 @@ def start_run(config: RunArguments) -> Run:
     torch.set_float32_matmul_precision("high")  # TensorFloat-32 where the GPU has it
     folder = str(choose_folder(config)) if rank == 0 else ""
     folder = idist.broadcast(folder, safe_mode=True) if world_size > 1 else folder
-    return Run(config, Path(folder), device, choose_dtype(config.precision, device), rank, world_size)
+    return Run(config, Path(folder), device, choose_dtype(config.precision, device), rank, world_size, owns_processes)
 
 
 def open_folder(run: Run, **sections: object) -> None:
@@ -106,7 +108,7 @@ def open_folder(run: Run, **sections: object) -> None:
 
     Called when all input has been read, so that a mistake leaves nothing behind and overwrites nothing.
     """
-    if not run.is_main:
+    if not run.is_main or run.writer is not None:  # it is open
         return
     from tensorboardX import SummaryWriter
 
@@ -116,7 +118,8 @@ def open_folder(run: Run, **sections: object) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output_dir {run.folder} cannot be made: {error.strerror}") from error
-    arguments = dataclasses.asdict(run.config) | {"output_dir": None, "resume": None, "overwrite": False, "local_rank": -1}
+    unsaved = {"output_dir": None, "resume": None, "overwrite": False, "local_rank": -1, "notify": None}  # addresses hold passwords
+    arguments = dataclasses.asdict(run.config) | unsaved
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
     about = {"script": Path(sys.argv[0]).name, "git_commit": git_commit(), "world_size": run.world_size, "versions": versions}
     write_json(run.folder / CONFIG, about | {"arguments": arguments} | sections)
@@ -125,14 +128,16 @@ def open_folder(run: Run, **sections: object) -> None:
 
 
 def finish_run(run: Run, metrics: dict[str, float]) -> dict[str, float]:
-    """Write metrics.json, close the logs, leave the process group; return the metrics."""
-    metrics = metrics | {"seconds": time.perf_counter() - run.started, "peak_memory_mb": peak_memory_mb(run.device)}
+    """Write metrics.json, close the logs, leave the process group if the run set it up; return the metrics."""
+    metrics = {"seconds": time.perf_counter() - run.started, "peak_memory_mb": peak_memory_mb(run.device)} | metrics
     if run.is_main:
         write_json(run.folder / METRICS, metrics)
-        run.writer.close()
+        if run.writer is not None:
+            run.writer.close()
         show(f"done: {run.folder / METRICS}")
     if run.world_size > 1:
         idist.barrier()
+    if run.owns_processes:
         idist.finalize()
     return metrics
 
@@ -256,6 +261,12 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_metrics(folder: Path) -> dict | None:
+    """metrics.json of a run folder, if the run is finished."""
+    file = folder / METRICS
+    return read_json(file) if file.is_file() else None
 
 
 def read_evaluations(folder: Path) -> list[dict]:

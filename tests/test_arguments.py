@@ -87,15 +87,16 @@ def test_every_preset_of_the_project_is_valid(preset):
             fits.append(load_preset(config_class, str(preset)))
         except UserError as error:
             print(error)
-    assert fits
+    assert fits or "unavailable" in json.loads(preset.read_text())
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, "finetuning_transfer.py", "checkpoints.py"])
 def test_help_imports_nothing_heavy_and_groups_the_flags(script):
     code = f"import sys, runpy; sys.argv = ['{script}', '--help']\ntry: runpy.run_path('{script}', run_name='__main__')\nfinally: print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert result.stdout.strip().endswith("False") and "(default:" in result.stdout
-    assert "--device" in result.stdout and "RUN" in result.stdout.splitlines()[0]
+    assert result.stdout.strip().endswith("False") and result.stdout.startswith("usage")
+    if script in SCRIPTS:
+        assert "--device" in result.stdout and "(default:" in result.stdout and "RUN" in result.stdout.splitlines()[0]
 
 
 def test_a_mistake_exits_with_code_2_at_once_and_debug_shows_where(monkeypatch):

@@ -85,7 +85,7 @@ def test_finetuning_refuses(folder, checkpoint):
     assert "--num_classes 3" in refuse("--num_classes", 3)
     assert "'sentiment'" in refuse("--label_column", "sentiment") and "--label_column" in refuse("--label_column", "sentiment")
     assert "needs a pretrained model" in refuse("--model_checkpoint", "none", "--tokenizer", "train:100", "--adapters_dim", 4, *TINY)
-    assert "is not a classifier" in refuse("--finetuning_model_class", "Adapter")
+    assert "is not a classifier" in refuse("--finetuning_model_class", "HeadConfig")
     assert "does not apply to classification" in refuse("--patience_metric", "pearson")
     assert "leave --tokenizer out" in refuse("--tokenizer", "train:120")
 
@@ -111,7 +111,7 @@ def test_use_scripts_refuse(folder, checkpoint):
     assert "not a run folder" in mistake(continue_prompt, "corpus", "the film")
     finetune(parse_argv(FinetuningConfig, "", ["--dataset_path", "task", "--model_checkpoint", "checkpoint", "--output_dir", "run", "--n_steps", "1"]))
     (folder / "rows.jsonl").write_text('{"text": "good"}\n{"text": 3}\n')
-    assert "text 2 of the input is not a string but [3]" in mistake(predict, "run", "--input_file", "rows.jsonl")
+    assert "text 2 of the input: the text is not a string but 3" in mistake(predict, "run", "--input_file", "rows.jsonl")
     (folder / "rows.jsonl").write_text('{"text": "good", "text_pair": "bad"}\n')
     assert "text 1 of the input is a pair" in mistake(predict, "run", "--input_file", "rows.jsonl")
     assert "text 2 of the input has no tokens" in mistake(predict, "run", "good", " ")
