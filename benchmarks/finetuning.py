@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from common import CACHE, NO_DROPOUT, gpt2_config, gpt2_weights, parse, pretrained, record, seconds
 
+from checkpoints import load_pretrained
 from data_sources import open_source
+from examples import Collator, choose_subset, evaluation_batches
 from finetuning_predict import Predictor
 from finetuning_train import FinetuningConfig, finetune
-from pretraining_model import load_pretrained
-from tasks import Collator, Task, choose_subset, evaluation_batches, labelled_batch
+from tasks import Task
 
 N_LABELS, N_EPOCHS, BATCH_SIZE, POSITIONS, LR, N_WARMUP = 800, 2, 16, 512, 1e-3, 10
 SEEDS = (42, 43, 44)
@@ -29,8 +30,8 @@ def ours(folder, **changes) -> dict[str, float]:
                "eval_every": 10**6, "log_every": 25}  # fmt: skip
     found = finetune(FinetuningConfig(model_checkpoint=str(folder), dataset_cache=CACHE, output_dir=output_dir, eval_test=False, **options | changes))
     predictor = Predictor(output_dir)
-    texts = [[row["text"]] for row in itertools.islice(open_source("imdb").rows("train"), N_LABELS)]
-    return found | {"predicted_per_second": N_LABELS / seconds(lambda: list(predictor.predict(texts)))}
+    rows = list(itertools.islice(open_source("imdb").rows("train"), N_LABELS))
+    return found | {"predicted_per_second": N_LABELS / seconds(lambda: list(predictor.predict(rows)))}
 
 
 def transformers_trainer(folder, seed: int) -> dict[str, float]:
@@ -38,7 +39,7 @@ def transformers_trainer(folder, seed: int) -> dict[str, float]:
     import transformers
 
     task = Task("imdb", str(folder), CACHE)
-    model = load_pretrained(folder, "RUN_FOLDER")
+    model = load_pretrained(folder, "RUN_FOLDER")[0]
     collate = Collator(task.tokenizer, POSITIONS, causal=True)
     config = gpt2_config(len(task.tokenizer), num_max_positions=POSITIONS)
     config.num_labels, config.pad_token_id = 2, task.tokenizer.pad_id
@@ -58,13 +59,13 @@ def transformers_trainer(folder, seed: int) -> dict[str, float]:
         lr_scheduler_type="linear", adam_beta2=0.95, weight_decay=0.0, max_grad_norm=1.0, logging_steps=50, save_strategy="no",
         report_to="none", use_cpu=True, remove_unused_columns=False, seed=seed,
     )  # fmt: skip
-    trainer = transformers.Trainer(peer, arguments, train_dataset=Rows(), data_collator=lambda rows: labelled_batch(task.train, np.array(rows), collate))
+    trainer = transformers.Trainer(peer, arguments, train_dataset=Rows(), data_collator=lambda rows: task.train.batch(np.array(rows), collate))
     speed = trainer.train().metrics["train_samples_per_second"]
     peer.eval()
     correct = 0
     with torch.inference_mode():
         for indices in evaluation_batches(valid, collate, 64):
-            batch = labelled_batch(valid, indices, collate)
+            batch = valid.batch(indices, collate)
             labels = batch.pop("labels")
             correct += (peer(**batch).logits.argmax(-1) == labels).sum().item()
     return {"examples_per_second": speed, "valid_accuracy": correct / len(valid)}

@@ -12,8 +12,9 @@ from sklearn.preprocessing import StandardScaler
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from pretraining_model import load_pretrained
-from tasks import Collator, Examples, Task, choose_subset
+from checkpoints import load_pretrained
+from examples import Collator, Examples, choose_subset
+from tasks import Task
 
 
 def mean_embeddings(embeddings: np.ndarray, examples: Examples, chosen: np.ndarray, collate: Collator) -> np.ndarray:
@@ -23,7 +24,7 @@ def mean_embeddings(embeddings: np.ndarray, examples: Examples, chosen: np.ndarr
 
 def probe(run_folder: str, n_labels: int = 4000) -> float:
     """Accuracy on every second held-out IMDb review."""
-    model = load_pretrained(run_folder, "RUN_FOLDER")
+    model = load_pretrained(run_folder, "RUN_FOLDER")[0]
     task = Task("imdb", run_folder, "dataset_cache")
     collate = Collator(task.tokenizer, 256, causal=True, truncation="both")
     embeddings, valid = model.transformer.token_embeddings.weight.detach().numpy(), task.examples("valid")

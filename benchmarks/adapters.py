@@ -1,0 +1,36 @@
+"""Training speed by what trains: adapters, LoRA and others beside the whole model.
+
+    python benchmarks/adapters.py
+
+A bidirectional transformer of MiniLM's shape (6 layers × 384, segments aside), reviews of at most 128 tokens, AdamW.
+"""
+import statistics
+import tempfile
+
+from common import CACHE, NO_DROPOUT, parse, pretrained, record, side_by_side
+
+from finetuning_train import FinetuningConfig, finetune
+
+SHAPE = {"embed_dim": 384, "hidden_dim": 1536, "num_layers": 6, "num_heads": 12, "num_max_positions": 128, "mlm": True, "n_steps": 1}
+N_STEPS, ROUNDS = 25, 3
+
+
+def speed(folder, tuning: str) -> float:
+    """Examples per second."""
+    options = NO_DROPOUT | {"tuning": tuning, "n_steps": N_STEPS, "eval_every": 10**6, "eval_test": False, "train_subset_size": 500}
+    config = FinetuningConfig(model_checkpoint=str(folder), dataset_cache=CACHE, output_dir=tempfile.mkdtemp(), **options)
+    return finetune(config)["examples_per_second"]
+
+
+def main() -> None:
+    """Measure and record."""
+    parse(__doc__)
+    folder = pretrained(**SHAPE)
+    names = ("full", "pfeiffer", "houlsby", "lora", "bitfit", "head")
+    found = side_by_side(ROUNDS, **{name: lambda name=name: speed(folder, name) for name in names})
+    ratios = {name: statistics.median(one / full for one, full in zip(found[name], found["full"], strict=True)) for name in names}
+    record("adapters_vs_full", ratios=ratios, examples_per_second={name: statistics.median(speeds) for name, speeds in found.items()})
+
+
+if __name__ == "__main__":
+    main()
