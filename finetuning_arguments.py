@@ -16,6 +16,7 @@ class TaskArguments(Arguments):
     choices_column: str | None = flag(None, "column of the lists of choices, or their columns with commas between them; {choice} in a text is where they go (default: choices)")
     heads_column: str | None = flag(None, "column of the heads of words, for parsing (default: head)")
     label_column: str | None = flag(None, "column of the labels, tags, answers or relations (default: label, tags, answers or deprel)")
+    group_column: str | None = flag(None, "column of what examples belong to (the question of an answer, say), for exact matches of whole groups of a classification")
     label_names: str | None = flag(None, "names of the labels in the order of their numbers, with commas between them; of choices: what the labels call them (default: inferred)")
     blank: str | None = flag(None, "what a choice fills, where a text has it, like _")
     skip_unlabelled: bool = flag(False, "leave out examples without a label, instead of refusing them")

@@ -123,7 +123,7 @@ def open_task(config: FinetuningConfig, tokenizer: str) -> Task:
     columns = {field: getattr(config, f"{field}_column") for field in FIELDS}
     splits = {split: getattr(config, f"{split}_split") for split in SPLIT_FILES}
     names = config.label_names.split(",") if config.label_names else []
-    options = KindOptions(names, config.blank, config.doc_stride, config.max_answer_length, config.unanswerable, config.skip_unlabelled)
+    options = KindOptions(names, config.blank, config.doc_stride, config.max_answer_length, config.unanswerable, config.skip_unlabelled, bool(config.group_column))
     return Task(config.dataset_path, tokenizer, config.dataset_cache, columns, config.num_classes, config.kind, splits, options)
 
 

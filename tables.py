@@ -12,7 +12,7 @@ from pathlib import Path
 from arguments import UserError
 
 FILE_TYPES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet", ".conll", ".conllu")
-FIELDS = ("text", "text_pair", "choices", "heads", "label")  # what a row of a task may have
+FIELDS = ("text", "text_pair", "choices", "heads", "group", "label")  # what a row of a task may have
 CHOICE = "\0"  # where a text has room for a choice
 CONLL = {"tokens": 0, "tags": -1}  # column of a word-per-line file → its number
 CONLLU = {"tokens": 1, "lemmas": 2, "upos": 3, "xpos": 4, "feats": 5, "head": 6, "deprel": 7}

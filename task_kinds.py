@@ -27,6 +27,7 @@ class KindOptions:
     max_answer_length: int = 30
     unanswerable: bool = False
     skip_unlabelled: bool = False
+    grouped: bool = False
 
 
 class Kind:
@@ -147,23 +148,26 @@ class Classification(Kind):
     """A class for a text, or for a pair of texts."""
 
     name = "classification"
-    metrics = ("accuracy", "macro_f1", "f1", "matthews", "loss")
+    metrics = ("accuracy", "macro_f1", "f1", "matthews", "exact_match", "loss")
 
     def has_metric(self, name):
-        """F1 is that of the second of two classes."""
-        return super().has_metric(name) and (name != "f1" or self.num_outputs == 2)
+        """F1 is that of the second of two classes; exact matches are those of groups."""
+        needs = {"f1": self.num_outputs == 2, "exact_match": self.options.grouped}
+        return super().has_metric(name) and needs.get(name, True)
 
     def measure(self, features, outputs, rows=None):
-        """Accuracy, macro F1 and Matthews correlation; with two classes also the F1 of the second, as GLUE has it."""
+        """Accuracy, macro F1 and Matthews correlation; with two classes also the F1 of the second, as GLUE has it; of examples that
+        belong together, like the answers to a question, how often all are right (MultiRC: Khashabi et al. 2018, section 5)."""
         import sklearn.metrics
 
         labels, predicted = features.labels, np.stack(outputs).argmax(1)
+        grouped = {"exact_match": all_right(predicted == labels, [str(row["group"]) for row in rows()])} if self.options.grouped else {}
         binary = {"f1": float(sklearn.metrics.f1_score(labels, predicted, zero_division=0))} if self.num_outputs == 2 else {}
         return {
             "accuracy": float((predicted == labels).mean()),
             "macro_f1": float(sklearn.metrics.f1_score(labels, predicted, average="macro")),
             "matthews": float(sklearn.metrics.matthews_corrcoef(labels, predicted)),
-        } | binary
+        } | binary | grouped
 
     def describe(self, output, row):
         """The label, and the probabilities of all labels."""
@@ -214,20 +218,22 @@ class MultipleChoice(Kind):
     num_outputs = 1
 
     def prepare(self, row, where, labelled=True):
-        """`choices` is a list of texts; `label` the number of the right one (from 0), its name in `--label_names`, or its text."""
+        """`choices` is a list of texts; `label` the number of the right one (from 0), its name in `--label_names`, or its text; or a
+        list of those that are right, which becomes a list of numbers."""
         row = super().prepare(row, where, labelled=False)
         choices = row.get("choices")
         if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(one, str) for one in choices):
             raise UserError(f"{where}: the choices are not two or more texts but {choices!r}; name their column with --choices_column")
-        return row | ({"label": self.right_one(row["label"], choices, where)} if labelled else {})
+        return row | ({"label": self.right_ones(row["label"], choices, where)} if labelled else {})
 
-    def right_one(self, label: object, choices: list[str], where: str) -> int:
-        """The index of the right choice; of several right ones the first."""
+    def right_ones(self, label: object, choices: list[str], where: str) -> list[int]:
+        """The indices of the right choices, of which there is at least one."""
         names = self.options.label_names or [str(index) for index in range(len(choices))]
-        for wanted in label if isinstance(label, list) else [label]:
-            for known in (names, choices):
-                if str(wanted).strip() in known[: len(choices)]:
-                    return known.index(str(wanted).strip())
+        wanted = [str(one).strip() for one in (label if isinstance(label, list) else [label])]
+        known = [names if one in names[: len(choices)] else choices for one in wanted]
+        found = [among.index(one) for one, among in zip(wanted, known, strict=True) if one in among]
+        if found:
+            return found
         raise UserError(f"{where}: the label {label!r} is none of the choices; write {', '.join(names)} or the text of one, or name others with --label_names")
 
     def texts(self, row):
@@ -245,44 +251,45 @@ class MultipleChoice(Kind):
         return part.replace(CHOICE, choice)
 
     def label(self, row):
-        """The right one, and how many there are."""
-        return [row["label"], len(row["choices"])]
+        """How many choices there are, and the right ones."""
+        return [len(row["choices"]), *row["label"]]
 
     def learn(self, labels, where):
         """There are no names that all examples share."""
         self.label_names = None
 
     def label_ids(self, labels, where):
-        """[examples, 2]: the right choice, and how many there are."""
-        return np.array(labels, dtype=np.int64)
+        """[examples, 1 + right choices]: how many there are, and the right ones, the last of them repeated to fill the row."""
+        width = max(map(len, labels))
+        return np.array([one + one[-1:] * (width - len(one)) for one in labels], dtype=np.int64)
 
     def no_labels(self, rows):
         """The number of choices is part of the label."""
-        return np.array([[0, len(row["choices"])] for row in rows])
+        return np.array([[len(row["choices"]), 0] for row in rows])
 
     def n_sequences(self, examples):
         """The choices of each."""
-        return examples.labels[:, 1]
+        return examples.labels[:, 0]
 
     def batch(self, texts, labels, collate):
-        """input_ids and attention_mask [batch, choices, seq], labels [batch], n_choices [batch]."""
-        n_choices = [int(n) for _, n in labels]
+        """input_ids and attention_mask [batch, choices, seq], labels [batch] (the first of the right ones), n_choices [batch]."""
+        n_choices = [int(n) for n, *_ in labels]
         flat = []
         for parts, n in zip(texts, n_choices, strict=True):
             each = len(parts) // n
             sequences = [parts[start : start + each] for start in range(0, len(parts), each)]
             flat += sequences + sequences[-1:] * (max(n_choices) - n)  # filled up; the model leaves them out
         batch = {key: tensor.view(len(texts), max(n_choices), -1) for key, tensor in collate(flat).items()}
-        return batch | {"labels": torch.tensor([right for right, _ in labels]), "n_choices": torch.tensor(n_choices)}
+        return batch | {"labels": torch.tensor([right for _, right, *_ in labels]), "n_choices": torch.tensor(n_choices)}
 
     def outputs(self, logits, batch):
         """The scores of the choices that there are."""
         return [row[:n] for row, n in zip(logits.cpu().numpy(), batch["n_choices"].tolist(), strict=True)]
 
     def measure(self, features, outputs, rows=None):
-        """Accuracy."""
+        """Accuracy; of several right choices, any will do (as in ReCoRD: Zhang et al. 2018, section 4)."""
         predicted = np.array([one.argmax() for one in outputs])
-        return {"accuracy": float((predicted == features.labels[:, 0]).mean())}
+        return {"accuracy": float((predicted[:, None] == features.labels[:, 1:]).any(1).mean())}
 
     def describe(self, output, row):
         """The right choice: its number and text, and the probabilities of all."""
@@ -290,6 +297,14 @@ class MultipleChoice(Kind):
 
 
 # ------------------------------------------------------------------------------------------------------- what kinds share
+
+
+def all_right(is_right: np.ndarray, groups: list[str]) -> float:
+    """The fraction of groups all members of which are right."""
+    by_group: dict[str, bool] = {}
+    for group, right in zip(groups, is_right.tolist(), strict=True):
+        by_group[group] = by_group.get(group, True) and right
+    return sum(by_group.values()) / len(by_group)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -175,10 +175,10 @@ def test_texts_are_made_as_the_tasks_want_them(trained):
     assert texts["race"][1].startswith("Where does the Rome live?") and texts["race"][3].startswith("Where does the Paris live?")
     assert texts["copa"][1].startswith("What was the cause? some words")
     assert texts["art"][0].endswith("of hypothesis_1") and texts["art"][1].endswith("of observation_2")
-    assert texts["record"][1].startswith("The fox lives in Rome") and trained["record"]["row"]["label"] == 2
-    assert texts["commonsense_qa"][1] == "Rome" and trained["commonsense_qa"]["row"]["label"] == 1
-    assert trained["social_i_qa"]["row"]["label"] == 2 and trained["winogrande"]["row"]["label"] == 1
-    assert trained["emo"]["row"]["label"] == "sad" and trained["hellaswag"]["row"]["label"] == 1
+    assert texts["record"][1].startswith("The fox lives in Rome") and trained["record"]["row"]["label"] == [2, 0]
+    assert texts["commonsense_qa"][1] == "Rome" and trained["commonsense_qa"]["row"]["label"] == [1]
+    assert trained["social_i_qa"]["row"]["label"] == [2] and trained["winogrande"]["row"]["label"] == [1]
+    assert trained["emo"]["row"]["label"] == "sad" and trained["hellaswag"]["row"]["label"] == [1]
     for name in ("squad", "drop", "wikihop", "hotpotqa"):
         first, last = trained[name]["row"]["span"]
         assert texts[name][1][first:last] == "Paris"

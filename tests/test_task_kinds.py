@@ -97,7 +97,13 @@ def test_a_choice_stands_where_the_text_has_room_for_it(row, options, texts):
 
 @pytest.mark.parametrize(("label", "names", "right"), [(1, [], 1), ("1", [], 1), ("B", ["A", "B"], 1), ("y\n", [], 1), (["z", "y"], [], 1), ("2", ["1", "2"], 1)])
 def test_the_right_choice_has_a_number_a_name_or_its_text(label, names, right):
-    assert MultipleChoice(options=KindOptions(names)).prepare({"text": "q", "choices": ["x", "y"], "label": label}, "here")["label"] == right
+    assert MultipleChoice(options=KindOptions(names)).prepare({"text": "q", "choices": ["x", "y"], "label": label}, "here")["label"] == [right]
+
+
+def test_any_of_several_right_choices_will_do(task):
+    rows = [{"text": "q", "choices": ["x", "y", "z"], "label": label} for label in (["x", "z"], ["x", "z"], ["y"])]
+    made = task("multiple_choice", *rows)
+    assert made.kind.measure(made.train, [np.eye(3)[one] for one in (2, 1, 1)]) == {"accuracy": pytest.approx(2 / 3)}
 
 
 # ------------------------------------------------------------------------------------------------------------ tagging
@@ -372,6 +378,13 @@ def test_examples_without_labels_are_left_out_if_asked(task):
     with pytest.raises(UserError, match="example 2 has no label"):
         task("auto", *rows)
     assert len(task("auto", *rows, skip_unlabelled=True).train) == 2
+
+
+def test_a_group_is_right_if_all_of_it_is(task, tmp_path):
+    rows = [{"text": "a", "group": group, "label": label} for group, label in (("x", 0), ("x", 1), ("y", 0), ("y", 1), ("z", 1))]
+    made = task("classification", *rows, grouped=True)
+    outputs = [np.eye(2)[one] for one in (0, 1, 0, 0, 1)]
+    assert made.kind.measure(made.train, outputs, lambda: made.rows("train"))["exact_match"] == pytest.approx(2 / 3)
 
 
 def test_label_names_name_numbers(task):
