@@ -32,4 +32,4 @@ def test_ids_are_the_references_on_every_review(reviews, tmp_path):
     tokenizer.save(tmp_path / "vocab.txt")
     reference = BertTokenizer(str(tmp_path / "vocab.txt"), do_lower_case=False)
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-        assert ids == [reference.vocab[token] for token in reference.tokenize(text)]
+        assert ids.tolist() == [reference.vocab[token] for token in reference.tokenize(text)]
