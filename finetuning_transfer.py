@@ -51,7 +51,18 @@ from claims import Claims
 from finetuning_train import build_model, finetune, max_length, newest_checkpoint, open_task
 from notify import describe, notified, termination_as_exit
 from task_map import NO_TRANSFER, Job, TaskMap, jobs_of, read_task_map, settle_metric
-from utils import CHECKPOINTS, CONFIG, METRICS, WEIGHTS, git_commit, read_metrics, show, write_json, written_whole
+from utils import (
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    WEIGHTS,
+    git_commit,
+    read_metrics,
+    show,
+    show_messages,
+    write_json,
+    written_whole,
+)
 
 TABLE, HEAT_MAP = "results.csv", "heatmap.png"
 POLL = 2.0  # seconds between two looks for work that others may have made possible
@@ -70,7 +81,7 @@ def transfer(config: TransferConfig) -> dict[str, float]:
 
     Raises UserError for input that cannot be used, before anything is trained, and CellsFailed at the end if some trainings failed.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    show_messages()
     work_alone()
     grid = open_grid(config)
     with termination_as_exit():  # so that claims are given up

@@ -150,6 +150,12 @@ class Classification(Kind):
     name = "classification"
     metrics = ("accuracy", "macro_f1", "f1", "matthews", "exact_match", "loss")
 
+    def learn(self, labels, where):
+        """Two classes at least."""
+        super().learn(labels, where)
+        if len(self.label_names) < 2:
+            raise UserError(f"{where}: all examples have the label {self.label_names[0]!r}, so there is nothing to learn; look at --label_column")
+
     def has_metric(self, name):
         """F1 is that of the second of two classes; exact matches are those of groups."""
         needs = {"f1": self.num_outputs == 2, "exact_match": self.options.grouped}

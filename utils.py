@@ -93,14 +93,19 @@ def start_run(config: RunArguments) -> Run:
     if owns_processes:
         idist.initialize("nccl" if device.type == "cuda" else "gloo")
     rank, world_size = idist.get_rank(), idist.get_world_size()
-    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s")
-    for name in ("ignite", "pytorch_pretrained_bert", "httpx", "datasets", "huggingface_hub", "filelock"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    show_messages(logging.INFO if rank == 0 else logging.WARNING)
     torch.manual_seed(config.seed)
     torch.set_float32_matmul_precision("high")  # TensorFloat-32 where the GPU has it
     folder = str(choose_folder(config)) if rank == 0 else ""
     folder = idist.broadcast(folder, safe_mode=True) if world_size > 1 else folder
     return Run(config, Path(folder), device, choose_dtype(config.precision, device), rank, world_size, owns_processes)
+
+
+def show_messages(level: int = logging.INFO) -> None:
+    """Let the project's own messages through, and no more than warnings of libraries."""
+    logging.basicConfig(level=level, format="%(message)s")
+    for name in ("ignite", "pytorch_pretrained_bert", "httpx", "datasets", "huggingface_hub", "filelock"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def open_folder(run: Run, **sections: object) -> None:

@@ -166,6 +166,11 @@ def test_a_label_that_training_lacks_names_the_example_and_the_label(task):
         made.examples("test")
 
 
+def test_one_label_alone_is_refused(task):
+    with pytest.raises(UserError, match="train: all examples have the label 'x', so there is nothing to learn"):
+        task(train=[{"text": "a", "label": "x"}, {"text": "b", "label": "x"}])
+
+
 BAD_ROWS = {
     "no label": ([{"text": "a"}], "example 2 has no label; name the column that holds it with --label_column"),
     "null label": ([{"text": "a", "label": None}], "example 2 has no label"),
@@ -186,9 +191,9 @@ BAD_ROWS = {
 @pytest.mark.parametrize("case", BAD_ROWS)
 def test_a_bad_row_is_a_sentence_that_names_split_and_example(case, split, task):
     bad, sentence = BAD_ROWS[case]
-    good = [{"text": "fine", "label": "x"} | ({"text_pair": "too"} if case == "null second text" else {})]
+    good, other = ({"text": "fine", "label": label} | ({"text_pair": "too"} if case == "null second text" else {}) for label in "xy")
     with pytest.raises(UserError, match=rf"{split}.*{sentence}"):
-        task(**{"train": good, "valid": good} | {split: good + bad + good}).examples("valid")
+        task(**{"train": [good, other], "valid": [good]} | {split: [good, *bad, other]}).examples("valid")
 
 
 @pytest.mark.parametrize("label", [None, ["x", "y"]])
@@ -214,7 +219,7 @@ def test_a_second_text_with_no_tokens_names_its_example(task):
 
 
 def test_pairs_in_training_and_texts_in_validation_are_a_sentence(task):
-    made = task(train=[{"text": "a", "text_pair": "b", "label": "x"}], valid=labelled("x"))
+    made = task(train=[{"text": "a", "text_pair": "b", "label": label} for label in "xy"], valid=labelled("x"))
     with pytest.raises(UserError, match="valid.*text_pair"):
         made.examples("valid")
 
