@@ -24,7 +24,7 @@ from data_sources import PACKAGED, Source, open_source, split_rows, text_digest
 from tokenization import Tokenizer, load_tokenizer, parse_training_request, train_tokenizer
 from utils import IGNORE_INDEX, derive_seed
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 ENCODING_CHUNK = 2000  # texts encoded at once: enough for all cores, little enough for memory
 VALID_FRACTION = 0.025  # the end of a corpus that has no validation split
 Batch = dict[str, Tensor]

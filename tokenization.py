@@ -284,14 +284,15 @@ def _is_uncased(token: str) -> bool:
 def train_tokenizer(texts: Callable[[], Iterator[str]], vocab_size: int, lowercase: bool) -> Tokenizer:
     """Learn a WordPiece vocabulary of at most `vocab_size` tokens from the texts that `texts()` gives.
 
-    Reproducible: the alphabet is cut by a rule of our own and the learned tokens are sorted, since both depend on
-    the order of a hash table in the library.
+    Reproducible, though the library goes through hash tables: the alphabet is cut by a rule of our own; what follows the first
+    character of a word gets its number from us, since numbers decide between pairs that are equally frequent; learned tokens are sorted.
     """
     learner = _fast_tokenizer(models.WordPiece(unk_token="[UNK]"), lowercase)
     alphabet = _alphabet(texts(), learner.normalizer, vocab_size // 8)
+    inside_words = [f"##{character}" for character in alphabet if _joins_words(character, learner)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=[*SPECIAL_TOKENS, *inside_words],
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         show_progress=False,
@@ -310,6 +311,11 @@ def _alphabet(texts: Iterator[str], normalizer: normalizers.Normalizer, size: in
         for normalized in normalizer.normalize_str(character).strip():
             counts[normalized] += count
     return sorted(sorted(counts, key=lambda character: (-counts[character], character))[:size])
+
+
+def _joins_words(character: str, learner: tokenizers.Tokenizer) -> bool:
+    """Can it stand inside a word, unlike punctuation and Chinese?"""
+    return len(learner.pre_tokenizer.pre_tokenize_str(learner.normalizer.normalize_str(f"a{character}a"))) == 1
 
 
 def parse_training_request(name: str) -> tuple[int, bool] | None:

@@ -96,6 +96,12 @@ def test_ids_of_random_unicode_are_the_references(pair):
     assert_parity(pair, [text() for _ in range(2000)])
 
 
+def test_training_gives_the_same_vocabulary_although_many_pairs_are_equally_frequent(reviews):
+    texts = [row["text"] for row in reviews[:600]]
+    vocabularies = [list(train_tokenizer(lambda: iter(texts), 3000, lowercase=False).vocab) for _ in range(8)]
+    assert all(one == vocabularies[0] for one in vocabularies)
+
+
 def test_training_gives_the_same_vocabulary_in_every_process(reviews, run_script, tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(row["text"].replace("\n", " ") for row in reviews[:200]), encoding="utf-8")
