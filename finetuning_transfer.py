@@ -303,15 +303,18 @@ def draw_heat_map(grid: Grid) -> None:
     from matplotlib.figure import Figure  # half a second
 
     rows = {(row["source"], row["target"]): row for row in table(grid)}
-    sources, targets = (list(dict.fromkeys(names)) for names in zip(*rows, strict=True)) if rows else ([], [])
-    gains = [[rows.get((source, target), {}).get("gain") for target in targets] for source in sources]
     if not rows:
         return
+    names, targets = (list(dict.fromkeys(both)) for both in zip(*rows, strict=True))
+    trained = [Path(job.name).name for job in grid.jobs.values() if not job.target]  # a source that is the first target is late among the rows
+    sources = sorted(names, key=lambda name: [NO_TRANSFER, *trained, *names].index(name))
+    gains = [[rows.get((source, target), {}).get("gain") for target in targets] for source in sources]
     most = max((abs(gain) for line in gains for gain in line if gain is not None), default=0) or 1e-9
     figure = Figure(figsize=(3 + 0.9 * len(targets), 1.6 + 0.45 * len(sources)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow([[float("nan") if gain is None else gain for gain in line] for line in gains], cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
-    axes.set_xticks(range(len(targets)), targets, rotation=45, ha="right")
+    metrics = {row["target"]: row["metric"].removeprefix("valid_") for row in rows.values()}
+    axes.set_xticks(range(len(targets)), [f"{target} ({metrics[target]})" for target in targets], rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(sources)), ["no transfer" if source == NO_TRANSFER else source for source in sources])
     for (source, target), row in rows.items():
         axes.text(targets.index(target), sources.index(source), f"{row['mean']:.3f}", ha="center", va="center", color="white" if abs(row["gain"] or 0) > 0.6 * most else "black")

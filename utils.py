@@ -23,6 +23,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from arguments import RunArguments, UserError, read_json
 
@@ -101,11 +102,19 @@ def start_run(config: RunArguments) -> Run:
     return Run(config, Path(folder), device, choose_dtype(config.precision, device), rank, world_size, owns_processes)
 
 
+class AboveProgressBar(logging.Handler):
+    """Prints messages to stderr on lines of their own, where there is a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message."""
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
 def show_messages(level: int = logging.INFO) -> None:
-    """Let the project's own messages through, and no more than warnings of libraries."""
-    logging.basicConfig(level=level, format="%(message)s")
-    for name in ("ignite", "pytorch_pretrained_bert", "httpx", "datasets", "huggingface_hub", "filelock"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    """Let the project's own messages through, and no more than warnings of libraries, unless the application has set up its logging."""
+    logger.setLevel(level)
+    if not logger.hasHandlers():
+        logger.addHandler(AboveProgressBar())
 
 
 def open_folder(run: Run, **sections: object) -> None:

@@ -373,6 +373,7 @@ def test_a_script_takes_its_dataset_and_vocabulary_from_the_hub(hub, hub_root, t
         hub_root / "models/google-bert/bert-base-cased/vocab.txt"
     ).read_text()
     assert "valid_accuracy" in json.loads((tmp_path / "run/metrics.json").read_text())
+    assert "step 1: " in result.stderr and "HTTP" not in result.stderr  # of libraries, only warnings
 
 
 def test_a_download_that_breaks_off_ends_a_script_with_one_sentence(hub, hub_root, tmp_path):
