@@ -87,9 +87,9 @@ def finetune_once(config: FinetuningConfig, whole: Run | None = None) -> dict[st
     collate = Collator.for_model(model.config, task.tokenizer, max_length(config, model.config), config.truncation)
     train, valid = (task.kind.features(examples, collate) for examples in (task.train, task.examples("valid")))
     best = best_weights(config, task, model, run)
-    describe([whole, run] if whole else [run], task, model, checkpoint)
-
     chosen = choose_subset(task.train.labels, config.train_subset_size or len(task.train), config.seed)
+    describe([whole, run] if whole else [run], task, model, checkpoint, len(chosen))
+
     n_rows = config.train_batch_size * config.gradient_accumulation_steps
     batches = TaskBatches(train, task.kind.features_of(train, chosen), collate, n_rows, config.seed, run.rank, run.world_size)
     n_steps = len(batches) * config.n_epochs if config.n_steps is None else config.n_steps
@@ -178,7 +178,7 @@ def max_length(config: FinetuningConfig, shape: TransformerConfig) -> int:
     return config.max_length or shape.num_max_positions
 
 
-def describe(runs: list[Run], task: Task, model: TransformerWithClfHead, checkpoint: Checkpoint | None) -> None:
+def describe(runs: list[Run], task: Task, model: TransformerWithClfHead, checkpoint: Checkpoint | None, n_examples: int) -> None:
     """Make the run folders self-contained: config.json and the tokenizer; adapters name the base that they belong to."""
     shape = {"model": dataclasses.asdict(model.config), "head": dataclasses.asdict(model.head)}
     kind = {"kind": task.kind.name, "options": dataclasses.asdict(task.kind.options), "labels": task.kind.label_names, "is_pair": task.is_pair}
@@ -189,7 +189,7 @@ def describe(runs: list[Run], task: Task, model: TransformerWithClfHead, checkpo
             task.tokenizer.save(run.folder / task.tokenizer.file)
     n_parameters, n_trained = count_parameters(model)
     kind = task.kind.name.replace("_", " ") + (f", {len(task.kind.label_names)} labels" if task.kind.label_names else "")
-    show(f"{n_trained:,} of {n_parameters:,} parameters train ({n_trained / n_parameters:.2%}) · {len(task.train):,} training examples · {kind}")
+    show(f"{n_trained:,} of {n_parameters:,} parameters train ({n_trained / n_parameters:.2%}) · {n_examples:,} training examples · {kind}")
 
 
 # ------------------------------------------------------------------------------------------------- losses and metrics
