@@ -3,14 +3,12 @@
 Contexts longer than a model's input are read in overlapping windows, as BERT does (Devlin et al. 2019, section 4.2 and 4.3, and
 their run_squad.py).
 """
-import re
-import string
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from answers import exact_match, token_f1
 from arguments import UserError
 from examples import Examples
 from task_kinds import Kind
@@ -193,23 +191,3 @@ def window_starts(n_tokens: int, room: int, stride: int) -> list[int]:
     """Where windows of `room` tokens begin, so that each token is in one."""
     stride = min(stride, room)
     return [0, *range(stride, n_tokens - room + stride, stride)] if n_tokens > room else [0]
-
-
-def normalized(text: str) -> list[str]:
-    """Words without case, punctuation and articles, as SQuAD's evaluation has them."""
-    text = "".join(character for character in text.lower() if character not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", text).split()
-
-
-def exact_match(answer: str, gold: str) -> float:
-    """1 if both are the same words."""
-    return float(normalized(answer) == normalized(gold))
-
-
-def token_f1(answer: str, gold: str) -> float:
-    """F1 of the words that both have."""
-    found, wanted = normalized(answer), normalized(gold)
-    if not found or not wanted:
-        return float(found == wanted)
-    n_common = sum((Counter(found) & Counter(wanted)).values())
-    return 2 * n_common / (len(found) + len(wanted))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from answers import token_f1
 from arguments import UserError, suggestion
 from data import Batch, texts_of_row
 from examples import Collator, Examples
@@ -219,9 +220,10 @@ class MultipleChoice(Kind):
 
     name = "multiple_choice"
     columns = {"text": "text", "choices": "choices"}
-    metrics = ("accuracy", "loss")
+    metrics = ("accuracy", "f1", "loss")
     has_pairs = False
     num_outputs = 1
+    has_several_right = False
 
     def prepare(self, row, where, labelled=True):
         """`choices` is a list of texts; `label` the number of the right one (from 0), its name in `--label_names`, or its text; or a
@@ -261,8 +263,13 @@ class MultipleChoice(Kind):
         return [len(row["choices"]), *row["label"]]
 
     def learn(self, labels, where):
-        """There are no names that all examples share."""
+        """There are no names that all examples share; several choices of an example may be right."""
         self.label_names = None
+        self.has_several_right = any(len(right) > 1 for _, *right in labels)
+
+    def has_metric(self, name):
+        """F1 is for choices that may be right in part, as those of tasks with several right ones."""
+        return super().has_metric(name) and (name != "f1" or self.has_several_right)
 
     def label_ids(self, labels, where):
         """[examples, 1 + right choices]: how many there are, and the right ones, the last of them repeated to fill the row."""
@@ -293,9 +300,14 @@ class MultipleChoice(Kind):
         return [row[:n] for row, n in zip(logits.cpu().numpy(), batch["n_choices"].tolist(), strict=True)]
 
     def measure(self, features, outputs, rows=None):
-        """Accuracy; of several right choices, any will do (as in ReCoRD: Zhang et al. 2018, section 4)."""
+        """Accuracy; of several right choices, any will do, and F1 tells how much of the words of the nearest one was found (as in
+        ReCoRD: Zhang et al. 2018, section 4)."""
         predicted = np.array([one.argmax() for one in outputs])
-        return {"accuracy": float((predicted[:, None] == features.labels[:, 1:]).any(1).mean())}
+        found = {"accuracy": float((predicted[:, None] == features.labels[:, 1:]).any(1).mean())}
+        if not self.has_several_right:
+            return found
+        overlaps = [max(token_f1(row["choices"][one], row["choices"][right]) for right in row["label"]) for one, row in zip(predicted, rows(), strict=True)]
+        return found | {"f1": float(np.mean(overlaps))}
 
     def describe(self, output, row):
         """The right choice: its number and text, and the probabilities of all."""

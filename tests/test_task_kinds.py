@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from answers import exact_match, token_f1
 from arguments import UserError
 from examples import Collator
 from finetuning_model import (
@@ -18,7 +19,7 @@ from finetuning_model import (
     TransformerWithTokenHead,
 )
 from pretraining_model import TransformerConfig
-from question_answering import QuestionAnswering, exact_match, token_f1, window_starts
+from question_answering import QuestionAnswering, window_starts
 from task_kinds import KindOptions, MultipleChoice
 from tasks import KINDS, Task
 from utils import IGNORE_INDEX
@@ -101,9 +102,11 @@ def test_the_right_choice_has_a_number_a_name_or_its_text(label, names, right):
 
 
 def test_any_of_several_right_choices_will_do(task):
-    rows = [{"text": "q", "choices": ["x", "y", "z"], "label": label} for label in (["x", "z"], ["x", "z"], ["y"])]
+    rows = [{"text": "q", "choices": ["Rome", "the old Oslo", "Oslo"], "label": label} for label in (["Rome", "Oslo"], ["Rome", "Oslo"], ["the old Oslo"])]
     made = task("multiple_choice", *rows)
-    assert made.kind.measure(made.train, [np.eye(3)[one] for one in (2, 1, 1)]) == {"accuracy": pytest.approx(2 / 3)}
+    found = made.kind.measure(made.train, [np.eye(3)[one] for one in (2, 1, 1)], lambda: made.rows("train"))
+    assert found == {"accuracy": pytest.approx(2 / 3), "f1": pytest.approx((1 + 2 / 3 + 1) / 3)}
+    assert made.kind.has_metric("f1") and not task("multiple_choice", *rows[2:]).kind.has_metric("f1")
 
 
 # ------------------------------------------------------------------------------------------------------------ tagging
