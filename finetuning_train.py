@@ -164,8 +164,12 @@ def build_model(config: FinetuningConfig, task: Task, checkpoint: Checkpoint | N
 
 
 def choose_tuning(config: FinetuningConfig, embed_dim: int) -> Tuning:
-    """What to train, from the flags."""
+    """What to train, from the flags. Raises UserError for flags that would be without effect."""
     name = "houlsby" if config.adapters_dim and config.tuning == "full" else config.tuning
+    if config.adapters and name != "fusion":
+        raise UserError(f"--adapters are for --tuning fusion, not {name}; to go on training adapters, name their folder with --model_checkpoint")
+    if config.adapters_dim and name in ("head", "bitfit", "lora"):
+        raise UserError(f"--adapters_dim does not apply to --tuning {name}, which has no adapters" + ("; its width is --lora_rank" if name == "lora" else ""))
     activation = {"pfeiffer": "relu"}.get(name, "gelu") if config.adapter_activation == "auto" else config.adapter_activation
     width = config.adapters_dim or max(1, embed_dim // config.reduction_factor)
     return Tuning(name, width, activation, config.lora_rank, config.lora_alpha, drop_last=config.drop_last)

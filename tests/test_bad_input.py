@@ -85,6 +85,8 @@ def test_finetuning_refuses(folder, checkpoint):
     assert "--num_classes 3" in refuse("--num_classes", 3)
     assert "'sentiment'" in refuse("--label_column", "sentiment") and "--label_column" in refuse("--label_column", "sentiment")
     assert "needs a pretrained model" in refuse("--model_checkpoint", "none", "--tokenizer", "train:100", "--adapters_dim", 4, *TINY)
+    assert "--adapters are for --tuning fusion, not full" in refuse("--adapters", "checkpoint")
+    assert "its width is --lora_rank" in refuse("--tuning", "lora", "--adapters_dim", 4)
     assert "is not a classifier" in refuse("--finetuning_model_class", "HeadConfig")
     assert "does not apply to classification" in refuse("--patience_metric", "pearson")
     assert "leave --tokenizer out" in refuse("--tokenizer", "train:120")
