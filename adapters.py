@@ -193,6 +193,15 @@ def saved_names(model: nn.Module, tuning: Tuning) -> set[str]:
     return {name for name in model.state_dict() if tuning.is_full or name in trained or is_added(name)}
 
 
+def check_settings(name: str, **given: int | bool) -> None:
+    """Raises UserError for settings that a tuning by this name does not have. They are off unless somebody gives them."""
+    settings = METHODS[name].settings
+    for setting, value in given.items():
+        if value and setting not in settings:
+            known = ", ".join(f"--{FLAGS[one]}" for one in settings) or "none"
+            raise UserError(f"--{FLAGS[setting]} does not apply to --tuning {name}; flags that do: {known}")
+
+
 def check_goes_on(checkpoint: Checkpoint, tuning: Tuning) -> None:
     """Raises UserError if a checkpoint holds adapters, and the tuning does not train just such ones further."""
     before = checkpoint.tuning

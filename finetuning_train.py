@@ -24,7 +24,7 @@ import torch
 from ignite.engine import Engine
 from torch import Tensor
 
-from adapters import Tuning, check_goes_on, fused_adapters, saved_names
+from adapters import Tuning, check_goes_on, check_settings, fused_adapters, saved_names
 from arguments import UserError
 from checkpoints import Checkpoint, describe_base, open_checkpoint
 from data import Batch, Masking
@@ -168,8 +168,7 @@ def choose_tuning(config: FinetuningConfig, embed_dim: int) -> Tuning:
     name = "houlsby" if config.adapters_dim and config.tuning == "full" else config.tuning
     if config.adapters and name != "fusion":
         raise UserError(f"--adapters are for --tuning fusion, not {name}; to go on training adapters, name their folder with --model_checkpoint")
-    if config.adapters_dim and name in ("head", "bitfit", "lora"):
-        raise UserError(f"--adapters_dim does not apply to --tuning {name}, which has no adapters" + ("; its width is --lora_rank" if name == "lora" else ""))
+    check_settings(name, width=config.adapters_dim, drop_last=config.drop_last)
     activation = {"pfeiffer": "relu"}.get(name, "gelu") if config.adapter_activation == "auto" else config.adapter_activation
     width = config.adapters_dim or max(1, embed_dim // config.reduction_factor)
     return Tuning(name, width, activation, config.lora_rank, config.lora_alpha, drop_last=config.drop_last)

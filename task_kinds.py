@@ -3,6 +3,7 @@
 A row has the fields of `tables.FIELDS`; what they hold differs from kind to kind and is checked in `prepare`. Here are the kinds that
 label texts; `word_tasks.py` and `question_answering.py` have the others. The heads are in `finetuning_model.py`.
 """
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -31,7 +32,7 @@ class KindOptions:
     grouped: bool = False
 
 
-class Kind:
+class Kind(ABC):
     """What all kinds share; the defaults are those of one label for a text or a pair of texts."""
 
     name: str
@@ -136,13 +137,13 @@ class Kind:
         """The outputs of all features of each example."""
         return outputs
 
+    @abstractmethod
     def measure(self, features: Examples, outputs: list[np.ndarray], rows: Callable[[], Iterable[dict]] | None = None) -> dict[str, float]:
         """Metrics over all examples; `rows()` are the prepared ones, for kinds that need their texts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self, output: np.ndarray, row: dict) -> dict:
         """A prediction, as JSON, for a prepared row."""
-        raise NotImplementedError
 
 
 class Classification(Kind):

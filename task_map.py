@@ -252,7 +252,7 @@ def training(task: SourceTask, seed: int, size: int | None, folder: Path) -> Fin
 def with_start(config: FinetuningConfig, sources: list[str], is_fusion: bool) -> FinetuningConfig:
     """The same training, from other weights: those of a source, which brings its tokenizer along, or a fusion of several adapters."""
     if is_fusion:
-        return dataclasses.replace(config, tuning="fusion", adapters=",".join(sources))
+        return dataclasses.replace(config, tuning="fusion", adapters=",".join(sources), adapters_dim=0)  # each has a width of its own
     return dataclasses.replace(config, model_checkpoint=sources[0], tokenizer=None) if sources else config
 
 

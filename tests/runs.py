@@ -51,18 +51,21 @@ def call(script: str, *arguments) -> str:
     return printed.getvalue()
 
 
-def kill_after_first_checkpoint(script: str, *arguments) -> None:
-    """SIGKILL a run between two checkpoints, in the middle of its work."""
-    folder = Path(arguments[arguments.index("--output_dir") + 1])
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+def spawn(script: str, *arguments) -> subprocess.Popen:
+    """Start a script on one core and go on."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.Popen([sys.executable, str(ROOT / script), *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def kill_when_there_is(pattern: str, folder: Path, process: subprocess.Popen) -> None:
+    """SIGKILL a script as soon as such a file is in the folder, in the middle of its work."""
     deadline = time.monotonic() + 120
-    while not list(folder.glob("checkpoints/checkpoint_*.pt")):
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (folder / "metrics.json").exists()
+    process.stderr.close()
 
 
 def assert_resumes_exactly(script: str, folder: Path, *arguments) -> None:
@@ -70,7 +73,8 @@ def assert_resumes_exactly(script: str, folder: Path, *arguments) -> None:
     common = [*arguments, "--n_steps", 180, "--save_every", 15, "--optimizer", "muon"]
     whole, killed = folder / "whole", folder / "killed"
     run(script, *common, "--output_dir", whole)
-    kill_after_first_checkpoint(script, *common, "--output_dir", killed)
+    kill_when_there_is("checkpoints/checkpoint_*.pt", killed, spawn(script, *common, "--output_dir", killed))
+    assert not (killed / "metrics.json").exists()
     resumed = run(script, "--resume", killed)
     assert "resuming after step" in resumed.stderr and "resuming after step 0" not in resumed.stderr
     assert same_weights(whole, killed) and evaluations(whole) == evaluations(killed)

@@ -56,11 +56,12 @@ def test_adapters_store_what_they_trained_and_find_their_base(finetuning, pretra
 
 
 def test_early_stopping_restores_the_best_weights(finetuning, tmp_path):
-    common = ["--n_epochs", 30, "--patience", 2, "--lr", 0.01, "--output_dir", tmp_path / "run"]
+    common = ["--n_epochs", 30, "--patience", 2, "--lr", 0.01, "--train_subset_size", 100, "--output_dir", tmp_path / "run"]
     result = run("finetuning_train.py", *finetuning, *common)
     rows, final = evaluations(tmp_path / "run"), metrics(tmp_path / "run")
     best = max(row["accuracy"] for row in rows)
-    assert "stopping early" in result.stderr and final["n_steps"] < 30 * 30
+    assert "stopping early" in result.stderr and final["n_steps"] < 30 * 25
+    assert "100 training examples" in result.stderr and final["n_labels"] == 100
     assert final["valid_accuracy"] == best and final["best_step"] == next(row["step"] for row in rows if row["accuracy"] == best)
     assert [row["accuracy"] < best or row["step"] > final["best_step"] for row in rows[-2:]] == [True, True]
 

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +13,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from runs import ROOT, STEPS, WORDS, metrics
+from matplotlib.figure import Figure
+from runs import STEPS, WORDS, kill_when_there_is, metrics, spawn
 
 from arguments import UserError, parse_argv
 from claims import Claims
@@ -22,6 +22,7 @@ from finetuning_model import load_finetuned
 from finetuning_train import FinetuningConfig, finetune
 from finetuning_transfer import TransferConfig, main, transfer
 
+SCRIPT = "finetuning_transfer.py"
 FLAGS = [*STEPS, "--lr", "3e-3", "--n_steps", "6", "--eval_every", "3", "--save_every", "2", "--tuning", "pfeiffer", "--adapters_dim", "4"]
 
 
@@ -40,7 +41,7 @@ def tasks(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def grid_map(tasks) -> dict:
     one, two = str(tasks / "one"), {"name": "second", "dataset_path": str(tasks / "two"), "train_subset_size": 30}
-    targets = {str(tasks / "three"): {"metric": "eval_loss"}, "second": {"dataset_path": str(tasks / "two"), "sizes": [9, 18]}}
+    targets = {"second": {"dataset_path": str(tasks / "two"), "sizes": [9, 18]}, str(tasks / "three"): {"metric": "eval_loss"}}
     return {"description": "for a test", "from": [one, two], "fusion": {"both": ["one", "second"]}, "to": targets}
 
 
@@ -58,11 +59,6 @@ def command(content, folder: Path, *flags) -> list[str]:
 
 def start(content, folder: Path, *flags) -> dict:
     return transfer(parse_argv(TransferConfig, "", command(content, folder, *flags)))
-
-
-def spawn(arguments: list[str]) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen([sys.executable, str(ROOT / "finetuning_transfer.py"), *arguments], stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def read_table(folder: Path) -> dict:
@@ -147,16 +143,18 @@ def test_the_table_has_means_deviations_and_gains(grid):
     assert not list(grid.glob("**/checkpoints")) and not list(grid.glob("claims/**/42.json"))
 
 
+def test_the_heat_map_lists_sources_as_the_map_does(grid, grid_map, common, monkeypatch):
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: drawn.append(figure) or save(figure, *arguments, **options))
+    start(grid_map, grid, *common)
+    rows, columns = ([label.get_text() for label in labels] for labels in (drawn[0].axes[0].get_yticklabels(), drawn[0].axes[0].get_xticklabels()))
+    assert rows == ["no transfer", "one", "second", "both"]
+    assert columns == ["second@9 (accuracy)", "second@18 (accuracy)", "three (loss)"]
+
+
 def test_a_killed_grid_goes_on_to_the_same_table(grid, grid_map, common, tmp_path):
     folder = tmp_path / "killed"
-    process = spawn(command(grid_map, folder, *common))
-    deadline = time.monotonic() + 60
-    while not list(folder.glob("cells/*/*/42/checkpoints/*.pt")):
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
+    kill_when_there_is("cells/*/*/42/checkpoints/*.pt", folder, spawn(SCRIPT, *command(grid_map, folder, *common)))
     finished = {file: file.stat().st_mtime_ns for file in folder.glob("**/metrics.json")}
     assert finished and list(folder.glob("claims/**/4*.json")), "it died with a claim in its hands"
     start(grid_map, folder, *common)
@@ -167,7 +165,7 @@ def test_a_killed_grid_goes_on_to_the_same_table(grid, grid_map, common, tmp_pat
 def test_two_processes_divide_a_grid(grid, grid_map, common, tmp_path):
     folder = tmp_path / "shared"
     arguments = command(grid_map, folder, *common)
-    processes = [spawn(arguments) for _ in range(2)]
+    processes = [spawn(SCRIPT, *arguments) for _ in range(2)]
     outputs = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     done = [[line.split()[1] for line in output.splitlines() if line.startswith("== ")] for output in outputs]
