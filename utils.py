@@ -1,7 +1,9 @@
 """Everything about a run: processes, device, precision, folder, files that appear whole, logs and checkpoints."""
+import atexit
 import contextlib
 import dataclasses
 import datetime
+import gc
 import hashlib
 import importlib.metadata
 import json
@@ -93,6 +95,9 @@ def start_run(config: RunArguments) -> Run:
     owns_processes = distributed and idist.backend() is None  # else the run is a part of another one
     if owns_processes:
         idist.initialize("nccl" if device.type == "cuda" else "gloo")
+        # The engine and the model keep the group, in cycles, and a thread of the group that lets go of a tensor after the interpreter's
+        # end aborts a process that has finished its work (pytorch/pytorch issue 190489).
+        atexit.register(gc.collect)
     rank, world_size = idist.get_rank(), idist.get_world_size()
     show_messages(logging.INFO if rank == 0 else logging.WARNING)
     torch.manual_seed(config.seed)

@@ -1,11 +1,12 @@
 """Fine-tuning and prediction as a user runs them: one process or two, killed and resumed, on small data."""
 import json
 import random
+import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
-from runs import NO_DROPOUT, SHAPE, STEPS, assert_resumes_exactly, evaluations, launch, metrics, run
+from runs import NO_DROPOUT, ROOT, SHAPE, STEPS, assert_resumes_exactly, evaluations, launch, metrics, run
 
 
 @pytest.mark.parametrize("lm_loss_coef", [0, 0.5])
@@ -16,6 +17,26 @@ def test_two_finetuning_processes_equal_one(lm_loss_coef, finetuning, tmp_path):
     for one, two in zip(evaluations(tmp_path / "one"), evaluations(tmp_path / "two"), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-4) and one["accuracy"] == two["accuracy"]
     assert metrics(tmp_path / "one")["test_loss"] == pytest.approx(metrics(tmp_path / "two")["test_loss"], abs=1e-4)
+
+
+# What is registered first is called last at the end of a process.
+COUNT_THREADS = """
+import atexit, glob, runpy, sys
+atexit.register(lambda: print("threads left:", sum("gloo" in open(file).read() for file in glob.glob("/proc/self/task/*/comm"))))
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_the_threads_of_the_process_group_end_before_the_interpreter(finetuning, tmp_path):
+    """Else one that is late aborts a process that has finished its work."""
+    wrapper = tmp_path / "wrapper.py"
+    wrapper.write_text(COUNT_THREADS)
+    common = [*finetuning, "--n_steps", 1, "--output_dir", tmp_path / "run"]
+    result = run(wrapper, ROOT / "finetuning_train.py", *common, launcher=launch("torch.distributed.run"))
+    assert result.stdout.splitlines() == ["threads left: 0"] * 2
 
 
 @pytest.fixture(scope="module")
