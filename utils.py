@@ -95,9 +95,7 @@ def start_run(config: RunArguments) -> Run:
     owns_processes = distributed and idist.backend() is None  # else the run is a part of another one
     if owns_processes:
         idist.initialize("nccl" if device.type == "cuda" else "gloo")
-        # The engine and the model keep the group, in cycles, and a thread of the group that lets go of a tensor after the interpreter's
-        # end aborts a process that has finished its work (pytorch/pytorch issue 190489).
-        atexit.register(gc.collect)
+        atexit.register(end_group_threads, [torch.distributed.group.WORLD])
     rank, world_size = idist.get_rank(), idist.get_world_size()
     show_messages(logging.INFO if rank == 0 else logging.WARNING)
     torch.manual_seed(config.seed)
@@ -105,6 +103,17 @@ def start_run(config: RunArguments) -> Run:
     folder = str(choose_folder(config)) if rank == 0 else ""
     folder = idist.broadcast(folder, safe_mode=True) if world_size > 1 else folder
     return Run(config, Path(folder), device, choose_dtype(config.precision, device), rank, world_size, owns_processes)
+
+
+def end_group_threads(last_reference: list) -> None:
+    """End the threads of a process group, for the end of a process: one of them that lets go of a tensor after the interpreter's end
+    aborts a process that has finished its work (pytorch/pytorch issue 190489).
+
+    They end with the group, which the model keeps, in a cycle. If the model were the last to keep it, it would wait for the threads with
+    the interpreter locked, for ever if one of them needs it.
+    """
+    gc.collect()
+    last_reference.clear()
 
 
 class AboveProgressBar(logging.Handler):
