@@ -117,7 +117,7 @@ def test_two_processes_at_once_build_once(tmp_path):
     def build(folder):
         with open(tmp_path / "builds", "a") as log:
             log.write("x")
-        time.sleep(0.3)
+        time.sleep(0.3)  # so that the other process comes while this one builds
         (folder / "result").write_text("done")
 
     def work():
