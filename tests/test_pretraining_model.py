@@ -123,6 +123,23 @@ def test_loss_holds_only_a_piece_of_the_logits():
     assert largest < all_logits / 4
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape, num_embeddings", [((64, 512), 97), ((4, 64), 119_547)])
+def test_loss_and_gradient_in_half_precision_are_those_in_single(dtype, shape, num_embeddings):
+    """Of many tokens, whose sum no fp16 holds, and of a multilingual vocabulary, the softmax of which it does not hold either."""
+    model, generator = make_model(num_embeddings=num_embeddings), torch.Generator().manual_seed(2)
+    states, labels = torch.randn(*shape, SHAPE["embed_dim"], generator=generator), torch.randint(num_embeddings, shape, generator=generator)
+    losses, gradients = [], []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            losses.append(model.loss(states, labels))
+        losses[-1].backward()
+        gradients.append(model.transformer.token_embeddings.weight.grad.clone())
+    assert losses[1].dtype == torch.float32 and losses[1].item() == pytest.approx(losses[0].item(), rel=5e-4)
+    assert (gradients[1] - gradients[0]).norm() < 0.02 * gradients[0].norm()
+
+
 def test_initialisation_is_gpt2s():
     model = make_model(embed_dim=256, hidden_dim=1024, num_layers=8)
     layer = model.transformer.layers[0]
