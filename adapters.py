@@ -156,6 +156,11 @@ def is_added(name: str) -> bool:
     return ".after_" in name or ".lora_" in name
 
 
+def is_fused(name: str) -> bool:
+    """Is it the name of a parameter of an adapter that was trained before its fusion?"""
+    return ".adapters." in name
+
+
 @dataclass(frozen=True)
 class Method:
     """What a kind of tuning adds to a layer, and which parameters of the transformer it trains, by name."""
@@ -172,7 +177,7 @@ METHODS = {
     "houlsby": Method(add_houlsby, lambda name: is_added(name) or "norm" in name, ("width", "activation", "drop_last")),
     "pfeiffer": Method(add_pfeiffer, is_added, ("width", "activation", "drop_last")),
     "lora": Method(add_lora, is_added, ("rank", "alpha", "drop_last")),
-    "fusion": Method(add_fusion, lambda name: is_added(name) and ".adapters." not in name, ("drop_last",)),
+    "fusion": Method(add_fusion, lambda name: is_added(name) and not is_fused(name), ("drop_last",)),
 }
 FLAGS = {"width": "adapters_dim", "activation": "adapter_activation", "rank": "lora_rank", "alpha": "lora_alpha", "drop_last": "drop_last"}
 
@@ -225,8 +230,9 @@ class TrainedAdapter:
     weights: dict[str, Tensor]
 
 
-def fused_adapters(folders: str | None, checkpoint: Checkpoint) -> dict[str, TrainedAdapter]:
-    """The adapters of the run folders, by name. Raises UserError unless all are Pfeiffer adapters of the checkpoint."""
+def fused_adapters(folders: str | None, checkpoint: Checkpoint, drop_last: bool) -> dict[str, TrainedAdapter]:
+    """The adapters of the run folders, by name. Raises UserError unless all are Pfeiffer adapters of the checkpoint, in every
+    layer that the fusion is in."""
     if not folders:
         raise UserError("--tuning fusion needs trained adapters; name their run folders with --adapters a,b,c")
     digest, found = file_digest((checkpoint.base or checkpoint).folder / WEIGHTS), {}
@@ -237,6 +243,8 @@ def fused_adapters(folders: str | None, checkpoint: Checkpoint) -> dict[str, Tra
             raise UserError(f"--adapters {folder} holds no adapters that can be fused; train them with --tuning pfeiffer")
         if config["base"]["sha256"] != digest:
             raise UserError(f"--adapters {folder} were trained on another model than --model_checkpoint {checkpoint.name}")
+        if tuning["drop_last"] and not drop_last:
+            raise UserError(f"--adapters {folder} were trained with --drop_last, so the last layer has none to fuse; add --drop_last")
         if name in found:
             raise UserError(f"--adapters names two folders {name}; rename one")
         slot, inner = ".after_feed_forward.", f".after_feed_forward.adapters.{name}."

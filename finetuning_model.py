@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters import Tuning, apply_tuning, is_added
+from adapters import Tuning, apply_tuning, is_added, is_fused
 from arguments import UserError
 from checkpoints import HEAD, find_base
 from pretraining_model import TransformerConfig, TransformerWithLMHead, initialize
@@ -228,5 +228,5 @@ def find_model_class(name: str) -> type[TransformerWithClfHead]:
 
 
 def added_parameters(model: TransformerWithClfHead) -> tuple[str, ...]:
-    """Names of the parameters that a pretrained checkpoint cannot hold."""
-    return tuple(name for name in model.state_dict() if name.startswith(HEAD) or is_added(name))
+    """Names of the parameters that begin untrained: those of the head and of what the tuning adds, but for adapters that are fused."""
+    return tuple(name for name in model.state_dict() if name.startswith(HEAD) or is_added(name) and not is_fused(name))

@@ -106,7 +106,7 @@ def finetune_once(config: FinetuningConfig, whole: Run | None = None) -> dict[st
     timer = attach_logging(trainer, optimizers, run)
     attach_evaluation(trainer, lambda: evaluate(task, "valid", valid, model, collate, run), best, run, len(batches))
     attach_checkpoints(trainer, model, optimizers, best, run)
-    run_training(trainer, lambda step: with_lm_labels(batches, step, config, model, task), len(batches), n_steps)
+    run_training(trainer, lambda step: with_lm_labels(batches, step, config, model, task), len(batches), n_steps, best)
 
     metrics = {f"valid_{name}": value for name, value in best.best.items() if name != "step"} | {"best_step": best.best["step"]}
     metrics |= test_metrics(config, task, model, collate, run)
@@ -150,7 +150,7 @@ def build_model(config: FinetuningConfig, task: Task, checkpoint: Checkpoint | N
         raise UserError(f"--tuning {tuning.name} needs a pretrained model to adapt; name one with --model_checkpoint")
     if checkpoint:
         check_goes_on(checkpoint, tuning)
-    fused = fused_adapters(config.adapters, checkpoint) if tuning.name == "fusion" else {}
+    fused = fused_adapters(config.adapters, checkpoint, tuning.drop_last) if tuning.name == "fusion" else {}
     head = HeadConfig(task.kind.num_outputs, config.pooling, tuning, config.initializer_range)
     head.tuning.fused = {name: one.tuning for name, one in fused.items()}
     model = find_model_class(config.finetuning_model_class or task.kind.model_class)(shape, head)
@@ -278,7 +278,7 @@ def best_weights(config: FinetuningConfig, task: Task, model: TransformerWithClf
     def weights() -> dict[str, Tensor]:
         return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
-    return BestWeights(run, weights, metric, higher_is_better=metric != "loss")
+    return BestWeights(run, weights, metric, higher_is_better=metric != "loss", patience=config.patience)
 
 
 def test_metrics(config: FinetuningConfig, task: Task, model: TransformerWithClfHead, collate: Collator, run: Run) -> dict[str, float]:

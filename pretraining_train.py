@@ -79,7 +79,7 @@ def pretrain(config: PretrainingConfig) -> dict[str, float]:
     timer = attach_logging(trainer, optimizers, run)
     attach_evaluation(trainer, evaluate, best, run, len(batches), config.eval_at_start)
     attach_checkpoints(trainer, model, optimizers, best, run)
-    run_training(trainer, batches.starting_at, len(batches), n_steps)
+    run_training(trainer, batches.starting_at, len(batches), n_steps, best)
 
     n_parameters, n_trained = count_parameters(model)
     speed = trainer.n_tokens / timer.value() if trainer.n_tokens else 0.0

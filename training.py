@@ -148,6 +148,23 @@ class Objective:
     weights: dict[str, float]
 
 
+@dataclass
+class JointOptimizer:
+    """Several optimizers that the gradient scaler of fp16 takes for one: if any gradient overflows, none of them steps."""
+
+    optimizers: list[torch.optim.Optimizer]
+
+    @property
+    def param_groups(self) -> list[dict]:
+        """Those of all optimizers."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def step(self) -> None:
+        """A step of each."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
 def wrap_model(model: nn.Module, run: Run) -> nn.Module:
     """The model on its device, averaging gradients over the processes if there are several."""
     model.to(run.device)
@@ -165,6 +182,7 @@ def create_trainer(wrapped: nn.Module, optimizers: list, objective: Objective, r
     forward = torch.compile(wrapped) if config.compile else wrapped
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
     parameters = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
+    optimizer = JointOptimizer(optimizers)
 
     def update(engine: Engine, batch: Batch) -> dict[str, Tensor | float]:
         wrapped.train()
@@ -182,13 +200,11 @@ def create_trainer(wrapped: nn.Module, optimizers: list, objective: Objective, r
                 loss = sum(objective.weights[name] * losses[name] / counts[name] for name in losses)
                 scaler.scale(loss).backward()
             total = total + loss.detach()
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
+        scaler.unscale_(optimizer)
         grad_norm = nn.utils.clip_grad_norm_(parameters, config.max_norm or math.inf)
-        for optimizer in optimizers:
-            scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
+        scaler.step(optimizer)
         scaler.update()
+        wrapped.zero_grad(set_to_none=True)
         return {"loss": total, "grad_norm": grad_norm, "n_tokens": sum(part["input_ids"].numel() for part in parts), "n_examples": len(batch["input_ids"])}
 
     trainer = Engine(update)
@@ -249,8 +265,8 @@ def attach_unfreezing(trainer: Engine, model: nn.Module, every: int) -> None:
 class BestWeights:
     """Keeps the weights of the best evaluation so far in model.safetensors, and counts those that did not improve."""
 
-    def __init__(self, run: Run, weights: Callable[[], dict[str, Tensor]], metric: str, higher_is_better: bool):
-        self.run, self.weights, self.metric = run, weights, metric
+    def __init__(self, run: Run, weights: Callable[[], dict[str, Tensor]], metric: str, higher_is_better: bool, patience: int = 0):
+        self.run, self.weights, self.metric, self.patience = run, weights, metric, patience
         self.sign = 1 if higher_is_better else -1
         self.best: dict[str, float] = {}
         self.last_step = -1  # of the latest evaluation
@@ -268,6 +284,11 @@ class BestWeights:
         if self.run.is_main:
             save_weights(self.run.folder / WEIGHTS, self.weights())
 
+    @property
+    def is_stopped_early(self) -> bool:
+        """Have there been `patience` evaluations in a row without progress?"""
+        return 0 < self.patience <= self.n_without_progress
+
     def state_dict(self) -> dict:
         """For the checkpoint."""
         return {"best": self.best, "last_step": self.last_step, "n_without_progress": self.n_without_progress}
@@ -284,7 +305,6 @@ def attach_evaluation(
 
     Attached before the checkpoints: a checkpoint knows the evaluation of its own step.
     """
-    patience = getattr(run.config, "patience", 0)
 
     def run_evaluation(engine: Engine) -> None:
         if best.last_step == engine.state.iteration:
@@ -292,8 +312,8 @@ def attach_evaluation(
         metrics = evaluate()
         run.log_evaluation(engine.state.iteration, metrics)
         best.update(engine.state.iteration, metrics)
-        if patience and best.n_without_progress >= patience:
-            show(f"no better {best.metric} in {patience} evaluations: stopping early")
+        if best.is_stopped_early:
+            show(f"no better {best.metric} in {best.patience} evaluations: stopping early")
             engine.terminate()
 
     @trainer.on(Events.STARTED)
@@ -381,9 +401,11 @@ def resume(run: Run, state: dict) -> None:
             aside.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-def run_training(trainer: Engine, batches: Callable[[int], Iterable[Batch]], steps_per_epoch: int, n_steps: int) -> None:
-    """Run the engine from where it stands to `n_steps` optimizer steps."""
-    if trainer.state.iteration < n_steps:
+def run_training(
+    trainer: Engine, batches: Callable[[int], Iterable[Batch]], steps_per_epoch: int, n_steps: int, best: BestWeights
+) -> None:
+    """Run the engine from where it stands to `n_steps` optimizer steps, unless the run that it resumes had stopped early."""
+    if trainer.state.iteration < n_steps and not best.is_stopped_early:
         trainer.add_event_handler(Events.ITERATION_COMPLETED(once=n_steps), lambda engine: engine.terminate())
         n_epochs = math.ceil(n_steps / steps_per_epoch)
         trainer.run(batches(trainer.state.iteration), max_epochs=n_epochs, epoch_length=steps_per_epoch)

@@ -200,6 +200,14 @@ def test_adapters_that_cannot_be_fused_are_refused(adapters, finetuning, pretrai
     other.mkdir()
     (other / "config.json").write_text(json.dumps(config | {"base": config["base"] | {"sha256": "0"}}))
     assert "were trained on another model" in refuse("--adapters", other)
+    call("finetuning_train.py", *finetuning, "--tuning", "pfeiffer", "--drop_last", "--n_steps", 1, "--output_dir", tmp_path / "partial")
+    assert "the last layer has none to fuse; add --drop_last" in refuse("--adapters", f"{adapters[0]},{tmp_path / 'partial'}")
+
+
+def test_half_precision_thaws_with_an_optimizer_that_has_nothing_to_do_yet(finetuning, tmp_path):
+    common = ["--precision", "fp16", "--optimizer", "muon", "--unfreeze_every", 1, "--n_steps", 3]
+    call("finetuning_train.py", *finetuning, *common, "--output_dir", tmp_path / "run")
+    assert metrics(tmp_path / "run")["n_steps"] == 3
 
 
 def test_two_processes_thaw_like_one(finetuning, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from runs import NO_DROPOUT, ROOT, SHAPE, STEPS, assert_resumes_exactly, evaluations, launch, metrics, run
+from runs import NO_DROPOUT, ROOT, SHAPE, STEPS, assert_resumes_exactly, call, evaluations, launch, metrics, run
 
 
 @pytest.mark.parametrize("lm_loss_coef", [0, 0.5])
@@ -85,6 +85,17 @@ def test_early_stopping_restores_the_best_weights(finetuning, tmp_path):
     assert "100 training examples" in result.stderr and final["n_labels"] == 100
     assert final["valid_accuracy"] == best and final["best_step"] == next(row["step"] for row in rows if row["accuracy"] == best)
     assert [row["accuracy"] < best or row["step"] > final["best_step"] for row in rows[-2:]] == [True, True]
+
+
+def test_a_resumed_run_knows_that_it_had_stopped_early(finetuning, tmp_path):
+    folder = tmp_path / "run"
+    call("finetuning_train.py", *finetuning, "--lr", 0, "--eval_every", 2, "--save_every", 2, "--patience", 2, "--output_dir", folder)
+    before = evaluations(folder), metrics(folder)["n_steps"]
+    assert before[1] == 6
+    call("finetuning_train.py", "--resume", folder)
+    assert (evaluations(folder), metrics(folder)["n_steps"]) == before
+    call("finetuning_train.py", "--resume", folder, "--patience", 3)  # which it has not lost yet
+    assert metrics(folder)["n_steps"] == 8
 
 
 def test_regression_and_pairs_from_csv(cache, tmp_path):

@@ -120,6 +120,28 @@ def test_a_step_does_not_depend_on_its_parts(causal, tmp_path):
     torch.testing.assert_close(*weights, atol=1e-4, rtol=1e-4)
 
 
+def test_if_one_optimizer_finds_an_overflow_none_steps(tmp_path):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vector, self.matrix = nn.Parameter(torch.ones(4)), nn.Parameter(torch.eye(4))
+
+        def forward(self, input_ids):
+            return (self.vector * input_ids).sum() + self.matrix.sum()
+
+    model = Model()
+    optimizers = [torch.optim.AdamW([model.vector], lr=0.1), Muon([{"params": [model.matrix]}], lr=0.1)]
+    objective = Objective(lambda wrapped, batch: {"loss": wrapped(batch["input_ids"])}, lambda batch: {"loss": 1}, {"loss": 1.0})
+    run = Run(FinetuningConfig(max_norm=0), tmp_path, torch.device("cpu"), torch.float16, 0, 1)
+    trainer = create_trainer(model, optimizers, objective, run)
+    too_much, enough = ({"input_ids": torch.full((1, 4), value)} for value in (1e36, 1.0))
+    trainer.run([too_much])
+    assert torch.equal(model.vector, torch.ones(4)) and torch.equal(model.matrix, torch.eye(4))
+    trainer.run([enough], max_epochs=1)
+    assert all(one.isfinite().all() for one in model.parameters())
+    assert not torch.equal(model.vector, torch.ones(4)) and not torch.equal(model.matrix, torch.eye(4))
+
+
 def test_gradients_are_synchronised_only_in_the_last_part_of_a_step():
     """What DistributedDataParallel would see in each of two processes."""
 
