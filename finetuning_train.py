@@ -47,9 +47,12 @@ from training import (
     attach_schedule,
     attach_unfreezing,
     build_optimizers,
+    check_resumable,
     create_trainer,
     restore_best,
+    rows_per_process,
     run_training,
+    step_sizes,
     wrap_model,
 )
 from utils import (
@@ -88,10 +91,11 @@ def finetune_once(config: FinetuningConfig, whole: Run | None = None) -> dict[st
     train, valid = (task.kind.features(examples, collate) for examples in (task.train, task.examples("valid")))
     best = best_weights(config, task, model, run)
     chosen = choose_subset(task.train.labels, config.train_subset_size or len(task.train), config.seed)
-    describe([whole, run] if whole else [run], task, model, checkpoint, len(chosen))
-
-    n_rows = config.train_batch_size * config.gradient_accumulation_steps
+    n_rows = rows_per_process(run)
     batches = TaskBatches(train, task.kind.features_of(train, chosen), collate, n_rows, config.seed, run.rank, run.world_size)
+    check_resumable(run, len(batches))
+    describe([whole, run] if whole else [run], task, model, checkpoint, len(chosen), step_sizes(batches))
+
     n_steps = len(batches) * config.n_epochs if config.n_steps is None else config.n_steps
 
     wrapped = wrap_model(model, run)
@@ -181,13 +185,13 @@ def max_length(config: FinetuningConfig, shape: TransformerConfig) -> int:
     return config.max_length or shape.num_max_positions
 
 
-def describe(runs: list[Run], task: Task, model: TransformerWithClfHead, checkpoint: Checkpoint | None, n_examples: int) -> None:
+def describe(runs: list[Run], task: Task, model: TransformerWithClfHead, checkpoint: Checkpoint | None, n_examples: int, sizes: dict) -> None:
     """Make the run folders self-contained: config.json and the tokenizer; adapters name the base that they belong to."""
     shape = {"model": dataclasses.asdict(model.config), "head": dataclasses.asdict(model.head)}
     kind = {"kind": task.kind.name, "options": dataclasses.asdict(task.kind.options), "labels": task.kind.label_names, "is_pair": task.is_pair}
     for run in runs:
         base = None if model.head.tuning.is_full else describe_base(checkpoint, run.folder)
-        open_folder(run, **shape, model_class=type(model).__name__, **kind, base=base)
+        open_folder(run, **shape, model_class=type(model).__name__, **kind, base=base, **sizes)
         if run.is_main:
             task.tokenizer.save(run.folder / task.tokenizer.file)
     n_parameters, n_trained = count_parameters(model)

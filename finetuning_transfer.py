@@ -97,7 +97,7 @@ def transfer(config: TransferConfig) -> dict[str, float]:
 
 def work_alone() -> None:
     """Processes of a launcher divide the cells, not the batches: each trains alone, on the device of its local rank."""
-    for name in ("WORLD_SIZE", "RANK"):
+    for name in ("WORLD_SIZE", "RANK", "SLURM_STEP_NUM_TASKS"):
         os.environ.pop(name, None)
 
 

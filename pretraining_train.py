@@ -46,8 +46,11 @@ from training import (
     attach_logging,
     attach_schedule,
     build_optimizers,
+    check_resumable,
     create_trainer,
+    rows_per_process,
     run_training,
+    step_sizes,
     wrap_model,
 )
 from utils import IGNORE_INDEX, Run, count_parameters, finish_run, open_folder, show, start_run
@@ -63,11 +66,12 @@ def pretrain(config: PretrainingConfig) -> dict[str, float]:
     corpus = load_corpus(config.dataset_path, config.tokenizer, config.dataset_cache, config.text_column)
     model = TransformerWithLMHead(model_config(config, len(corpus.tokenizer)))
     mask = Masking(corpus.tokenizer, config.mlm_probability) if config.mlm else None
-    n_rows = config.train_batch_size * config.gradient_accumulation_steps
+    n_rows = rows_per_process(run)
     batches = CorpusBatches(corpus.train.ids, config.num_max_positions, n_rows, config.seed, run.rank, run.world_size, mask)
+    check_resumable(run, len(batches))
     n_steps = len(batches) * config.n_epochs if config.n_steps is None else config.n_steps
     start_from_counts(model, corpus, config)
-    describe(run, corpus, model)
+    describe(run, corpus, model, step_sizes(batches))
 
     wrapped = wrap_model(model, run)
     optimizers = build_optimizers(model, config)
@@ -105,9 +109,9 @@ def start_from_counts(model: TransformerWithLMHead, corpus: Corpus, config: Pret
         embeddings.data = latent_semantic_analysis(embeddings.data, corpus.train.ids, config.num_max_positions)
 
 
-def describe(run: Run, corpus: Corpus, model: nn.Module) -> None:
+def describe(run: Run, corpus: Corpus, model: nn.Module, sizes: dict[str, int]) -> None:
     """Make the run folder self-contained: config.json and the tokenizer."""
-    open_folder(run, model=dataclasses.asdict(model.config))
+    open_folder(run, model=dataclasses.asdict(model.config), **sizes)
     if run.is_main:
         corpus.tokenizer.save(run.folder / corpus.tokenizer.file)
     show(

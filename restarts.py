@@ -8,7 +8,18 @@ from pathlib import Path
 
 from arguments import RunArguments
 from tasks import KINDS
-from utils import CONFIG, WEIGHTS, Run, finish_run, read_metrics, read_run_config, show, start_run, written_whole
+from utils import (
+    CONFIG,
+    WEIGHTS,
+    Run,
+    finish_run,
+    from_main,
+    read_metrics,
+    read_run_config,
+    show,
+    start_run,
+    written_whole,
+)
 
 
 def train_restarts(config: RunArguments, train: Callable[[RunArguments, Run], dict]) -> dict:
@@ -22,7 +33,7 @@ def train_restarts(config: RunArguments, train: Callable[[RunArguments, Run], di
         seed = config.seed + number
         folder = whole.folder / f"restart_{seed}"
         show(f"restart {number + 1} of {config.restarts}, seed {seed}")
-        finished = read_metrics(folder) if config.resume else None
+        finished = from_main(lambda folder=folder: read_metrics(folder)) if config.resume else None
         results[seed] = finished or train(restart_config(config, seed, folder, whole.is_main), whole)
     best = best_seed(config, results, whole.folder / f"restart_{config.seed}")
     if whole.is_main:
@@ -32,7 +43,7 @@ def train_restarts(config: RunArguments, train: Callable[[RunArguments, Run], di
 
 def restart_config(config: RunArguments, seed: int, folder: Path, is_main: bool) -> RunArguments:
     """The arguments of one restart: it begins, or goes on if the whole is resumed and it had begun."""
-    started = bool(config.resume) and (folder / CONFIG).is_file()
+    started = bool(config.resume) and from_main((folder / CONFIG).is_file)
     if config.resume and not started and is_main:
         shutil.rmtree(folder, ignore_errors=True)  # killed before it wrote what it is
     place = {"output_dir": str(folder), "resume": str(folder) if started else None, "overwrite": not config.resume}

@@ -7,6 +7,8 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import ignite.distributed as idist
 import torch
@@ -22,14 +24,25 @@ from utils import (
     WEIGHTS,
     Run,
     derive_seed,
+    from_main,
     load_weights,
     read_evaluations,
+    read_run_config,
     save_weights,
     show,
     written_whole,
 )
 
 Batch = dict[str, Tensor]
+
+
+class Batches(Protocol):
+    """Training batches of one process, a pure function of the step: those of a corpus or of a task."""
+
+    batch_size: int  # rows of one process in one optimizer step
+    world_size: int
+
+    def __len__(self) -> int: ...  # optimizer steps per epoch
 
 # ------------------------------------------------------------------------------------------------------- optimizers
 
@@ -212,6 +225,54 @@ def create_trainer(wrapped: nn.Module, optimizers: list, objective: Objective, r
     return trainer
 
 
+def rows_per_process(run: Run) -> int:
+    """How many rows of an optimizer step a process takes.
+
+    All processes together take as many in a resumed run as before: its steps, and the batches in them, stay what they were.
+    Raises UserError if they cannot be divided among the processes, or if flags ask for others.
+    """
+    config = run.config
+    asked = config.train_batch_size * config.gradient_accumulation_steps
+    if not config.resume:
+        return asked
+    before = from_main(lambda: read_run_config(run.folder, "--resume"))
+    arguments = before["arguments"]
+    n_rows = before.get("rows_per_step") or before["world_size"] * arguments["train_batch_size"] * arguments["gradient_accumulation_steps"]
+    n_own, left = divmod(n_rows, run.world_size)
+    if left:
+        raise UserError(
+            f"--resume {run.folder}: an optimizer step has {n_rows} rows, which {run.world_size} processes cannot share evenly;"
+            " start a number of them that divides it"
+        )
+    if n_own != asked and config.gradient_accumulation_steps != arguments["gradient_accumulation_steps"]:
+        raise UserError(
+            f"--gradient_accumulation_steps {config.gradient_accumulation_steps}: an optimizer step of {run.folder} keeps its {n_rows} rows"
+            " when it is resumed; leave the flag out"
+        )
+    if n_own != asked or run.world_size != before["world_size"]:
+        per_pass = min(n_own, config.train_batch_size)
+        show(
+            f"resuming with {run.world_size} processes instead of {before['world_size']}: of the {n_rows} rows of an optimizer step each takes"
+            f" {n_own}, at most {per_pass} in one forward pass"
+        )
+    return n_own
+
+
+def step_sizes(batches: Batches) -> dict[str, int]:
+    """What config.json tells of a run's optimizer steps, for `rows_per_process` and `check_resumable`."""
+    return {"rows_per_step": batches.batch_size * batches.world_size, "steps_per_epoch": len(batches)}
+
+
+def check_resumable(run: Run, steps_per_epoch: int) -> None:
+    """Raises UserError if a resumed run had epochs of another length: then its data changed, or a flag that chooses from it."""
+    before = from_main(lambda: read_run_config(run.folder, "--resume")).get("steps_per_epoch") if run.config.resume else None
+    if before not in (None, steps_per_epoch):
+        raise UserError(
+            f"--resume {run.folder}: an epoch had {before} optimizer steps and would now have {steps_per_epoch}, since the data or a flag"
+            " that chooses from it changed; resume with what was there before"
+        )
+
+
 def split_batch(batch: Batch, size: int, part_tokens: int | None = None) -> list[Batch]:
     """Cut a batch into parts of at most `size` rows, each no longer than its longest row.
 
@@ -386,19 +447,23 @@ def attach_checkpoints(trainer: Engine, model: nn.Module, optimizers: list, best
 
 def resume(run: Run, state: dict) -> None:
     """Load the newest checkpoint of the run's folder, if it has one, and forget the evaluations after it."""
-    files = sorted((run.folder / CHECKPOINTS).glob("checkpoint_*.pt"), key=lambda file: int(file.stem.split("_")[-1]))
-    if files:
+    file = from_main(lambda: newest(run.folder / CHECKPOINTS))
+    if file:
         try:
-            saved = torch.load(files[-1], map_location="cpu", weights_only=True)
-            Checkpoint.load_objects(state, saved)
+            Checkpoint.load_objects(state, from_main(lambda: torch.load(file, map_location="cpu", weights_only=True)))
         except Exception as error:
-            raise UserError(f"{files[-1]} cannot be resumed from: {str(error).splitlines()[0]}; delete it to use the one before") from error
+            raise UserError(f"{file} cannot be resumed from: {str(error).splitlines()[0]}; delete it to use the one before") from error
     step = state["trainer"].state.iteration
     show(f"resuming after step {step}")
     if run.is_main:
         rows = [row for row in read_evaluations(run.folder) if row["step"] <= state["best"].last_step]
         with written_whole(run.folder / EVALUATIONS) as aside:
             aside.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint with the highest step, if there is one."""
+    return max(folder.glob("checkpoint_*.pt"), key=lambda file: int(file.stem.split("_")[-1]), default=None)
 
 
 def run_training(
@@ -416,6 +481,5 @@ def run_training(
 
 def restore_best(model: nn.Module, run: Run) -> None:
     """Load the best weights back into the model."""
-    if run.world_size > 1:
-        idist.barrier()  # the main process may still be writing them
-    model.load_state_dict(load_weights(run.folder / WEIGHTS), strict=False)
+    weights = from_main(lambda: load_weights(run.folder / WEIGHTS))
+    model.load_state_dict(weights, strict=False)

@@ -16,8 +16,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import ignite.distributed as idist
 import numpy as np
@@ -35,6 +37,7 @@ WEIGHTS, CONFIG, METRICS, EVALUATIONS, CHECKPOINTS = (
 )  # fmt: skip
 PACKAGES = ("torch", "pytorch-ignite", "tokenizers", "safetensors", "numpy")
 logger = logging.getLogger("transfer")
+T = TypeVar("T")
 
 
 def derive_seed(*key: int) -> int:
@@ -57,6 +60,7 @@ class Run:
     world_size: int
     owns_processes: bool = False  # it set up the process group, and leaves it at the end
     started: float = field(default_factory=time.perf_counter)
+    is_open: bool = False  # its folder is made
     writer: object = None  # TensorBoard, in the main process
 
     @property
@@ -90,19 +94,50 @@ class Run:
 
 def start_run(config: RunArguments) -> Run:
     """Processes, device, seed, folder, logs. Raises UserError for a device or folder that cannot be used."""
-    distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    device = choose_device(config.device, int(os.environ.get("LOCAL_RANK", 0)))
-    owns_processes = distributed and idist.backend() is None  # else the run is a part of another one
+    device = choose_device(config.device)
+    owns_processes = n_processes() > 1 and idist.backend() is None  # else the run is a part of another one
     if owns_processes:
-        idist.initialize("nccl" if device.type == "cuda" else "gloo")
-        atexit.register(end_group_threads, [torch.distributed.group.WORLD])
+        form_process_group(device)
     rank, world_size = idist.get_rank(), idist.get_world_size()
     show_messages(logging.INFO if rank == 0 else logging.WARNING)
     torch.manual_seed(config.seed)
     torch.set_float32_matmul_precision("high")  # TensorFloat-32 where the GPU has it
-    folder = str(choose_folder(config)) if rank == 0 else ""
-    folder = idist.broadcast(folder, safe_mode=True) if world_size > 1 else folder
-    return Run(config, Path(folder), device, choose_dtype(config.precision, device), rank, world_size, owns_processes)
+    folder = from_main(lambda: choose_folder(config))
+    return Run(config, folder, device, choose_dtype(config.precision, device), rank, world_size, owns_processes)
+
+
+# ------------------------------------------------------------------------------------------------------- processes
+
+
+def n_processes() -> int:
+    """How many processes the launcher started: torchrun and torch.distributed.launch set WORLD_SIZE, plain `srun` its own variable."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+
+
+def local_rank() -> int:
+    """The number of this process among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+
+
+def form_process_group(device: torch.device) -> None:
+    """Join the other processes that torchrun, torch.distributed.launch or `srun` started."""
+    if "WORLD_SIZE" in os.environ:
+        os.environ.pop("SLURM_JOB_ID", None)  # ignite would go by SLURM's variables, which count torchruns, not their processes
+    if device.type == "cuda":
+        os.environ["SLURM_LOCALID"] = str(device.index)  # the GPU that ignite takes under `srun`
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # or ignite would take a GPU for each process, though there may be fewer
+    idist.initialize("nccl" if device.type == "cuda" else "gloo")
+    atexit.register(end_group_threads, [torch.distributed.group.WORLD])
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What `make()` returns in the main process, given to every process: other machines may not see its files."""
+    if idist.get_world_size() == 1:
+        return make()
+    box = [make() if idist.get_rank() == 0 else None]
+    torch.distributed.broadcast_object_list(box)
+    return box[0]
 
 
 def end_group_threads(last_reference: list) -> None:
@@ -134,25 +169,43 @@ def show_messages(level: int = logging.INFO) -> None:
 def open_folder(run: Run, **sections: object) -> None:
     """Make the run folder and write config.json: every argument, and what else describes the run (`sections`).
 
-    Called when all input has been read, so that a mistake leaves nothing behind and overwrites nothing.
+    Called when all input has been read, so that a mistake leaves nothing behind and overwrites nothing. Everything else in the
+    folder is the main process's; config.json is on every machine, since `--resume` reads it before the processes know each other.
     """
-    if not run.is_main or run.writer is not None:  # it is open
+    if run.is_open:
         return
-    from tensorboardX import SummaryWriter
+    run.is_open = True
+    if run.is_main:
+        make_folder(run)
+    if run.world_size > 1:
+        idist.barrier()  # a machine with a folder of its own makes it now
+    if local_rank() == 0:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_config(run, sections)
+    if run.is_main:
+        from tensorboardX import SummaryWriter
 
+        run.writer = SummaryWriter(str(run.folder))
+    show(f"run folder {run.folder} · {run.device} × {run.world_size} · {str(run.dtype).removeprefix('torch.')}")
+
+
+def make_folder(run: Run) -> None:
+    """An empty folder, or that of the run to go on with."""
     try:
         if run.folder.is_dir() and not run.config.resume:
             shutil.rmtree(run.folder)  # empty, or a run that --overwrite gives up
         run.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output_dir {run.folder} cannot be made: {error.strerror}") from error
+
+
+def write_config(run: Run, sections: dict) -> None:
+    """config.json: every argument, and what else describes the run."""
     unsaved = {"output_dir": None, "resume": None, "overwrite": False, "local_rank": -1, "notify": None}  # addresses hold passwords
     arguments = dataclasses.asdict(run.config) | unsaved
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
     about = {"script": Path(sys.argv[0]).name, "git_commit": git_commit(), "world_size": run.world_size, "versions": versions}
     write_json(run.folder / CONFIG, about | {"arguments": arguments} | sections)
-    run.writer = SummaryWriter(str(run.folder))
-    show(f"run folder {run.folder} · {run.device} × {run.world_size} · {str(run.dtype).removeprefix('torch.')}")
 
 
 def finish_run(run: Run, metrics: dict[str, float]) -> dict[str, float]:
@@ -195,18 +248,28 @@ def git_commit() -> str | None:
         return None
 
 
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto`: CUDA, else Apple's MPS, else the CPU. Raises UserError for a device that is not there."""
+def choose_device(name: str) -> torch.device:
+    """`auto`: CUDA, else Apple's MPS, else the CPU; of several GPUs the one with the local rank. Raises UserError for a device that
+    is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        name = f"cuda:{own_gpu(local_rank(), torch.cuda.device_count())}"
     try:
         device = torch.device(name)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", local_rank)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} cannot be used here; take auto or cpu") from error
     return device
+
+
+def own_gpu(local_rank: int, n_gpus: int) -> int:
+    """The GPU of a process. Raises UserError if there are more processes than GPUs."""
+    if "LOCAL_RANK" not in os.environ and n_gpus == 1:
+        return 0  # `srun --gpus-per-task 1` shows each process its own GPU alone
+    if local_rank >= n_gpus:
+        raise UserError(f"process {local_rank + 1} of this machine has no GPU, there are {n_gpus}; start at most {n_gpus}, or take --device cpu")
+    return local_rank
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

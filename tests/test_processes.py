@@ -1,0 +1,159 @@
+"""Several processes: started by torchrun, by SLURM, on machines that share no folder, and fewer of them than before."""
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import NO_DROPOUT, ROOT, call, evaluations, launch, metrics, run
+
+from arguments import UserError
+from finetuning_train import FinetuningConfig
+from training import check_resumable, rows_per_process
+from utils import Run, own_gpu, write_json
+
+UNDER_SLURM = {"SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2"}
+# A machine with one GPU, as ignite would see it.
+ONE_GPU = """
+import os, torch
+def set_device(device):
+    assert int(device) < 1, "invalid device ordinal"
+torch.cuda.set_device = set_device
+torch.cuda.is_available = lambda: os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+torch.cuda.current_device = lambda: 0
+"""
+
+
+@pytest.fixture(scope="module")
+def short_run(finetuning) -> list:
+    return [*finetuning, *NO_DROPOUT, "--n_steps", 4, "--eval_every", 2]
+
+
+@pytest.fixture(scope="module")
+def alone(short_run, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    call("finetuning_train.py", *short_run, "--output_dir", folder)
+    return folder
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    for first, second in zip(evaluations(one), evaluations(other), strict=True):
+        assert first["step"] == second["step"] and first["loss"] == pytest.approx(second["loss"], abs=1e-4)
+    assert metrics(one)["test_loss"] == pytest.approx(metrics(other)["test_loss"], abs=1e-4)
+
+
+def start_together(commands: list[list], environments: list[dict], folders: list[Path]) -> None:
+    """Start processes that wait for each other; all have to succeed."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)], cwd=folder, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | environment,
+        )
+        for command, environment, folder in zip(commands, environments, folders, strict=True)
+    ]  # fmt: skip
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+
+
+def free_port() -> int:
+    """Below the ports that the system gives away."""
+    return random.SystemRandom().randrange(20_000, 32_000)
+
+
+@pytest.mark.parametrize("more", [{}, {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}], ids=["salloc", "srun"])
+def test_torchrun_counts_under_slurm(more, short_run, alone, tmp_path, monkeypatch):
+    variables = {"SLURM_JOB_ID": "7"} | ({"SLURM_STEP_NUM_TASKS": "1"} | UNDER_SLURM | more if more else {})
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    run("finetuning_train.py", *short_run, "--train_batch_size", 2, "--output_dir", tmp_path / "two", launcher=launch("torch.distributed.run"))
+    assert_equal_runs(alone, tmp_path / "two")
+
+
+def test_srun_needs_no_torchrun(short_run, alone, tmp_path):
+    common = {"SLURM_JOB_ID": str(free_port() - 15_000), "SLURM_STEP_NUM_TASKS": "2"} | UNDER_SLURM
+    command = [ROOT / "finetuning_train.py", *short_run, "--train_batch_size", 2, "--output_dir", tmp_path / "two"]
+    start_together([command] * 2, [common | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in "01"], [tmp_path] * 2)
+    assert_equal_runs(alone, tmp_path / "two")
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["world_size"] == 2
+
+
+def start_on_two_machines(*arguments, folders: list[Path]) -> None:
+    """Run the fine-tuning script, one process on each machine, in its own folder."""
+    address = ["--nnodes", 2, "--nproc_per_node", 1, "--master_addr", "127.0.0.1", "--master_port", free_port()]
+    script = [ROOT / "finetuning_train.py", *arguments]
+    start_together([["-m", "torch.distributed.run", *address, "--node_rank", rank, *script] for rank in range(2)], [{}, {}], folders)
+
+
+@pytest.fixture
+def machines(tmp_path) -> list[Path]:
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+def test_machines_need_no_common_folder(short_run, alone, machines):
+    options = [*short_run, "--train_batch_size", 2, "--save_every", 2]
+    start_on_two_machines(*options, "--n_steps", 2, "--output_dir", "run", folders=machines)
+    start_on_two_machines("--resume", "run", "--n_steps", 4, folders=machines)
+    assert_equal_runs(alone, machines[0] / "run")
+    assert [file.name for file in (machines[1] / "run").iterdir()] == ["config.json"]
+
+
+@pytest.mark.slow
+def test_machines_without_a_common_folder_train_several_times(short_run, machines):
+    start_on_two_machines(*short_run, "--restarts", 2, "--output_dir", "run", folders=machines)
+    finished = metrics(machines[0] / "run")["restarts"]
+    start_on_two_machines("--resume", "run", folders=machines)
+    assert metrics(machines[0] / "run")["restarts"] == finished
+
+
+def test_fewer_processes_go_on_with_the_same_steps(short_run, alone, tmp_path):
+    folder = tmp_path / "run"
+    run("finetuning_train.py", *short_run, "--train_batch_size", 2, "--n_steps", 2, "--save_every", 2, "--output_dir", folder, launcher=launch("torch.distributed.run"))
+    resumed = run("finetuning_train.py", "--resume", folder, "--n_steps", 4)
+    assert "with 1 processes instead of 2: of the 4 rows of an optimizer step each takes 4, at most 2 in one forward pass" in resumed.stderr
+    assert_equal_runs(alone, folder)
+
+
+def test_what_cannot_go_on_is_said_before_anything_is_written(short_run, alone, task, tmp_path):
+    before = (alone / "config.json").read_text()
+    (tmp_path / "train.jsonl").write_text((task / "train.jsonl").read_text() + "\n" + (task / "valid.jsonl").read_text())
+    (tmp_path / "valid.jsonl").write_text((task / "valid.jsonl").read_text())
+    for flags, words in (
+        (["--gradient_accumulation_steps", 2], "--gradient_accumulation_steps 2: an optimizer step"),
+        (["--dataset_path", tmp_path], "an epoch had 30 optimizer steps and would now have 41"),
+    ):
+        with pytest.raises(UserError, match=words):
+            call("finetuning_train.py", "--resume", alone, *flags)
+    three = Run(FinetuningConfig(resume=str(alone), train_batch_size=4), alone, "cpu", "float32", 0, world_size=3)
+    with pytest.raises(UserError, match="4 rows, which 3 processes cannot share evenly"):
+        rows_per_process(three)
+    assert (alone / "config.json").read_text() == before
+
+
+def test_a_run_of_an_older_version_goes_on_as_it_was(tmp_path):
+    write_json(tmp_path / "config.json", {"world_size": 4, "arguments": {"train_batch_size": 8, "gradient_accumulation_steps": 2}})
+    fewer = Run(FinetuningConfig(resume=str(tmp_path), train_batch_size=8, gradient_accumulation_steps=2), tmp_path, "cpu", "float32", 0, world_size=2)
+    assert rows_per_process(fewer) == 32
+    check_resumable(fewer, 17)
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert own_gpu(1, 2) == 1
+    with pytest.raises(UserError, match="process 3 of this machine has no GPU, there are 2"):
+        own_gpu(2, 2)
+    monkeypatch.delenv("LOCAL_RANK")
+    assert own_gpu(3, 1) == 0, "srun shows each process its own alone"
+
+
+def test_more_processes_than_gpus_may_use_the_cpu(short_run, alone, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(ONE_GPU)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    options = [*short_run, "--train_batch_size", 2, "--device", "cpu", "--output_dir", tmp_path / "two"]
+    run("finetuning_train.py", *options, launcher=launch("torch.distributed.run"))
+    assert_equal_runs(alone, tmp_path / "two")
