@@ -79,6 +79,7 @@ class OptimizationArguments(Arguments):
     muon_momentum: float = flag(0.95, "momentum of Muon; lower for runs of few steps", least=0, most=0.999)
     layer_lr_decay: float = flag(1.0, "learning rates of a layer, relative to the layer above it", least=0, most=1)
     weight_decay: float = flag(0.0, "decoupled weight decay, on matrices alone", least=0)
+    gradient_checkpointing: bool = flag(False, "compute each layer a second time in the backward pass, instead of keeping its activations: less memory, about a third more time")
     max_norm: float = flag(0.25, "clip the gradient's norm to this, once per optimizer step; 0: never", least=0)
     n_epochs: int = flag(50, "passes over the training data", least=0)
     n_steps: int | None = flag(None, "stop after so many optimizer steps, whatever n_epochs says", least=0)

@@ -87,6 +87,7 @@ def finetune_once(config: FinetuningConfig, whole: Run | None = None) -> dict[st
     tokenizer = config.tokenizer or (str(checkpoint.folder) if checkpoint else "bert-base-cased")
     task = open_task(config, tokenizer)
     model = build_model(config, task, checkpoint)
+    model.transformer.gradient_checkpointing = config.gradient_checkpointing
     collate = Collator.for_model(model.config, task.tokenizer, max_length(config, model.config), config.truncation)
     train, valid = (task.kind.features(examples, collate) for examples in (task.train, task.examples("valid")))
     best = best_weights(config, task, model, run)

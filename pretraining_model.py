@@ -10,13 +10,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from arguments import UserError
 from utils import IGNORE_INDEX
 
 # By the names of the transformers library. gelu_new is GPT-2's, approximated by tanh; gelu is BERT's.
 ACTIVATIONS = {"gelu_new": lambda: nn.GELU(approximate="tanh"), "gelu": nn.GELU, "relu": nn.ReLU}
-LOSS_CHUNK = 1024  # rows of logits that exist at once; see docs/performance.md
+# Rows of logits that exist at once. On a CPU as many as its cache likes (docs/performance.md); on a GPU more, for large products,
+# and since the chunks' gradients of the weights are added up in the precision of the weights.
+LOSS_CHUNK, LOSS_CHUNK_ON_GPU = 1024, 8192
 
 
 @dataclass
@@ -74,9 +77,10 @@ class SelfAttention(nn.Module):
             .view(batch, seq, 3, self.num_heads, embed // self.num_heads)
             .permute(2, 0, 3, 1, 4)  # [3, batch, heads, seq, head_dim]
         )
+        continues = past is not None and self in past
+        if continues:
+            key, value = (torch.cat(pair, dim=2) for pair in zip(past[self], (key, value), strict=True))
         if past is not None:
-            if self in past:
-                key, value = (torch.cat(pair, dim=2) for pair in zip(past[self], (key, value), strict=True))
             past[self] = key, value
         if only is not None:
             query = query[torch.arange(batch, device=only.device), :, only].unsqueeze(2)
@@ -86,7 +90,7 @@ class SelfAttention(nn.Module):
             value,
             attn_mask=attendable,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=self.causal and attendable is None and seq == key.size(2),  # one new token sees all of the past
+            is_causal=self.causal and attendable is None and not continues,  # one new token sees all of the past
         )
         return self.projection(attended.transpose(1, 2).flatten(2))
 
@@ -166,6 +170,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False  # trade a second forward pass of each layer for its activations
         self.token_embeddings = nn.Embedding(config.num_embeddings, config.embed_dim)
         self.position_embeddings = nn.Embedding(config.num_max_positions, config.embed_dim)
         self.token_type_embeddings = nn.Embedding(config.num_token_types, config.embed_dim) if config.num_token_types else None
@@ -227,10 +232,16 @@ class Transformer(nn.Module):
             embedded = embedded + self.token_type_embeddings(torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids)
         hidden_states = self.dropout(self.embedding_norm(embedded))
         for layer in self.layers[:-1]:
-            hidden_states = layer(hidden_states, attendable, past)
+            hidden_states = self.run_layer(layer, hidden_states, attendable, past)
         if only is not None and self.config.causal:
             attendable = (torch.arange(seq, device=only.device) <= only.unsqueeze(1))[:, None, None]
-        return self.final_norm(self.layers[-1](hidden_states, attendable, past, only))
+        return self.final_norm(self.run_layer(self.layers[-1], hidden_states, attendable, past, only))
+
+    def run_layer(self, layer: TransformerLayer, *inputs: Tensor | KeyValueCache | None) -> Tensor:
+        """A layer's output; with gradient checkpointing (Chen et al. 2016), only its input is kept for the backward pass."""
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
 
 
 class TransformerWithLMHead(nn.Module):
@@ -260,8 +271,8 @@ class TransformerWithLMHead(nn.Module):
         """Summed negative log-likelihood of `labels` [batch, seq], without ever holding all logits in memory."""
         hidden_states, labels = hidden_states.flatten(0, 1), labels.flatten()
         if not self.config.causal:  # of MLM's positions 85 % have no label: no logits for them
-            labelled = labels != IGNORE_INDEX
-            hidden_states, labels = hidden_states[labelled], labels[labelled]
+            labelled = (labels != IGNORE_INDEX).nonzero().squeeze(1)  # a GPU is waited for here, once
+            hidden_states, labels = hidden_states.index_select(0, labelled), labels.index_select(0, labelled)
         hidden_states = self.output_transform(hidden_states)
         if torch.is_autocast_enabled(hidden_states.device.type):  # the final LayerNorm gave float32
             hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
@@ -271,8 +282,12 @@ class TransformerWithLMHead(nn.Module):
             weight, bias = weight[candidates], correction if bias is None else bias[candidates] + correction
         # The library sums the losses in the dtype of its input: the sum of 65,536 tokens was 6 % too small in bf16, infinite in fp16.
         is_half = hidden_states.dtype.itemsize == 2
+        precision = {"acc_policy": "auto", "acc_dtype": torch.float32} if is_half else {"acc_policy": "balanced"}
         options = nn.LinearCrossEntropyOptions(
-            batch_chunk_size=LOSS_CHUNK, chunking_method=None, acc_policy="auto" if is_half else "balanced", acc_dtype=torch.float32 if is_half else None
+            batch_chunk_size=LOSS_CHUNK_ON_GPU if hidden_states.is_cuda else LOSS_CHUNK,
+            chunking_method=None,
+            allow_retain_graph=torch.compiler.is_compiling(),  # or the library warns, which breaks the compiled graph in two
+            **precision,
         )
         return F.linear_cross_entropy(
             hidden_states,

@@ -70,6 +70,7 @@ def pretrain(config: PretrainingConfig) -> dict[str, float]:
     batches = CorpusBatches(corpus.train.ids, config.num_max_positions, n_rows, config.seed, run.rank, run.world_size, mask)
     check_resumable(run, len(batches))
     n_steps = len(batches) * config.n_epochs if config.n_steps is None else config.n_steps
+    model.transformer.gradient_checkpointing = config.gradient_checkpointing
     start_from_counts(model, corpus, config)
     describe(run, corpus, model, step_sizes(batches))
 

@@ -293,7 +293,8 @@ def without_padding(batch: Batch) -> Batch:
     if "attention_mask" not in batch:
         return batch
     width, longest = batch["input_ids"].size(-1), batch["attention_mask"].sum(-1).max()
-    return {key: tensor[..., :longest] if tensor.dim() > 1 and tensor.size(-1) == width else tensor for key, tensor in batch.items()}
+    cut = {key: tensor[..., :longest] if tensor.dim() > 1 and tensor.size(-1) == width else tensor for key, tensor in batch.items()}
+    return {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in cut.items()}  # --compile compiles views anew
 
 
 # ------------------------------------------------------------------------------------------- attached around the loop

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Events
 from torch import nn
 
+from adapters import Tuning
 from arguments import OptimizationArguments
 from finetuning_model import HeadConfig, TransformerWithClfHead
-from finetuning_train import FinetuningConfig
-from pretraining_model import TransformerConfig, TransformerWithLMHead
+from finetuning_train import FinetuningConfig, finetuning_objective
+from pretraining_model import TransformerConfig, TransformerLayer, TransformerWithLMHead
 from training import Muon, Objective, build_optimizers, create_trainer, learning_rate_factor, split_batch
 from utils import Run
 
@@ -118,6 +120,61 @@ def test_a_step_does_not_depend_on_its_parts(causal, tmp_path):
         trainer.run([batch] * 3)
         weights.append(torch.cat([one.detach().flatten() for one in model.parameters()]))
     torch.testing.assert_close(*weights, atol=1e-4, rtol=1e-4)
+
+
+def lengths_that_change(causal: bool, n_steps: int = 6) -> list[dict]:
+    """Batches of other lengths each, with labels for both losses."""
+    generator, batches = torch.Generator().manual_seed(0), []
+    for _ in range(n_steps):
+        lengths = torch.randint(2, 24, (12,), generator=generator).sort().values
+        mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        input_ids = torch.randint(50, mask.shape, generator=generator) * mask
+        lm_labels = input_ids.masked_fill((mask == 0) | (not causal) & (input_ids % 7 > 0), -100)
+        batches.append({"input_ids": input_ids, "attention_mask": mask, "labels": torch.arange(12) % 3, "lm_labels": lm_labels})
+    return batches
+
+
+def train(batches: list[dict], folder: Path, causal: bool, wrap=lambda model: model, tuning: str = "full", **options) -> tuple[list[float], torch.Tensor]:
+    """The losses of all steps and the weights after them, with dropout."""
+    torch.manual_seed(0)
+    config = FinetuningConfig(train_batch_size=12, lr=0.01, lm_loss_coef=0.5, **options)
+    head = HeadConfig(3, tuning=Tuning(tuning, width=4))
+    model = TransformerWithClfHead(TransformerConfig(50, 16, 32, 24, 2, 2, 0.1, 0.1, causal=causal), head)
+    model.transformer.gradient_checkpointing = config.gradient_checkpointing
+    run = Run(config, folder, torch.device("cpu"), torch.float32, 0, 1)
+    trainer, losses = create_trainer(wrap(model), build_optimizers(model, config), finetuning_objective(config), run, 64), []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output["loss"].item()))
+    trainer.run(batches)
+    return losses, torch.cat([one.detach().flatten() for one in model.parameters()])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("tuning", ["full", "pfeiffer"])
+def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing(causal, tuning, tmp_path, monkeypatch):
+    calls, forward = [], TransformerLayer.forward
+    monkeypatch.setattr(TransformerLayer, "forward", lambda *inputs: calls.append(1) or forward(*inputs))
+    results = []
+    for gradient_checkpointing in (False, True):
+        results.append(train(lengths_that_change(causal), tmp_path, causal, tuning=tuning, gradient_checkpointing=gradient_checkpointing))
+        results[-1] += (len(calls),)
+        calls.clear()
+    (losses, weights, n_calls), (losses_again, weights_again, n_calls_again) = results
+    assert n_calls_again == 2 * n_calls
+    torch.testing.assert_close(losses, losses_again)
+    torch.testing.assert_close(weights, weights_again)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_compiled_model_is_not_compiled_anew_for_each_length(causal, tmp_path):
+    """Dynamo's part of --compile; the whole of it is in test_slow.py. A masked language model waits for its labels, which breaks the graph."""
+    from torch._dynamo.testing import CompileCounter
+
+    batches, counter = lengths_that_change(causal), CompileCounter()
+    eager = train(batches, tmp_path, causal)
+    compiled = train(batches, tmp_path, causal, wrap=lambda model: torch.compile(model, backend=counter))
+    assert counter.frame_count <= (3 if causal else 12)
+    torch.testing.assert_close(compiled[0], eager[0])
+    torch.testing.assert_close(compiled[1], eager[1])
 
 
 def test_if_one_optimizer_finds_an_overflow_none_steps(tmp_path):
