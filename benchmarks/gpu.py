@@ -1,17 +1,19 @@
-"""What a GPU makes of it: losses in each precision, tokens and examples per second, memory; writes results_gpu.json.
+"""What a GPU makes of it: losses in each precision, rates, memory; writes results_gpu.json.
 
     python benchmarks/gpu.py --nanogpt PATH_OF_A_CHECKOUT
 
-Takes one CUDA card, no network, and at most 8 minutes: what would not fit into them is left out, and the file says so.
-Without such a card it says so and does nothing. Both sides of a race train in turns within one process, on the same batches
-of random tokens; a rate is the median over the rounds. Exit code 1: the losses of the precisions differ, or something failed.
+Takes one CUDA card, no network, and at most 8 minutes: what would not fit into them is left out, and the file
+says so. Without such a card it says so and does nothing. Both sides of a race train in turns within one
+process, on the same batches of random tokens; a rate is the median over the rounds. Exit code 1: the losses
+of the precisions differ, or something failed.
 """
 import os
 
-if __name__ == "__main__":  # before anything asks for the cards: transformers' Trainer would take all that it sees
+if __name__ == "__main__":  # before anything asks for the cards: transformers' Trainer would take all of them
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 import gc
+import itertools
 import re
 import statistics
 import sys
@@ -52,15 +54,29 @@ from utils import start_run, write_json
 
 RESULTS = ROOT / "benchmarks" / "results_gpu.json"
 TOLERANCE = 0.01  # by how much a loss may differ from that in fp32
-# Operations per second on dense bf16 matrices that the maker promises, by the name of the card: NVIDIA's data sheets (where
-# they count with sparsity, the half of it). A name that is not here, as that of a part of a card, has none.
+# Operations per second on dense bf16 matrices that the maker promises, by the name of the card: NVIDIA's
+# data sheets and, for the RTX 4090, the white paper of its architecture (half of what they count with sparsity).
+# A name that is not here has none, nor has a part of a card.
 PEAKS = {
-    r"A10": 125e12, r"A100-(SXM4|PCIE)-\d+GB|A100 80GB PCIe": 312e12, r"H100 80GB HBM3": 989e12, r"H100 PCIe": 756e12,
-    r"H100 NVL|H200 NVL": 835e12, r"H200": 989e12, r"L4": 121e12, r"L40S": 362e12, r"GeForce RTX 4090": 165e12,
-}  # fmt: skip
-# An estimate: WikiText-103's training split has 103,227,021 words (Merity et al. 2016, table 1), and we assume 1.16 WordPieces
-# of bert-base-cased for each, with the [SEP] behind every line.
+    r"A10": 125e12,
+    r"A100-(SXM4|PCIE)-\d+GB|A100 80GB PCIe": 312e12,
+    r"B200": 2250e12,
+    r"GeForce RTX 4090": 165e12,
+    r"H100 80GB HBM3": 989e12,  # SXM
+    r"H100 PCIe": 756e12,
+    r"H100 NVL|H200 NVL": 835e12,
+    r"H200": 989e12,
+    r"L4": 121e12,
+    r"L40S": 362e12,
+}
+# An estimate: WikiText-103's training split has 103,227,021 words (Merity et al. 2016, table 1); we assume
+# 1.16 WordPieces of bert-base-cased for each, with the [SEP] behind every line.
 TOKENS_PER_EPOCH = 120_000_000
+# What each section may take, compilers above all.
+SECONDS = {
+    "matmul": 10, "losses": 90, "tutorial": 130, "finetuning": 40, "gpt2_small": 130,
+    "finetuning_compiled": 90,
+}  # fmt: skip
 
 Train = Callable[[], object]  # trains for some steps
 
@@ -87,12 +103,15 @@ class Finetuning:
 TUTORIAL = Pretraining(28_996, 128)
 # The vocabulary of 50,257 filled up to a multiple of 64, as nanoGPT has it.
 GPT2_SMALL = Pretraining(
-    50_304, 16, NO_DROPOUT | {"embed_dim": 768, "hidden_dim": 3072, "num_layers": 12, "num_heads": 12, "num_max_positions": 1024}
+    50_304,
+    16,
+    NO_DROPOUT
+    | {"embed_dim": 768, "hidden_dim": 3072, "num_layers": 12, "num_heads": 12, "num_max_positions": 1024},
 )
 BERT_BASE = Finetuning(
     TransformerConfig(
-        30_522, 768, 3072, 512, 12, 12, activation="gelu", causal=False, pre_norm=False, embedding_norm=True, num_token_types=2,
-        layer_norm_eps=1e-12,
+        30_522, 768, 3072, 512, 12, 12, activation="gelu", causal=False, pre_norm=False, embedding_norm=True,
+        num_token_types=2, layer_norm_eps=1e-12,
     )  # fmt: skip
 )
 
@@ -112,7 +131,7 @@ class Plan:
     budget: float = 450.0  # seconds; what is left of 8 minutes is for the start of the process
 
 
-# ----------------------------------------------------------------------------------------------------------- the card
+# --------------------------------------------------------------------------------------------------- the card
 
 
 def synchronize(device: torch.device) -> None:
@@ -128,7 +147,7 @@ def timed(work: Train, device: torch.device) -> float:
 
 
 def forget(device: torch.device) -> None:
-    """Free what earlier models held, and what was compiled for them: shapes that were seen before would count as dynamic."""
+    """Free what earlier models held, and what was compiled: a second shape would count as a dynamic one."""
     gc.collect()
     torch.compiler.reset()
     if device.type == "cuda":
@@ -154,7 +173,7 @@ def allocated(device: torch.device) -> int:
 
 
 def added_peak_mb(work: Callable[[], float], device: torch.device, before: int) -> float | None:
-    """The peak of memory during a call, in 10^6 bytes, less the bytes that were held `before`; None on a CPU."""
+    """The peak of memory during a call, in 10^6 bytes, without the bytes held `before`; None on a CPU."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
@@ -195,39 +214,62 @@ def measure_matmul(size: int, n_rounds: int, device: torch.device, n_products: i
     return {"size": size, "operations_per_second": statistics.median(rates["matmul"])}
 
 
-# ------------------------------------------------------------------------------------------------------------ a race
+# ----------------------------------------------------------------------------------------------------- a race
 
 
-def race(sides: dict[str, Callable[[], Callable[[], float]]], n_rounds: int, amount: int, unit: str, device: torch.device) -> dict:
-    """Rates of the sides, in turns: each is built by a function that gives a function that gives the seconds of `amount`.
+def race(
+    sides: dict[str, Callable[[], Callable[[], float]]],
+    n_rounds: int,
+    amount: int,
+    unit: str,
+    device: torch.device,
+) -> dict:
+    """Rates of the sides, in turns. Each is built by a function that returns one: the seconds of `amount`.
 
     A side that fails is None, and `notes` say why. Raises OutOfMemoryError if the sides do not fit.
     """
-    works, found, notes = {}, dict.fromkeys(sides), []
-    for name, build in sides.items():
+    works, peaks, notes = {}, {}, []
+
+    def warm_up(build: Callable[[], Callable[[], float]]) -> tuple[Callable[[], float], float | None]:
         before = allocated(device)
-        try:
-            work = build()
-            work()  # the first time compiles
-            found[name] = {"peak_memory_mb": added_peak_mb(work, device, before)}
-            works[name] = work
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # the peer or the compiler is missing, say: the other sides are still worth their time
-            notes.append(f"{name} failed: {first_line(error)}")
-    rates = side_by_side(n_rounds, **{name: lambda work=work: amount / work() for name, work in works.items()})
-    for name, values in rates.items():
-        found[name] |= {unit: statistics.median(values)}
-    ratios = {name: median_ratio(rates["ours"], values) for name, values in rates.items() if name != "ours" and "ours" in rates}
-    return {"sides": found, "ours_to": ratios, "notes": notes}
+        work = build()
+        work()  # the first time compiles
+        return work, added_peak_mb(work, device, before)
+
+    for name, build in sides.items():
+        if warm := attempt(name, partial(warm_up, build), notes):
+            works[name], peaks[name] = warm
+    measured = {name: lambda work=work: amount / work() for name, work in works.items()}
+    rates = side_by_side(n_rounds, **measured)
+    found = {name: {unit: statistics.median(rates[name]), "peak_memory_mb": peaks[name]} for name in rates}
+    return {"sides": dict.fromkeys(sides) | found, "ratios": ratios(rates), "notes": notes}
 
 
-def first_line(error: Exception) -> str:
-    """What an error is, in a line."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+def ratios(rates: dict[str, list[float]]) -> dict[str, float]:
+    """Ours to the others', eager to eager and compiled to compiled."""
+    ours = [name for name in rates if name.startswith("ours")]
+    pairs = itertools.product(ours, [name for name in rates if name not in ours])
+    alike = [(one, other) for one, other in pairs if one.endswith("_compiled") is other.endswith("_compiled")]
+    return {f"{one}/{other}": median_ratio(rates[one], rates[other]) for one, other in alike}
 
 
-# ------------------------------------------------------------------------------------------------------- pretraining
+def attempt(name: str, work: Callable[[], object], notes: list[str]) -> object | None:
+    """The result of `work`; None, and a note, if it fails. Raises OutOfMemoryError: fewer rows may do."""
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # no peer or no compiler, say: the rest is still worth its time
+        notes.append(failure(name, error))
+        return None
+
+
+def failure(name: str, error: Exception) -> str:
+    """What became of something, in a line."""
+    return f"{name} failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+# ------------------------------------------------------------------------------------------------ pretraining
 
 
 def random_tokens(num_embeddings: int, n_tokens: int) -> np.ndarray:
@@ -238,11 +280,15 @@ def random_tokens(num_embeddings: int, n_tokens: int) -> np.ndarray:
 
 def random_batches(model: Pretraining, config: PretrainingConfig, n_steps: int) -> CorpusBatches:
     """The batches of so many steps, and a few more."""
-    ids = random_tokens(model.num_embeddings, (n_steps + 2) * config.train_batch_size * config.num_max_positions)
+    ids = random_tokens(
+        model.num_embeddings, (n_steps + 2) * config.train_batch_size * config.num_max_positions
+    )
     return CorpusBatches(ids, config.num_max_positions, config.train_batch_size, config.seed)
 
 
-def our_pretraining(model: Pretraining, n_rows: int, n_steps: int, device: torch.device, **flags) -> Callable[[], list[float]]:
+def our_pretraining(
+    model: Pretraining, n_rows: int, n_steps: int, device: torch.device, **flags
+) -> Callable[[], list[float]]:
     """A function that trains for some steps as pretraining_train.py does, and returns their losses."""
     config = PretrainingConfig(**model.flags | {"train_batch_size": n_rows, "device": str(device)} | flags)
     run = start_run(config)
@@ -251,7 +297,9 @@ def our_pretraining(model: Pretraining, n_rows: int, n_steps: int, device: torch
     trainer = create_trainer(wrapped, optimizers, Objective(lm_losses, lm_counts, {"lm": 1.0}), run)
     attach_schedule(trainer, optimizers, config, n_steps)
     batches, losses = random_batches(model, config, n_steps), []
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output["loss"]))
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output["loss"])
+    )
 
     def train() -> list[float]:
         losses.clear()
@@ -261,8 +309,10 @@ def our_pretraining(model: Pretraining, n_rows: int, n_steps: int, device: torch
     return train
 
 
-def peer_pretraining(model: Pretraining, n_rows: int, n_steps: int, device: torch.device, nanogpt: str | None, compile: bool) -> Train:
-    """The same by the loop of nanoGPT's train.py: bf16 autocast, fused AdamW, the next batch on its way during a step."""
+def peer_pretraining(
+    model: Pretraining, n_rows: int, n_steps: int, device: torch.device, nanogpt: str | None, compile: bool
+) -> Train:
+    """The same by the loop of nanoGPT's train.py: bf16 autocast, fused AdamW, a batch fetched ahead."""
     config = PretrainingConfig(**model.flags, train_batch_size=n_rows, device=str(device), precision="bf16")
     run, batches = start_run(config), random_batches(model, config, n_steps)
     sizes = ("embed_dim", "hidden_dim", "num_layers", "num_heads", "num_max_positions", "dropout")
@@ -298,11 +348,17 @@ def measure_losses(model: Pretraining, n_steps: int, device: torch.device, compi
     flags = NO_DROPOUT | {"lr": 1e-3, "n_warmup": min(10, n_steps)}
 
     def losses(n_rows: int) -> dict:
-        return {name: our_pretraining(model, n_rows, n_steps, device, **flags | options)() for name, options in variants.items()}
+        def train(options: dict) -> list[float]:
+            return our_pretraining(model, n_rows, n_steps, device, **flags | options)()
+
+        notes = []
+        found = {name: attempt(name, partial(train, options), notes) for name, options in variants.items()}
+        return found | {"notes": notes}
 
     found = fitting(model.n_rows, losses, device)
-    difference = largest_difference(*(found[name] for name in variants))
-    return found | {"largest_relative_difference": difference, "tolerance": TOLERANCE, "agree": difference <= TOLERANCE}
+    difference = largest_difference(*(found[name] for name in variants if found[name]))
+    is_close = difference <= TOLERANCE
+    return found | {"largest_relative_difference": difference, "tolerance": TOLERANCE, "agree": is_close}
 
 
 def largest_difference(expected: list[float], *others: list[float]) -> float:
@@ -310,8 +366,15 @@ def largest_difference(expected: list[float], *others: list[float]) -> float:
     return float(np.max(np.abs(np.array(others) / np.array(expected) - 1)))
 
 
-def measure_pretraining(model: Pretraining, plan: Plan, device: torch.device, nanogpt: str | None, peak: float | None, matmul: float) -> dict:
-    """Tokens per second of ours and of the peer, eager and compiled; which part of the card's peak that is."""
+def measure_pretraining(
+    model: Pretraining,
+    plan: Plan,
+    device: torch.device,
+    nanogpt: str | None,
+    peak: float | None,
+    matmul: float,
+) -> dict:
+    """Tokens per second of ours and of the peer, eager and compiled, and as parts of the card's peak."""
     config = model_config(PretrainingConfig(**model.flags), model.num_embeddings)
     operations = operations_per_token(config, config.num_max_positions)
 
@@ -319,13 +382,17 @@ def measure_pretraining(model: Pretraining, plan: Plan, device: torch.device, na
         def side(build: Callable[..., Train], **options) -> Callable[[], float]:
             return partial(timed, build(model, n_rows, plan.n_steps, device, **options), device)
 
-        sides = {"ours": partial(side, our_pretraining, precision="bf16"), "peer": partial(side, peer_pretraining, nanogpt=nanogpt, compile=False)}
+        sides = {
+            "ours": partial(side, our_pretraining, precision="bf16"),
+            "peer": partial(side, peer_pretraining, nanogpt=nanogpt, compile=False),
+        }
         if plan.compile:
             sides |= {
                 "ours_compiled": partial(side, our_pretraining, precision="bf16", compile=True),
                 "peer_compiled": partial(side, peer_pretraining, nanogpt=nanogpt, compile=True),
             }
-        return race(sides, plan.n_rounds, plan.n_steps * n_rows * config.num_max_positions, "tokens_per_second", device)
+        n_tokens = plan.n_steps * n_rows * config.num_max_positions
+        return race(sides, plan.n_rounds, n_tokens, "tokens_per_second", device)
 
     found = fitting(model.n_rows, rates, device)
     for side in filter(None, found["sides"].values()):
@@ -339,17 +406,19 @@ def tutorial_hours(tutorial: dict) -> dict:
     """How long the tutorial's run would take on the card."""
     n_epochs = PretrainingConfig().n_epochs
     sides = {name: side for name, side in tutorial["sides"].items() if side and name.startswith("ours")}
-    hours = {name: n_epochs * TOKENS_PER_EPOCH / side["tokens_per_second"] / 3600 for name, side in sides.items()}
-    return {"n_epochs": n_epochs, "tokens_per_epoch": TOKENS_PER_EPOCH, "is_estimate": True, "hours_on_one_card": hours}
+    n_tokens = n_epochs * TOKENS_PER_EPOCH
+    hours = {name: n_tokens / side["tokens_per_second"] / 3600 for name, side in sides.items()}
+    about = {"n_epochs": n_epochs, "tokens_per_epoch": TOKENS_PER_EPOCH, "is_estimate": True}
+    return about | {"hours_on_one_card": hours}
 
 
-# ------------------------------------------------------------------------------------------------------- fine-tuning
+# ------------------------------------------------------------------------------------------------ fine-tuning
 
 
 def random_examples(task: Finetuning, n_examples: int) -> Examples:
     """Texts of two classes, of all lengths up to the longest."""
     random = np.random.default_rng(0)
-    lengths = random.integers(task.max_length // 8, task.max_length - 1, n_examples)  # with [CLS] and [SEP], two more
+    lengths = random.integers(task.max_length // 8, task.max_length - 1, n_examples)  # and [CLS] and [SEP]
     texts = [random.integers(len(SPECIAL_TOKENS), task.shape.num_embeddings, length) for length in lengths]
     labels = random.integers(2, size=n_examples)
     return Examples.of_tokens(texts, np.ones(n_examples, dtype=np.int64), labels, Classification(["0", "1"]))
@@ -360,9 +429,13 @@ def collator(task: Finetuning) -> Collator:
     return Collator.for_model(task.shape, Tokenizer(list(SPECIAL_TOKENS)), task.max_length, "head")
 
 
-def our_finetuning(task: Finetuning, n_rows: int, n_steps: int, device: torch.device, **flags) -> Callable[[], float]:
+def our_finetuning(
+    task: Finetuning, n_rows: int, n_steps: int, device: torch.device, **flags
+) -> Callable[[], float]:
     """A function that gives the seconds of some steps as finetuning_train.py does them."""
-    config = FinetuningConfig(device=str(device), train_batch_size=n_rows, part_tokens=16_384, precision="bf16", **flags)
+    config = FinetuningConfig(
+        device=str(device), train_batch_size=n_rows, part_tokens=16_384, precision="bf16", **flags
+    )
     run = start_run(config)
     model = TransformerWithClfHead(task.shape, HeadConfig(2))
     examples = random_examples(task, n_steps * n_rows)
@@ -378,7 +451,9 @@ def our_finetuning(task: Finetuning, n_rows: int, n_steps: int, device: torch.de
     return partial(timed, train, device)
 
 
-def trainer_finetuning(task: Finetuning, n_rows: int, n_steps: int, device: torch.device, n_warmup: int = 3) -> Callable[[], float]:
+def trainer_finetuning(
+    task: Finetuning, n_rows: int, n_steps: int, device: torch.device, n_warmup: int = 3
+) -> Callable[[], float]:
     """The same by transformers' Trainer, whose clock starts after the first steps."""
     import transformers
 
@@ -394,15 +469,18 @@ def trainer_finetuning(task: Finetuning, n_rows: int, n_steps: int, device: torc
                 self.seconds = time.perf_counter() - self.started
 
     names = FAMILIES["bert"].settings.items()
-    config = transformers.BertConfig(**{theirs: getattr(task.shape, ours) for ours, theirs in names}, num_labels=2)
+    config = transformers.BertConfig(
+        **{theirs: getattr(task.shape, ours) for ours, theirs in names}, num_labels=2
+    )
     arguments = transformers.TrainingArguments(
-        tempfile.mkdtemp(), per_device_train_batch_size=n_rows, max_steps=n_warmup + n_steps, bf16=True, save_strategy="no",
-        logging_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=device.type == "cpu",
+        tempfile.mkdtemp(), per_device_train_batch_size=n_rows, max_steps=n_warmup + n_steps, bf16=True,
+        save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
+        remove_unused_columns=False, use_cpu=device.type == "cpu",
     )  # fmt: skip
     examples, collate, stopwatch = random_examples(task, n_steps * n_rows), collator(task), Stopwatch()
     trainer = transformers.Trainer(
-        transformers.BertForSequenceClassification(config), arguments, train_dataset=range(len(examples)), callbacks=[stopwatch],
-        data_collator=lambda indices: examples.batch(np.array(indices), collate),
+        transformers.BertForSequenceClassification(config), arguments, train_dataset=range(len(examples)),
+        callbacks=[stopwatch], data_collator=lambda indices: examples.batch(np.array(indices), collate),
     )  # fmt: skip
 
     def train() -> float:
@@ -435,11 +513,14 @@ def measure_compiled_finetuning(task: Finetuning, plan: Plan, device: torch.devi
     return fitting(task.n_rows, rates, device)
 
 
-# --------------------------------------------------------------------------------------------------------- the whole
+# -------------------------------------------------------------------------------------------------- the whole
 
 
 def measure(device: torch.device, plan: Plan, nanogpt: str | None, file: Path) -> dict:
-    """Everything, section by section; the file is written after each. A section that fails, or for which there is no time, is None."""
+    """Everything, section by section; the file is written after each.
+
+    A section that fails, or for which there is no time, is None, and `notes` say why.
+    """
     started = time.perf_counter()
     results = {"command": command(), "machine": describe_machine(device), "seconds": {}, "notes": []}
 
@@ -447,25 +528,26 @@ def measure(device: torch.device, plan: Plan, nanogpt: str | None, file: Path) -
         rate = (results["matmul"] or {}).get("operations_per_second")
         return measure_pretraining(model, plan, device, nanogpt, results["machine"]["bf16_peak"], rate)
 
-    sections: dict[str, tuple[float, Callable[[], dict]]] = {  # with the seconds that each may take, compilers above all
-        "matmul": (10, lambda: measure_matmul(plan.matrix_size, plan.n_rounds, device)),
-        "losses": (90, lambda: measure_losses(plan.tutorial, plan.n_losses, device, plan.compile)),
-        "tutorial": (130, lambda: with_hours(pretraining(plan.tutorial))),
-        "finetuning": (40, lambda: measure_finetuning(plan.bert_base, plan, device)),
-        "gpt2_small": (130, lambda: pretraining(plan.gpt2_small)),
+    sections: dict[str, Callable[[], dict]] = {
+        "matmul": lambda: measure_matmul(plan.matrix_size, plan.n_rounds, device),
+        "losses": lambda: measure_losses(plan.tutorial, plan.n_losses, device, plan.compile),
+        "tutorial": lambda: with_hours(pretraining(plan.tutorial)),
+        "finetuning": lambda: measure_finetuning(plan.bert_base, plan, device),
+        "gpt2_small": lambda: pretraining(plan.gpt2_small),
     }
     if plan.compile:
-        sections["finetuning_compiled"] = (90, lambda: measure_compiled_finetuning(plan.bert_base, plan, device))
-    for name, (expected, section) in sections.items():
+        sections["finetuning_compiled"] = lambda: measure_compiled_finetuning(plan.bert_base, plan, device)
+    for name, section in sections.items():
         before = time.perf_counter() - started
         results[name] = None
-        if before + expected > plan.budget:
-            results["notes"].append(f"{name} was left out: it may take {expected:.0f} s, and {before:.0f} of {plan.budget:.0f} s are over")
+        if before + SECONDS[name] > plan.budget:
+            over = f"{before:.0f} of {plan.budget:.0f} s are over"
+            results["notes"].append(f"{name} was left out: it may take {SECONDS[name]} s, and {over}")
         else:
             try:
                 results[name] = section()
             except Exception as error:  # the other sections are still worth their time
-                results["notes"].append(f"{name} failed: {first_line(error)}")
+                results["notes"].append(failure(name, error))
         elapsed = time.perf_counter() - started
         results["seconds"][name] = elapsed - before
         print(f"{name}: {elapsed - before:.0f} s, {elapsed:.0f} s in all", flush=True)
@@ -480,11 +562,14 @@ def with_hours(tutorial: dict) -> dict:
 
 def faults(results: dict) -> list[str]:
     """What is wrong with the results, a sentence each."""
-    notes = results["notes"] + [note for section in results.values() if isinstance(section, dict) for note in section.get("notes", [])]
+    notes = results["notes"] + [
+        note for section in results.values() if isinstance(section, dict) for note in section.get("notes", [])
+    ]
     found = [note for note in notes if " failed: " in note]
     losses = results.get("losses")
     if losses and not losses["agree"]:
-        found.append(f"the losses of the precisions differ by {losses['largest_relative_difference']:.2%}, more than {TOLERANCE:.0%}")
+        difference = losses["largest_relative_difference"]
+        found.append(f"the losses of the precisions differ by {difference:.2%}, more than {TOLERANCE:.0%}")
     return found
 
 
