@@ -55,7 +55,7 @@ from utils import start_run, write_json
 RESULTS = ROOT / "benchmarks" / "results_gpu.json"
 TOLERANCE = 0.01  # by how much a loss may differ from that in fp32
 # Operations per second on dense bf16 matrices that the maker promises, by the name of the card: NVIDIA's
-# data sheets and, for the RTX 4090, the white paper of its architecture (half of what they count with sparsity).
+# data sheets and, for the RTX 4090, the white paper of its architecture (half of what counts with sparsity).
 # A name that is not here has none, nor has a part of a card.
 PEAKS = {
     r"A10": 125e12,
