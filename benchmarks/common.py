@@ -48,10 +48,15 @@ def parse(description: str) -> argparse.Namespace:
 def record(name: str, **figures) -> None:
     """Put a benchmark's figures into results.json, and on the screen."""
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    figures |= {"command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]), "machine": machine()}
+    figures |= {"command": command(), "machine": machine()}
     results[name] = figures
     write_json(RESULTS, dict(sorted(results.items())))
     print(f"{name}: {json.dumps(figures, indent=2)}", flush=True)
+
+
+def command() -> str:
+    """How this benchmark was started."""
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def machine() -> str:
@@ -140,13 +145,20 @@ def peer_model(nanogpt: str | None, num_embeddings: int, **shape) -> tuple[str, 
     if nanogpt:
         shape = SHAPE | shape
         module = import_file(Path(nanogpt) / "model.py")
-        return "nanoGPT", module.GPT(
-            module.GPTConfig(
-                block_size=shape["num_max_positions"], vocab_size=num_embeddings, n_layer=shape["num_layers"],
-                n_head=shape["num_heads"], n_embd=shape["embed_dim"], dropout=0.0, bias=False,
-            )  # fmt: skip
-        )
+        config = module.GPTConfig(
+            block_size=shape["num_max_positions"], vocab_size=num_embeddings, n_layer=shape["num_layers"],
+            n_head=shape["num_heads"], n_embd=shape["embed_dim"], dropout=shape.get("dropout", 0.0), bias=False,
+        )  # fmt: skip
+        return "nanoGPT", with_hidden_dim(module.GPT(config), shape["embed_dim"], shape["hidden_dim"])
     return "transformers' GPT2LMHeadModel", TransformersPeer(gpt2_config(num_embeddings, **shape))
+
+
+def with_hidden_dim(gpt: nn.Module, embed_dim: int, hidden_dim: int) -> nn.Module:
+    """nanoGPT's model with feed-forward blocks of a width of ours: its own are always four times as wide as the model."""
+    for block in gpt.transformer.h if hidden_dim != 4 * embed_dim else ():
+        block.mlp.c_fc = nn.Linear(embed_dim, hidden_dim, bias=False)
+        block.mlp.c_proj = nn.Linear(hidden_dim, embed_dim, bias=False)
+    return gpt
 
 
 def gpt2_config(num_embeddings: int, **shape):
@@ -154,9 +166,10 @@ def gpt2_config(num_embeddings: int, **shape):
     import transformers
 
     shape = SHAPE | shape
+    dropout = shape.get("dropout", 0.0)
     return transformers.GPT2Config(
         vocab_size=num_embeddings, n_positions=shape["num_max_positions"], n_embd=shape["embed_dim"], n_layer=shape["num_layers"],
-        n_head=shape["num_heads"], n_inner=shape["hidden_dim"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        n_head=shape["num_heads"], n_inner=shape["hidden_dim"], resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
     )  # fmt: skip
 
 
@@ -200,7 +213,7 @@ class TransformersPeer(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
-        return torch.optim.AdamW(self.parameters(), learning_rate, betas, weight_decay=weight_decay)
+        return torch.optim.AdamW(self.parameters(), learning_rate, betas, weight_decay=weight_decay, fused=device_type == "cuda")
 
 
 def import_file(path: Path):
