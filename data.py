@@ -83,11 +83,13 @@ def encode_rows(
     end_id: int | None = None,
     texts_of: Callable[[dict], list[str]] = texts_of_row,
     encode: Callable[[list[str]], list[np.ndarray]] | None = None,
+    may_be_empty: bool = False,
 ) -> EncodedTexts:
     """Token ids and labels of the rows, from the cache if there; `end_id` goes behind every text.
 
     `rows()` is read only if the cache does not have them. `encode` (default: the tokenizer's `encode_batch`) gives an array per
-    text: ids [tokens], or ids with their spans [tokens, 3]. Raises UserError if all texts are empty.
+    text: ids [tokens], or ids with their spans [tokens, 3]. Raises UserError if there are no rows, or if all their texts are
+    empty and may not be.
     """
     encode = encode or tokenizer.encode_batch
 
@@ -116,12 +118,16 @@ def encode_rows(
 
     folder = cached(cache, (key, tokenizer.fingerprint, end_id), build)
     meta = json.loads((folder / "meta.json").read_text())
-    offsets = np.load(folder / "offsets.npy")
-    if not offsets[-1]:
+    offsets, n_texts = np.load(folder / "offsets.npy"), np.load(folder / "n_texts.npy")
+    if not len(n_texts) or not (offsets[-1] or may_be_empty):
         raise UserError(f"{name} holds no tokens: it has {len(offsets) - 1} texts, all of them empty")
-    ids = np.memmap(folder / "ids.bin", dtype=meta["dtype"], mode="r")
-    spans = np.memmap(folder / "spans.bin", dtype=np.int32, mode="r").reshape(-1, 2) if (folder / "spans.bin").stat().st_size else None
-    return EncodedTexts(ids, offsets, meta["n_words"], meta["labels"], np.load(folder / "n_texts.npy"), spans)
+    ids, spans = _mapped(folder / "ids.bin", meta["dtype"]), _mapped(folder / "spans.bin", np.int32).reshape(-1, 2)
+    return EncodedTexts(ids, offsets, meta["n_words"], meta["labels"], n_texts, spans if len(spans) == len(ids) else None)
+
+
+def _mapped(file: Path, dtype: str | type) -> np.ndarray:
+    """The numbers of a file, read when they are used."""
+    return np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.empty(0, dtype)  # nothing cannot be mapped
 
 
 def find_tokenizer(name: str, source: Source, part: str, texts: Callable[[], Iterator[str]], cache: str) -> Tokenizer:

@@ -37,7 +37,8 @@ class Examples:
     @classmethod
     def of_tokens(cls, encoded: list[np.ndarray], n_texts: np.ndarray, labels: np.ndarray | list, kind: "Kind") -> "Examples":
         """Texts that `kind.encode` gave, so many for each example."""
-        ids, offsets = np.concatenate(encoded), np.cumsum([0, *map(len, encoded)])
+        ids = np.concatenate(encoded) if encoded else np.empty(0, dtype=np.int64)
+        offsets = np.cumsum([0, *map(len, encoded)])
         ids, spans = (ids[:, 0], ids[:, 1:]) if ids.ndim == 2 else (ids, None)
         return cls.of(EncodedTexts(ids, offsets, 0, [], n_texts, spans), labels, kind)
 
@@ -52,6 +53,11 @@ class Examples:
         """Tokens of each example's sequences, without special ones; their mean if it has several."""
         ends = np.concatenate([[0], np.cumsum(self.bounds[:, 1] - self.bounds[:, 0])])[self.first_texts]
         return np.diff(ends) // self.kind.n_sequences(self)
+
+    def with_empty_text(self) -> np.ndarray:
+        """Indices of the examples that have a text without tokens, or no text at all: a sentence without words."""
+        n_texts, is_empty = np.diff(self.first_texts), self.bounds[:, 0] == self.bounds[:, 1]
+        return np.union1d(np.repeat(np.arange(len(n_texts)), n_texts)[is_empty], np.flatnonzero(n_texts == 0))
 
     def batch(self, indices: np.ndarray, collate: "Collator") -> Batch:
         """The examples at `indices`: input_ids, attention_mask, labels, and what else the kind's head wants."""

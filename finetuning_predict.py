@@ -43,7 +43,7 @@ from tables import FIELDS, read_column, read_table
 from task_kinds import KindOptions
 from tasks import KINDS
 from tokenization import load_tokenizer
-from utils import choose_device, read_run_config
+from utils import choose_device, logger, read_run_config
 
 CHUNK = 4096  # examples that are read, encoded and sorted by length together
 # What an argument or a line of text holds, between tabs.
@@ -77,15 +77,19 @@ class Predictor:
 
     def predict(self, rows: Iterable[dict]) -> Iterator[dict]:
         """A dict per row, in order. Rows have the fields of their kind: `text` and perhaps `text_pair`, `choices`. Raises UserError for a
-        row that the model cannot read."""
-        rows = iter(rows)
+        row that the model cannot read. An empty text is an input like any other; a warning tells how many there were."""
+        rows, empty = iter(rows), []
         for n_before in itertools.count(step=CHUNK):
             chunk = [self.prepare(row, number) for number, row in enumerate(itertools.islice(rows, CHUNK), start=n_before + 1)]
             if not chunk:
-                return
-            features = self.kind.features(self.encode(chunk, n_before), self.collate)
+                break
+            examples = self.encode(chunk)
+            empty += [n_before + number for number in 1 + examples.with_empty_text()]
+            features = self.kind.features(examples, self.collate)
             outputs = self.kind.by_example(features, self.outputs(features))
             yield from (self.kind.describe(output, row) for output, row in zip(outputs, chunk, strict=True))
+        if empty:
+            logger.warning(f"{len(empty)} texts of the input are empty, the first of them text {empty[0]}")
 
     def prepare(self, row: dict, number: int) -> dict:
         """The row with the fields that its kind wants."""
@@ -97,15 +101,11 @@ class Predictor:
             raise UserError(f"{where} {wrong if self.is_pair else 'is a pair, but the model was fine-tuned on single texts'}")
         return self.kind.prepare(row, where, labelled=False)
 
-    def encode(self, rows: list[dict], n_before: int) -> Examples:
-        """The rows as examples, whose labels mean nothing. Raises UserError for texts without tokens."""
+    def encode(self, rows: list[dict]) -> Examples:
+        """The rows as examples, whose labels mean nothing."""
         texts = [self.kind.texts(row) for row in rows]
         encoded = self.kind.encode(self.tokenizer, list(itertools.chain.from_iterable(texts)))
         n_texts = np.array([len(one) for one in texts])
-        if not all(map(len, encoded)):
-            empty = next(index for index, one in enumerate(encoded) if not len(one))
-            number = 1 + n_before + np.searchsorted(np.cumsum(n_texts), empty, side="right")
-            raise UserError(f"text {number} of the input has no tokens; remove it")
         return Examples.of_tokens(encoded, n_texts, self.kind.no_labels(rows), self.kind)
 
     @torch.inference_mode()

@@ -210,7 +210,7 @@ def finetuning_objective(config: FinetuningConfig) -> Objective:
         return model(**batch)
 
     def counts(batch: Batch) -> dict[str, Tensor | int]:
-        found = {"clf": n_labels(batch["labels"], batch)}
+        found = {"clf": max(1, n_labels(batch["labels"], batch))}
         if "lm_labels" in batch:
             found["lm"] = (batch["lm_labels"] != IGNORE_INDEX).sum().clamp(min=1)
         return found
@@ -219,8 +219,8 @@ def finetuning_objective(config: FinetuningConfig) -> Objective:
 
 
 def n_labels(labels: Tensor, batch: Batch) -> int:
-    """How many labels a batch has: one for each row, or for some of its tokens."""
-    return int((labels != IGNORE_INDEX).sum().clamp(min=1)) if labels.shape == batch["input_ids"].shape else len(labels)
+    """How many labels a batch has: one for each row, or for some of its tokens; perhaps none, if no row has words."""
+    return int((labels != IGNORE_INDEX).sum()) if labels.shape == batch["input_ids"].shape else len(labels)
 
 
 def with_lm_labels(batches: TaskBatches, step: int, config: FinetuningConfig, model: TransformerWithClfHead, task: Task) -> Iterator[Batch]:
@@ -268,7 +268,7 @@ def predict(model: TransformerWithClfHead, features: Examples, collate: Collator
         torch.distributed.all_gather_object(parts, (outputs, losses))
         outputs = {index: output for part, _ in parts for index, output in part.items()}
         losses = sum(one for _, one in parts)
-    return [outputs[index] for index in range(len(features))], (losses[0] / losses[1]).item()
+    return [outputs[index] for index in range(len(features))], (losses[0] / losses[1].clamp(min=1)).item()
 
 
 def best_weights(config: FinetuningConfig, task: Task, model: TransformerWithClfHead, run: Run) -> BestWeights:

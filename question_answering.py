@@ -11,6 +11,7 @@ import torch
 from answers import exact_match, token_f1
 from arguments import UserError
 from examples import Examples
+from tables import is_missing
 from task_kinds import Kind
 
 MAX_QUESTION = 64  # tokens; more of a question are cut off
@@ -34,7 +35,6 @@ class QuestionAnswering(Kind):
     columns = {"text": "question", "text_pair": "context", "label": "answers"}
     model_class = "TransformerWithTokenHead"
     metrics = ("f1", "exact_match", "loss")
-    needs_label = False  # a question may have no answer
     num_outputs = 2
 
     # ------------------------------------------------------------------------------------------------------ reading
@@ -48,13 +48,17 @@ class QuestionAnswering(Kind):
             raise UserError(f"{where} has no context; name its column with --text_pair_column")
         if not labelled:
             return row
-        label = row["label"] if row["label"] is not None else []
+        label = [] if is_missing(row["label"]) else row["label"]
         found = label if isinstance(label, dict) else {"text": [label] if isinstance(label, str) else label}
         texts, starts = found.get("text"), found.get("answer_start")
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{where}: the answers are neither texts nor a list of texts with answer_start but {label!r}")
         spans = [span_in(row["text_pair"], text, start) for text, start in zip(texts, starts or [None] * len(texts), strict=False)]
         return row | {"label": texts, "span": next((span for span in spans if span), None)}
+
+    def lacks_label(self, row):
+        """A question may have no answer."""
+        return False
 
     def is_kept(self, row):
         """Rows without an answer only if that is part of the task."""

@@ -5,6 +5,7 @@ A row is a dict of columns; files are streamed, so that no corpus is ever held i
 import csv
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,7 +148,14 @@ def _as_text(row: dict, column: str) -> str:
     if column == "choice" and column not in row:
         return CHOICE
     value = read_column(row, column)
+    if is_missing(value):
+        return ""
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def is_missing(value: object) -> bool:
+    """Is it what tables write where there is nothing: null or NaN?"""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from answers import token_f1
 from arguments import UserError, suggestion
 from data import Batch, texts_of_row
 from examples import Collator, Examples
-from tables import CHOICE
+from tables import CHOICE, is_missing
 from tokenization import ByteLevelTokenizer, Tokenizer
 
 
@@ -40,7 +40,6 @@ class Kind(ABC):
     model_class = "TransformerWithClfHead"
     metrics: tuple[str, ...] = ("loss",)  # the first is what `--patience_metric auto` means
     has_pairs = True  # is there one text, or are there two, in all examples alike?
-    needs_label = True
 
     def __init__(self, label_names: list[str] | None = None, options: KindOptions | None = None):
         self.label_names, self.options = label_names, options or KindOptions()
@@ -57,13 +56,19 @@ class Kind(ABC):
     # Reading. Only what `texts` and `label` return is kept.
 
     def prepare(self, row: dict, where: str, labelled: bool = True) -> dict:
-        """The row with its fields as this kind wants them. Raises UserError, naming `where`, for a row that is not of this kind."""
+        """The row with its fields as this kind wants them; a text that is missing is an empty one. Raises UserError, naming `where`,
+        for a row that is not of this kind."""
+        row = row | {key: "" for key in ("text", "text_pair") if key in row and is_missing(row[key])}
         for key in ("text", "text_pair"):
             if key in row and not isinstance(row[key], str):
                 raise UserError(f"{where}: the {key} is not a string but {row[key]!r}")
         if labelled and not isinstance(row["label"], str | int | float):
             raise UserError(f"{where}: the label is neither a string nor a number but {row['label']!r}")
         return row | ({"label": self.named(row["label"])} if labelled else {})
+
+    def lacks_label(self, row: dict) -> bool:
+        """Is nothing written where a row, as the source has it, should have its label?"""
+        return is_missing(row["label"]) or row["label"] == ""
 
     def named(self, label: object) -> object:
         """The label under the name that `--label_names` gives to its number."""
@@ -231,9 +236,10 @@ class MultipleChoice(Kind):
         list of those that are right, which becomes a list of numbers."""
         row = super().prepare(row, where, labelled=False)
         choices = row.get("choices")
+        choices = ["" if is_missing(one) else one for one in choices] if isinstance(choices, list) else choices
         if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(one, str) for one in choices):
             raise UserError(f"{where}: the choices are not two or more texts but {choices!r}; name their column with --choices_column")
-        return row | ({"label": self.right_ones(row["label"], choices, where)} if labelled else {})
+        return row | {"choices": choices} | ({"label": self.right_ones(row["label"], choices, where)} if labelled else {})
 
     def right_ones(self, label: object, choices: list[str], where: str) -> list[int]:
         """The indices of the right choices, of which there is at least one."""

@@ -2,14 +2,13 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
-import numpy as np
-
 from arguments import UserError
 from data import EncodedTexts, encode_rows, find_tokenizer
 from data_sources import KNOWN_DATASETS, open_source, split_rows
 from examples import Examples
 from question_answering import QuestionAnswering
 from task_kinds import Classification, Kind, KindOptions, MultipleChoice, Regression, as_numbers
+from utils import show
 from word_tasks import Parsing, Tagging
 
 KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Classification, Regression, MultipleChoice, Tagging, QuestionAnswering, Parsing)}
@@ -48,7 +47,7 @@ class Task:
         names = self.kind.label_names
         if n_classes and names and n_classes != len(names):
             raise UserError(f"--num_classes {n_classes}: {self.source.name} has {len(names)} classes ({', '.join(names)})")
-        self.train = Examples.of(texts, self.kind.label_ids(texts.labels, where), self.kind)
+        self.train = self._examples(texts, where)
         self.is_pair = bool(self.kind.has_pairs and texts.n_texts[0] == 2)
 
     def examples(self, split: str) -> Examples:
@@ -57,7 +56,7 @@ class Task:
         if self.kind.has_pairs and (texts.n_texts[0] == 2) != self.is_pair:
             has = {True: "a text_pair", False: "no text_pair"}
             raise UserError(f"{self.source.name}: {split} has {has[not self.is_pair]}, training {has[self.is_pair]}")
-        return Examples.of(texts, self.kind.label_ids(texts.labels, f"{self.source.name} {split}"), self.kind)
+        return self._examples(texts, f"{self.source.name} {split}")
 
     def rows(self, split: str) -> Iterable[dict]:
         """The prepared rows of a split, in the order of its examples."""
@@ -68,22 +67,25 @@ class Task:
     def _encode(self, split: str) -> EncodedTexts:
         key = ("task", self.source.key, sorted(self.columns.items()), self.kind.name, asdict(self.kind.options), split)
         name, kind = f"{self.source.name} {split}", self.kind
-        texts = encode_rows(
+        return encode_rows(
             lambda: (row | {"label": kind.label(row)} for row in self.rows(split) if split != "train" or kind.is_kept(row)),
             self.tokenizer, name, self.cache, key, texts_of=kind.texts, encode=lambda texts: kind.encode(self.tokenizer, texts),
+            may_be_empty=split != "train",
         )  # fmt: skip
-        empty = np.flatnonzero(np.diff(texts.offsets) == 0)
+
+    def _examples(self, texts: EncodedTexts, where: str) -> Examples:
+        """The texts with their labels; a text without tokens is an input like any other, and told."""
+        examples = Examples.of(texts, self.kind.label_ids(texts.labels, where), self.kind)
+        empty = examples.with_empty_text()
         if len(empty):
-            number = 1 + np.searchsorted(np.cumsum(texts.n_texts), empty[0], side="right")
-            raise UserError(f"{name}: example {number} has a text with no tokens; remove it")
-        return texts
+            show(f"{where}: {len(empty)} of {len(examples)} examples have an empty text, the first of them example {empty[0] + 1}; they count like any other")
+        return examples
 
     def _prepared(self, split: str, rows: Iterable[dict]) -> Iterator[dict]:
         is_pair = None
         for number, row in enumerate(rows, start=1):
             where = f"{self.source.name} {split}, example {number}"
-            label = row.get("label")
-            if "label" not in row or (self.kind.needs_label and (label in (None, "") or label != label)):  # tables write "missing" as NaN
+            if "label" not in row or self.kind.lacks_label(row):
                 if self.kind.options.skip_unlabelled:
                     continue
                 raise UserError(f"{where} has no label; name the column that holds it with --label_column")

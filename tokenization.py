@@ -253,7 +253,7 @@ class WordTable:
         lengths = self.offsets[rows + 1] - starts
         ends = np.concatenate([[0], lengths.cumsum()])
         ids = self.ids[np.repeat(starts - ends[:-1], lengths) + np.arange(ends[-1])]
-        return np.split(ids, ends[np.cumsum([len(words) for words in texts])])[:-1]
+        return np.split(ids, ends[np.cumsum([len(words) for words in texts], dtype=np.int64)])[:-1]
 
     def encode_new_words(self) -> None:
         """Append the ids of words that have a row, but no ids yet."""

@@ -7,21 +7,46 @@ import torch
 from torch import Tensor
 
 from arguments import UserError
+from data import Batch
 from examples import Collator
+from tables import is_missing
 from task_kinds import Kind
 from utils import IGNORE_INDEX
 
 NO_TAG = "O"  # of a word that is in no entity, or lies behind the longest input
 
 
-class Tagging(Kind):
+class OfWords(Kind):
+    """What kinds share that say something of each word of a sentence, which may have none."""
+
+    has_pairs = False
+
+    def lacks_label(self, row):
+        """A sentence without words needs none."""
+        return super().lacks_label(row) and split_words(row["text"]) != []
+
+    def texts(self, row):
+        """The words."""
+        return row["text"]
+
+    def encode(self, tokenizer, texts):
+        """Each word apart."""
+        return tokenizer.encode_words(texts)
+
+    def sentences(self, texts: list[list[np.ndarray]], collate: Collator) -> tuple[Batch, list[np.ndarray]]:
+        """Padded sentences, given as the ids of their words, and where the first token of each word stands."""
+        collate = replace(collate, truncation="head")
+        batch = collate([[np.concatenate([np.empty(0, dtype=np.int64), *words])] for words in texts])
+        return batch, [first_tokens(words, collate) for words in texts]
+
+
+class Tagging(OfWords):
     """A tag for each word. The model reads it off the word's first token."""
 
     name = "tagging"
     columns = {"text": "tokens", "label": "tags"}
     model_class = "TransformerWithTokenHead"
     metrics = ("f1", "accuracy", "loss", "precision", "recall")
-    has_pairs = False
 
     def prepare(self, row, where, labelled=True):
         """`text` is a list of words, or words with spaces between them; `label` their tags, in the same form."""
@@ -32,14 +57,6 @@ class Tagging(Kind):
         if len(tags) != len(words):
             raise UserError(f"{where} has {len(words)} words, but {len(tags)} tags")
         return {"text": words, "label": tags}
-
-    def texts(self, row):
-        """The words."""
-        return row["text"]
-
-    def encode(self, tokenizer, texts):
-        """Each word apart."""
-        return tokenizer.encode_words(texts)
 
     def learn(self, labels, where):
         """The tags, the most natural order of which is that of the alphabet."""
@@ -56,9 +73,7 @@ class Tagging(Kind):
 
     def batch(self, texts, labels, collate):
         """labels [batch, seq]: a tag at the first token of each word, else -100; word_mask [batch, seq]: 1 at those tokens."""
-        collate = replace(collate, truncation="head")
-        batch = collate([[np.concatenate(words)] for words in texts])
-        places = [first_tokens(words, collate) for words in texts]
+        batch, places = self.sentences(texts, collate)
         shape = batch["input_ids"].shape
         return batch | {"labels": scattered(labels, places, shape, IGNORE_INDEX), "word_mask": scattered([np.ones(len(one)) for one in places], places, shape, 0)}
 
@@ -73,6 +88,8 @@ class Tagging(Kind):
         gold = [[self.label_names[tag] if tag >= 0 else "unknown" for tag in tags] for tags in features.labels]
         predicted = [self.tags(output, len(tags)) for output, tags in zip(outputs, gold, strict=True)]
         words = list(itertools.chain(*gold)), list(itertools.chain(*predicted))
+        if not words[0]:
+            return dict.fromkeys(("f1", "precision", "recall", "accuracy"), 0.0)
         accuracy = float(np.mean(np.array(words[0]) == np.array(words[1])))
         if self.has_entities:
             import seqeval.metrics
@@ -107,14 +124,13 @@ class Tagging(Kind):
         return found
 
 
-class Parsing(Kind):
+class Parsing(OfWords):
     """The head of each word (0: the root; else counted from 1), and the relation to it."""
 
     name = "parsing"
     columns = {"text": "tokens", "heads": "head", "label": "deprel"}
     model_class = "TransformerWithParserHead"
     metrics = ("las", "uas", "loss")
-    has_pairs = False
 
     def prepare(self, row, where, labelled=True):
         """`text` is a list of words, `heads` and `label` lists of the same length. Of a relation like `nmod:poss` the universal part is
@@ -134,14 +150,6 @@ class Parsing(Kind):
         except (ValueError, KeyError) as error:
             raise UserError(f"{where}: the head {error.args[0]} is none of the words 0 (the root) to {len(words)}") from error
         return {"text": [words[index] for index in kept], "heads": numbers, "label": [relations[index].split(":")[0] for index in kept]}
-
-    def texts(self, row):
-        """The words."""
-        return row["text"]
-
-    def encode(self, tokenizer, texts):
-        """Each word apart."""
-        return tokenizer.encode_words(texts)
 
     def label(self, row):
         """Heads and relations."""
@@ -163,9 +171,7 @@ class Parsing(Kind):
     def batch(self, texts, labels, collate):
         """At the first token of each word: labels (the relation) and heads (the position of the head's first token, that of [CLS] for
         the root), both [batch, seq], else -100; word_mask [batch, seq]: 1 at those tokens."""
-        collate = replace(collate, truncation="head")
-        batch = collate([[np.concatenate(words)] for words in texts])
-        places = [first_tokens(words, collate) for words in texts]
+        batch, places = self.sentences(texts, collate)
         roots = (batch["attention_mask"].sum(1) - 1).tolist() if collate.causal else [0] * len(texts)
         heads = [self.positions(heads, root, one) for (heads, _), root, one in zip(labels, roots, places, strict=True)]
         shape = batch["input_ids"].shape
@@ -187,7 +193,7 @@ class Parsing(Kind):
         found, is_word, lengths = [], batch["word_mask"].cpu().numpy(), batch["attention_mask"].sum(1).tolist()
         for row, mask, length in zip(logits.float().cpu().numpy(), is_word, lengths, strict=True):
             words = np.flatnonzero(mask)
-            root = length - 1 if words[0] == 0 else 0  # a causal model reads [CLS] last
+            root = length - 1 if 0 in words else 0  # a causal model reads [CLS] last
             places = np.concatenate([[root], words])
             scores = row[np.ix_(places, places)]  # [dependent, head, 1 + relations]
             heads = best_tree(scores[..., 0])
@@ -202,7 +208,7 @@ class Parsing(Kind):
             attached = heads[:n_read] == found_heads
             n_words, n_attached = n_words + len(heads), n_attached + attached.sum()
             n_labelled += (attached & (relations[:n_read] == found_relations)).sum()
-        return {"las": float(n_labelled / n_words), "uas": float(n_attached / n_words)}
+        return {"las": float(n_labelled / max(1, n_words)), "uas": float(n_attached / max(1, n_words))}
 
     def describe(self, output, row):
         """Words, their heads and relations; null for words behind the longest input."""
@@ -213,17 +219,22 @@ class Parsing(Kind):
 # ------------------------------------------------------------------------------------------------ words and positions
 
 
+def split_words(value: object) -> object:
+    """The words of a text with spaces between them; of one that is missing none. Anything else as it is."""
+    return value.split() if isinstance(value, str) else [] if is_missing(value) else value
+
+
 def as_words(value: object, where: str, what: str, of: tuple[type, ...] = (str,)) -> list:
     """A list of words, also from a text with spaces between them. Raises UserError for anything else."""
-    words = value.split() if isinstance(value, str) else value
-    if not isinstance(words, list) or not words or not all(isinstance(word, of) for word in words):
+    words = split_words(value)
+    if not isinstance(words, list) or not all(isinstance(word, of) for word in words):
         raise UserError(f"{where}: the {what} are neither a list nor a text with spaces between them but {value!r}")
     return words
 
 
 def first_tokens(words: list[np.ndarray], collate: Collator) -> np.ndarray:
     """The position of the first token of each word that is not cut off."""
-    starts = np.cumsum([0, *map(len, words[:-1])])
+    starts = np.cumsum([0, *map(len, words)])[:-1]
     return collate.first + starts[starts < collate.max_length - collate.n_special(1)]
 
 

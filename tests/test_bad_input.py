@@ -94,8 +94,6 @@ def test_finetuning_refuses(folder, checkpoint):
 
     (folder / "task" / "valid.jsonl").write_text('{"text": "so so", "label": "mixed"}\n')
     assert all(word in refuse() for word in ("valid", "'mixed'", "example 1", "does not occur in training"))
-    (folder / "task" / "valid.jsonl").write_text('{"text": "good", "label": "good"}\n{"text": "  ", "label": "bad"}\n')
-    assert all(word in refuse() for word in ("valid", "example 2", "no tokens"))
     (folder / "task" / "valid.jsonl").write_text('{"text": "good", "label": NaN}\n')
     assert "example 1 has no label" in refuse()
     (folder / "task" / "train.jsonl").write_text("")
@@ -117,7 +115,6 @@ def test_use_scripts_refuse(folder, checkpoint):
     assert "text 2 of the input: the text is not a string but 3" in mistake(predict, "run", "--input_file", "rows.jsonl")
     (folder / "rows.jsonl").write_text('{"text": "good", "text_pair": "bad"}\n')
     assert "text 1 of the input is a pair" in mistake(predict, "run", "--input_file", "rows.jsonl")
-    assert "text 2 of the input has no tokens" in mistake(predict, "run", "good", " ")
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

@@ -52,6 +52,10 @@ CLS, SEP = 2, 3
         (False, [[7, 8]], [CLS, 7, 8, SEP]),
         (True, [[7], [8, 9]], [7, SEP, 8, 9, CLS]),
         (False, [[7], [8, 9]], [CLS, 7, SEP, 8, 9, SEP]),
+        (True, [[]], [CLS]),
+        (False, [[]], [CLS, SEP]),
+        (False, [[], [8, 9]], [CLS, SEP, 8, 9, SEP]),
+        (False, [[7], []], [CLS, 7, SEP, SEP]),
     ],
 )
 def test_special_tokens_stand_where_the_model_expects_them(tokenizer, causal, texts, expected):

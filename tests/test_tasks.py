@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import random
 from collections import Counter
 
@@ -171,13 +172,7 @@ BAD_ROWS = {
     "null label": ([{"text": "a", "label": None}], "example 2 has no label"),
     "empty label": ([{"text": "a", "label": ""}], "example 2 has no label"),
     "list label": ([{"text": "a", "label": ["x", "y"]}], "example 2: the label is .*'x', 'y'"),
-    "null text": ([{"text": None, "label": "x"}], "example 2: the text is not a string but None"),
     "text that is a number": ([{"text": 5, "label": "x"}], "example 2: the text is not a string but 5"),
-    "null second text": (
-        [{"text": "a", "text_pair": None, "label": "x"}],
-        "example 2: the text_pair is not a string but None",
-    ),
-    "no tokens": ([{"text": " \u200b", "label": "x"}], "example 2 has a text with no tokens; remove it"),
     "a pair among texts": ([{"text": "a", "text_pair": "b", "label": "x"}], "example 2.*text_pair"),
 }
 
@@ -186,7 +181,7 @@ BAD_ROWS = {
 @pytest.mark.parametrize("case", BAD_ROWS)
 def test_a_bad_row_is_a_sentence_that_names_split_and_example(case, split, task):
     bad, sentence = BAD_ROWS[case]
-    good, other = ({"text": "fine", "label": label} | ({"text_pair": "too"} if case == "null second text" else {}) for label in "xy")
+    good, other = ({"text": "fine", "label": label} for label in "xy")
     with pytest.raises(UserError, match=rf"{split}.*{sentence}"):
         task(**{"train": [good, other], "valid": [good]} | {split: [good, *bad, other]}).examples("valid")
 
@@ -207,10 +202,32 @@ def test_a_text_among_pairs_names_the_example(task):
         task(train=[pair, {"text": "a", "label": "x"}, pair])
 
 
-def test_a_second_text_with_no_tokens_names_its_example(task):
-    rows = [{"text": "a", "text_pair": pair, "label": "x"} for pair in ("b", "c", " ")]
-    with pytest.raises(UserError, match="train: example 3 has a text with no tokens"):
-        task(train=rows, valid=rows)
+@pytest.mark.parametrize("empty", ["", " \u200b", None, math.nan], ids=["empty", "no tokens", "null", "NaN"])
+@pytest.mark.parametrize("key", ["text", "text_pair"])
+def test_an_empty_text_is_an_example_like_any_other_and_told(task, caplog, key, empty):
+    caplog.set_level("INFO", logger="transfer")
+    rows = [{"text": "a", "text_pair": "b", "label": label} for label in "xyxy"]
+    rows[2] |= {key: empty}
+    made = task(train=rows, valid=rows[2:])
+    for examples, index in ((made.train, 2), (made.examples("valid"), 0)):
+        assert [len(part) for part in examples[index]] == ([0, 1] if key == "text" else [1, 0])
+    assert [line.partition(": ")[2] for line in caplog.messages] == [
+        "1 of 4 examples have an empty text, the first of them example 3; they count like any other",
+        "1 of 2 examples have an empty text, the first of them example 1; they count like any other",
+    ]
+
+
+def test_a_missing_part_of_a_text_made_of_columns_leaves_no_trace(task):
+    rows = [{"a": "good", "b": missing, "label": label} for missing, label in ((None, "x"), (math.nan, "y"))]
+    made = task(train=rows, valid=rows, columns={"text": "{a} {b}"})
+    assert [row["text"] for row in made.rows("train")] == ["good ", "good "]
+
+
+def test_an_evaluation_may_have_nothing_but_empty_texts_and_training_may_not(task):
+    made = task(train=labelled("x", "y"), valid=[("", "x")])
+    assert len(made.examples("valid")) == 1
+    with pytest.raises(UserError, match="train holds no tokens: it has 2 texts, all of them empty"):
+        task(train=[("", "x"), (" ", "y")], valid=[("a", "x")])
 
 
 def test_pairs_in_training_and_texts_in_validation_are_a_sentence(task):
