@@ -18,6 +18,7 @@ from pathlib import Path
 
 from arguments import UserError, suggestion
 from tables import FILE_TYPES, check_file, first_line, read_rows, rename
+from utils import show
 
 SPLIT_FILES = {"train": ("train",), "valid": ("valid", "validation", "dev"), "test": ("test",)}
 HELD_OUT = {"imdb": 5000}  # examples held out of a training split without a validation split
@@ -68,6 +69,7 @@ class Source:
 
     def __init__(self, name: str, key: str, open_splits: Callable[[], dict[str, Split]]):
         self.name, self.key, self._open_splits = name, key, open_splits
+        self._told: set[str] = set()
 
     @cached_property
     def splits(self) -> dict[str, Split]:
@@ -79,6 +81,12 @@ class Source:
         if split not in self.splits:
             raise UserError(f"{self.name} has no {split} split; it has {', '.join(self.splits)}")
         return self.splits[split]()
+
+    def tell(self, what: str) -> None:
+        """Show a line about the source, once, however often it is read."""
+        if what not in self._told:
+            show(f"{self.name}: {what}")
+        self._told.add(what)
 
 
 def open_source(dataset_path: str, columns: dict[str, str | None] | None = None, splits: dict[str, str | None] | None = None) -> Source:
@@ -126,12 +134,18 @@ def choose_splits(available: Iterable[str], wanted: dict[str, str], where: str) 
     return found
 
 
-def split_rows(source: Source, check: Callable[[str, Iterable[dict]], Iterable[dict]] | None = None) -> dict[str, Iterable[dict]]:
+def split_rows(
+    source: Source, check: Callable[[str, Iterable[dict]], Iterable[dict]] | None = None, inputs: tuple[str, ...] = ("text", "text_pair")
+) -> dict[str, Iterable[dict]]:
     """Rows of the training and validation splits; `check(split, rows)` sees them as the source has them.
 
     Without a validation split, a part of the training split is held out: always the same one, stratified by label;
-    texts that stand in it are taken out of the training part, wherever they occur.
+    rows whose `inputs` (the fields that a model reads) stand in it are taken out of the training part, wherever they occur.
     """
+
+    def digest(row: dict) -> str:
+        return text_digest(*map(row.get, inputs))
+
     check = check or (lambda split, rows: rows)
     if "valid" in source.splits:
         return {split: check(split, source.rows(split)) for split in ("train", "valid")}
@@ -140,16 +154,19 @@ def split_rows(source: Source, check: Callable[[str, Iterable[dict]], Iterable[d
     by_label, n_rows = defaultdict(dict), Counter()
     for row in rows:
         label = _stratum(row)
-        by_label[label][text_digest(row["text"], row.get("text_pair"))] = row
+        by_label[label][digest(row)] = row
         n_rows[label] += 1
     # Rank the texts within their class, and hold out the lowest ranks relative to the size of the class.
     ranked = []
     for label, distinct in by_label.items():
-        ranked += [((index + 0.5) / n_rows[label] if len(distinct) > 1 else 0.5, digest) for index, digest in enumerate(sorted(distinct))]
-    digests = list(dict.fromkeys(digest for _, digest in sorted(ranked)))
+        ranked += [((index + 0.5) / n_rows[label] if len(distinct) > 1 else 0.5, one) for index, one in enumerate(sorted(distinct))]
+    digests = list(dict.fromkeys(one for _, one in sorted(ranked)))
     digests = digests[: min(n_held_out, len(digests) // 2)]  # where few texts repeat, some have to be left for training
-    held_out = {digest: next(rows[digest] for rows in by_label.values() if digest in rows) for digest in sorted(digests)}
-    train = [row for row in rows if text_digest(row["text"], row.get("text_pair")) not in held_out]
+    held_out = {one: next(rows[one] for rows in by_label.values() if one in rows) for one in sorted(digests)}
+    train = [row for row in rows if digest(row) not in held_out]
+    n_duplicates = len(rows) - len(train) - len(held_out)
+    if n_duplicates:
+        source.tell(f"{n_duplicates} of {len(rows)} examples repeat one that is held out for validation, and are left out")
     return {"train": train, "valid": list(held_out.values())}
 
 

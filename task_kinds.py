@@ -36,6 +36,7 @@ class Kind(ABC):
     """What all kinds share; the defaults are those of one label for a text or a pair of texts."""
 
     name: str
+    inputs: tuple[str, ...] = ("text", "text_pair")  # what the model reads of a row: rows that agree in it are duplicates
     columns = {"text": "text"}  # where a user's own file has the fields, unless flags say otherwise
     model_class = "TransformerWithClfHead"
     metrics: tuple[str, ...] = ("loss",)  # the first is what `--patience_metric auto` means
@@ -225,6 +226,7 @@ class MultipleChoice(Kind):
     """The right one of several choices. Each is read with the text, and scored by one number."""
 
     name = "multiple_choice"
+    inputs = ("text", "text_pair", "choices")
     columns = {"text": "text", "choices": "choices"}
     metrics = ("accuracy", "f1", "loss")
     has_pairs = False

@@ -62,7 +62,7 @@ class Task:
         """The prepared rows of a split, in the order of its examples."""
         if split == "test":
             return self._prepared("test", self.source.rows("test"))
-        return split_rows(self.source, self._prepared)[split]
+        return split_rows(self.source, self._prepared, self.kind.inputs)[split]
 
     def _encode(self, split: str) -> EncodedTexts:
         key = ("task", self.source.key, sorted(self.columns.items()), self.kind.name, asdict(self.kind.options), split)
