@@ -5,7 +5,7 @@
     cat reviews.txt | python finetuning_predict.py RUN_FOLDER
 
 What an argument or a line holds: a text, text<TAB>other text, question<TAB>context, text<TAB>choice<TAB>choice …, or for taggers and
-parsers words with spaces between them. A file of another type has it in the columns text, text_pair, choices or in those of training.
+parsers words with spaces between them. A file of another type has it in the columns that training read, or in text, text_pair, choices.
 """
 from dataclasses import dataclass
 
@@ -41,7 +41,7 @@ from examples import Collator, Examples, evaluation_batches
 from finetuning_model import load_finetuned
 from tables import FIELDS, read_column, read_table
 from task_kinds import KindOptions
-from tasks import KINDS
+from tasks import KINDS, columns_of
 from tokenization import load_tokenizer
 from utils import choose_device, logger, read_run_config
 
@@ -70,7 +70,8 @@ class Predictor:
         config = read_run_config(run_folder, "RUN_FOLDER")
         self.kind = KINDS[config["kind"]](config["labels"], KindOptions(**config["options"]))
         self.is_pair, arguments, shape = config["is_pair"], config["arguments"], self.model.config
-        self.columns = {field: arguments[f"{field}_column"] for field in FIELDS if arguments[f"{field}_column"]}
+        given = {field: arguments[f"{field}_column"] for field in FIELDS}
+        self.columns = columns_of(arguments["dataset_path"], self.kind, given)  # that training read
         self.tokenizer = load_tokenizer(run_folder)
         length = arguments["max_length"] or shape.num_max_positions
         self.collate = Collator.for_model(shape, self.tokenizer, length, arguments["truncation"])
@@ -139,11 +140,13 @@ def read_rows_to_predict(config: PredictionConfig, predictor: Predictor) -> Iter
 
 
 def with_fields(row: dict, predictor: Predictor) -> dict:
-    """The fields of a row of a table, under our names, under those of its kind, or from the columns that training had."""
-    found = {key: row[key] for key in FIELDS if key in row}
-    for key, column in (predictor.kind.columns | predictor.columns).items():
-        with contextlib.suppress(KeyError):
-            found.setdefault(key, read_column(row, column))
+    """The fields of a row of a table: from the columns that training read; what is not there under our own names, or under those of
+    its kind."""
+    found = {}
+    for columns in (predictor.columns, dict(zip(FIELDS, FIELDS, strict=True)), predictor.kind.columns):
+        for key, column in columns.items():
+            with contextlib.suppress(KeyError):
+                found.setdefault(key, read_column(row, column))
     return {key: value for key, value in found.items() if key not in ("label", "heads")}
 
 

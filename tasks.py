@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from arguments import UserError
 from data import EncodedTexts, encode_rows, find_tokenizer
-from data_sources import KNOWN_DATASETS, open_source, split_rows
+from data_sources import HUB_DATASETS, KNOWN_DATASETS, open_source, split_rows
 from examples import Examples
 from question_answering import QuestionAnswering
 from task_kinds import Classification, Kind, KindOptions, MultipleChoice, Regression, as_numbers
@@ -12,6 +12,14 @@ from utils import show
 from word_tasks import Parsing, Tagging
 
 KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Classification, Regression, MultipleChoice, Tagging, QuestionAnswering, Parsing)}
+
+
+def columns_of(dataset_path: str, kind: Kind, given: dict[str, str | None]) -> dict[str, str]:
+    """What holds the fields of a row (`tables.read_column`): what the flags give, else what is known of the dataset, else the columns of
+    the kind."""
+    own = {} if dataset_path in KNOWN_DATASETS else kind.columns
+    known = HUB_DATASETS[dataset_path].columns if dataset_path in HUB_DATASETS else own
+    return known | {key: column for key, column in given.items() if column}
 
 
 class Task:
@@ -35,8 +43,7 @@ class Task:
         """
         kind = "regression" if n_classes == 1 and kind == "auto" else kind
         self.kind = (Classification if kind == "auto" else KINDS[kind])(options=options)
-        given = {key: column for key, column in (columns or {}).items() if column}
-        self.columns = given if dataset_path in KNOWN_DATASETS else self.kind.columns | given
+        self.columns = columns_of(dataset_path, self.kind, columns or {})
         self.source, self.cache = open_source(dataset_path, self.columns, splits), cache
         self.tokenizer = find_tokenizer(tokenizer, self.source, "task", self._training_texts, cache)
         texts = self._encode("train")

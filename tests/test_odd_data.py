@@ -1,9 +1,11 @@
-"""Real data as users have it, in whole runs of every kind of task: empty texts."""
+"""Real data as users have it, in whole runs: empty texts in every kind of task, columns beside those that were trained on."""
 import json
 import math
 
 import pytest
 from runs import SHAPE, STEPS, call, metrics
+
+from utils import read_run_config, write_json
 
 PAIRS = [{"text": "a good film", "text_pair": "so good", "label": "yes"}, {"text": "a bad film", "text_pair": "so bad", "label": "no"}]
 ROWS = {
@@ -89,3 +91,47 @@ def test_an_empty_text_is_read_alone_as_in_company(train, tmp_path):
     together = [json.loads(line) for line in call("finetuning_predict.py", folder, "", "a good film and so on").splitlines()]
     alone = json.loads(call("finetuning_predict.py", folder, ""))
     assert together[0]["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------ columns
+
+LABELLED = [{"label": "yes"}, {"label": "no"}]
+BESIDE = {  # flags, the columns that training reads, others beside them that look like fields, and a line that says the same
+    "one column": ("classification", ["--text_column", "review"], {"review": "a good film"}, {"text": "id 7"}, "a good film"),
+    "a text made of columns": ("classification", ["--text_column", "{a}: {b}"], {"a": "good", "b": "film"}, {"text": "id 7"}, "good: film"),
+    "a part of a column": ("classification", ["--text_column", "review.body"], {"review": {"body": "so good"}}, {"text": "id 7"}, "so good"),
+    "both texts of a pair": (
+        "classification", ["--text_column", "a", "--text_pair_column", "b"], {"a": "good", "b": "film"}, {"text": "id 7", "text_pair": "id 8"}, "good\tfilm",
+    ),
+    "a list of columns": (
+        "multiple_choice", ["--text_column", "q", "--choices_column", "a,b"], {"q": "it was", "a": "good", "b": "bad"}, {"text": "id 7", "choices": ["c", "d"]},
+        "it was\tgood\tbad",
+    ),
+    "the kind's own columns": ("tagging", [], {"tokens": ["anna", "sings"]}, {"text": "id 7"}, "anna sings"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_prediction_reads_the_columns_that_training_read(case, train, tmp_path):
+    kind, flags, read, beside, line = BESIDE[case]
+    labels = {"classification": LABELLED, "multiple_choice": [{"label": 0}, {"label": 1}], "tagging": [{"tags": ["N", "V"]}] * 2}[kind]
+    rows = [beside | read | label for label in labels]
+    folder, _ = train(kind, *flags, "--pooling", "mean", train=rows, valid=rows)
+    from_file = call("finetuning_predict.py", folder, "--input_file", tmp_path / "train.jsonl").splitlines()
+    assert from_file == call("finetuning_predict.py", folder, line).splitlines() * 2
+
+
+def test_fields_under_our_own_names_will_do(train, tmp_path):
+    rows = [{"review": "a good film"} | label for label in LABELLED]
+    folder, _ = train("classification", "--text_column", "review", train=rows, valid=rows)
+    (tmp_path / "own.csv").write_text("id,text\n7,a good film\n")
+    assert call("finetuning_predict.py", folder, "--input_file", tmp_path / "own.csv") == call("finetuning_predict.py", folder, "a good film")
+
+
+def test_the_columns_of_a_registered_dataset_are_known(train, tmp_path):
+    """As if it had been trained on the Hub's SST-2, whose texts are in `sentence`."""
+    folder, _ = train("classification", train=ROWS["classification"], valid=ROWS["classification"])
+    config = read_run_config(folder, "run")
+    write_json(folder / "config.json", config | {"arguments": config["arguments"] | {"dataset_path": "sst2"}})
+    (tmp_path / "sst2.csv").write_text("text,sentence,label\nid 7,a good film,1\n")
+    assert call("finetuning_predict.py", folder, "--input_file", tmp_path / "sst2.csv") == call("finetuning_predict.py", folder, "a good film")
