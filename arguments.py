@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import os
 import sys
 import types
@@ -41,6 +42,8 @@ class Arguments:
             value, allowed = getattr(self, field.name), field.metadata
             if value is None:
                 continue
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{field.name} must be a finite number, not {value}")
             if allowed["choices"] and value not in allowed["choices"]:
                 raise UserError(f"{field.name} must be one of {', '.join(allowed['choices'])}, not {value!r}")
             if allowed["least"] is not None and value < allowed["least"]:

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -22,12 +23,20 @@ from tqdm import tqdm
 from arguments import UserError
 from data_sources import PACKAGED, Source, open_source, split_rows, text_digest
 from tokenization import Tokenizer, load_tokenizer, parse_training_request, train_tokenizer
-from utils import IGNORE_INDEX, derive_seed
+from utils import IGNORE_INDEX, as_json, derive_seed
 
-CACHE_FORMAT = 4
+CACHE_FORMAT = 5
 ENCODING_CHUNK = 2000  # texts encoded at once: enough for all cores, little enough for memory
 VALID_FRACTION = 0.025  # the end of a corpus that has no validation split
 Batch = dict[str, Tensor]
+
+# Scripts that are written without spaces between words. Han, Hiragana, Thai, Lao, Myanmar, Khmer: each letter is a word; Katakana,
+# and Tibetan, which marks the ends of syllables: each run of letters.
+LETTERS = "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\u3041-\u309f" \
+    "\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff\u19e0-\u19ff"  # fmt: skip
+KATAKANA, TIBETAN = "\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f", "\u0f20-\u0f33\u0f40-\u0f6c\u0f71-\u0f84\u0f8d-\u0fbc"
+WITHOUT_SPACES = re.compile(f"[{LETTERS}{KATAKANA}{TIBETAN}]")
+WORD = re.compile(rf"(?=\w)[{LETTERS}]|[{KATAKANA}]+|[{TIBETAN}]+|[^\W{LETTERS}{KATAKANA}{TIBETAN}]+")
 
 
 # ----------------------------------------------------------------------------------------------------- the token cache
@@ -67,6 +76,16 @@ def cached(cache: str, key: object, build: Callable[[Path], None]) -> Path:
     except OSError as error:
         raise UserError(f"--dataset_cache {cache} cannot be written: {error.strerror or error}") from error
     return folder
+
+
+def count_words(text: str) -> int:
+    """How many words a text has, for perplexities per word: what stands between spaces, as for WikiText, where that is also each
+    punctuation mark and <unk>. Where a script does without spaces, the words between Unicode's default boundaries (UAX #29, section 4),
+    which know no dictionary; punctuation is none then, unless it stands alone."""
+    pieces = text.split()
+    if text.isascii() or not WITHOUT_SPACES.search(text):
+        return len(pieces)
+    return sum(max(1, len(WORD.findall(piece))) if WITHOUT_SPACES.search(piece) else 1 for piece in pieces)
 
 
 def texts_of_row(row: dict) -> list[str]:
@@ -109,12 +128,12 @@ def encode_rows(
                         ids = ids[:, 0]
                     np.append(ids, end).astype(dtype).tofile(file)
                     ends.append(ends[-1] + len(ids) + len(end))
-                n_words += sum(len(text.split()) + len(end) for text in texts)
+                n_words += sum(count_words(text) + len(end) for text in texts)
                 labels.extend(row["label"] for row in chunk if "label" in row)
                 bar.update(len(chunk))
         np.save(folder / "offsets.npy", np.array(ends, dtype=np.int64))
         np.save(folder / "n_texts.npy", np.array(n_texts, dtype=np.int32))
-        (folder / "meta.json").write_text(json.dumps({"dtype": dtype.__name__, "n_words": n_words, "labels": labels}))
+        (folder / "meta.json").write_text(as_json({"dtype": dtype.__name__, "n_words": n_words, "labels": labels}))
 
     folder = cached(cache, (key, tokenizer.fingerprint, end_id), build)
     meta = json.loads((folder / "meta.json").read_text())

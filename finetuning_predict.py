@@ -28,7 +28,6 @@ if __name__ == "__main__":
 
 import contextlib
 import itertools
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -43,7 +42,7 @@ from tables import FIELDS, read_column, read_table
 from task_kinds import KindOptions
 from tasks import KINDS, columns_of
 from tokenization import load_tokenizer
-from utils import choose_device, logger, read_run_config
+from utils import as_json, choose_device, logger, read_run_config
 
 CHUNK = 4096  # examples that are read, encoded and sorted by length together
 # What an argument or a line of text holds, between tabs.
@@ -123,7 +122,7 @@ def predict(config: PredictionConfig) -> None:
     """Print a JSON object for every example of the input."""
     predictor = Predictor(config.run_folder, config.batch_size, config.device)
     for prediction in predictor.predict(read_rows_to_predict(config, predictor)):
-        print(json.dumps(prediction, ensure_ascii=False))
+        print(as_json(prediction, ensure_ascii=False))
 
 
 def read_rows_to_predict(config: PredictionConfig, predictor: Predictor) -> Iterator[dict]:

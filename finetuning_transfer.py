@@ -34,6 +34,7 @@ import csv
 import dataclasses
 import gc
 import logging
+import math
 import os
 import shutil
 import statistics
@@ -58,6 +59,7 @@ from utils import (
     WEIGHTS,
     git_commit,
     read_metrics,
+    sample_deviation,
     show,
     show_messages,
     write_json,
@@ -285,7 +287,7 @@ def mean(values) -> float | None:
 
 def deviation(values) -> float | None:
     """The sample deviation, if there are two values or more."""
-    return round(statistics.stdev(values), 6) if len(values) > 1 else None
+    return round(sample_deviation(values), 6) if len(values) > 1 else None
 
 
 def write_table(grid: Grid) -> None:
@@ -309,7 +311,7 @@ def draw_heat_map(grid: Grid) -> None:
     trained = [Path(job.name).name for job in grid.jobs.values() if not job.target]  # a source that is the first target is late among the rows
     sources = sorted(names, key=lambda name: [NO_TRANSFER, *trained, *names].index(name))
     gains = [[rows.get((source, target), {}).get("gain") for target in targets] for source in sources]
-    most = max((abs(gain) for line in gains for gain in line if gain is not None), default=0) or 1e-9
+    most = max((abs(gain) for line in gains for gain in line if gain is not None and math.isfinite(gain)), default=0) or 1e-9
     figure = Figure(figsize=(3 + 0.9 * len(targets), 1.6 + 0.45 * len(sources)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow([[float("nan") if gain is None else gain for gain in line] for line in gains], cmap="RdBu", vmin=-most, vmax=most, aspect="auto")

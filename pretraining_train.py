@@ -147,9 +147,9 @@ def create_evaluation(model: nn.Module, corpus: Corpus, mask: Masking | None, ru
     evaluator = Engine(inference)
     nll = Loss(lambda loss, n_labels: loss, batch_size=lambda n_labels: n_labels, device=run.device)  # a mean per token
     nll.attach(evaluator, "loss")
-    MetricsLambda(math.exp, nll).attach(evaluator, "ppl")
+    MetricsLambda(perplexity, nll).attach(evaluator, "ppl")
     if mask is None:  # http://sjmielke.com/comparing-perplexities.htm
-        MetricsLambda(lambda loss: math.exp(loss * (len(ids) - 1) / n_words), nll).attach(evaluator, "word_ppl")
+        MetricsLambda(lambda loss: perplexity(loss * (len(ids) - 1) / n_words), nll).attach(evaluator, "word_ppl")
 
     def evaluate() -> dict[str, float]:
         if mask is None and run.writer:
@@ -157,6 +157,14 @@ def create_evaluation(model: nn.Module, corpus: Corpus, mask: Masking | None, ru
         return dict(evaluator.run(blocks).metrics)
 
     return evaluate
+
+
+def perplexity(nll: float) -> float:
+    """Of a mean negative log-likelihood; infinite where no float holds it."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
 
 
 def sample_text(model: TransformerWithLMHead, tokenizer: Tokenizer, run: Run, n_tokens: int = 40) -> str:

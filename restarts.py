@@ -1,5 +1,6 @@
 """Several trainings that differ in nothing but the seed: how much of a result is luck."""
 import dataclasses
+import math
 import os
 import shutil
 import statistics
@@ -16,6 +17,7 @@ from utils import (
     from_main,
     read_metrics,
     read_run_config,
+    sample_deviation,
     show,
     start_run,
     written_whole,
@@ -56,14 +58,15 @@ def best_seed(config: RunArguments, results: dict[int, dict], folder: Path) -> i
     if metric == "auto":
         metric = KINDS[read_run_config(folder, "restart")["kind"]].metrics[0]
     sign = -1 if metric == "loss" else 1
-    return max(results, key=lambda seed: sign * results[seed][f"valid_{metric}"])
+    scores = {seed: sign * result[f"valid_{metric}"] for seed, result in results.items()}
+    return max(scores, key=lambda seed: -math.inf if math.isnan(scores[seed]) else scores[seed])
 
 
 def summarize(results: dict[int, dict]) -> dict:
     """Means under the usual names, sample deviations as `…_std`, and the metrics of each seed; time adds up."""
     rows = list(results.values())
     means = {name: statistics.mean(row[name] for row in rows) for name in rows[0]}
-    deviations = {f"{name}_std": statistics.stdev(row[name] for row in rows) for name, value in rows[0].items() if isinstance(value, float)}
+    deviations = {f"{name}_std": sample_deviation([row[name] for row in rows]) for name, value in rows[0].items() if isinstance(value, float)}
     total = {"seconds": sum(row["seconds"] for row in rows), "peak_memory_mb": max(row["peak_memory_mb"] for row in rows)}
     return means | deviations | total | {"restarts": [{"seed": seed} | row for seed, row in results.items()]}
 

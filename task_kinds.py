@@ -91,7 +91,8 @@ class Kind(ABC):
 
     def label(self, row: dict) -> object:
         """What to keep of a prepared row as its label, in types that JSON has."""
-        return row["label"]
+        is_json = not isinstance(row["label"], float) or np.isfinite(row["label"])
+        return row["label"] if is_json else str(row["label"])
 
     def learn(self, labels: list, where: str) -> None:
         """Find the names of the labels in the training split. Raises UserError where they make no task."""

@@ -1,6 +1,5 @@
 """What the training loops share: optimizers, schedule, the optimizer step, and what is attached around it."""
 import contextlib
-import json
 import math
 import re
 import sys
@@ -23,6 +22,7 @@ from utils import (
     EVALUATIONS,
     WEIGHTS,
     Run,
+    as_json,
     derive_seed,
     from_main,
     load_weights,
@@ -459,7 +459,7 @@ def resume(run: Run, state: dict) -> None:
     if run.is_main:
         rows = [row for row in read_evaluations(run.folder) if row["step"] <= state["best"].last_step]
         with written_whole(run.folder / EVALUATIONS) as aside:
-            aside.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+            aside.write_text("".join(f"{as_json(row)}\n" for row in rows))
 
 
 def newest(folder: Path) -> Path | None:

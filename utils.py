@@ -8,15 +8,17 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import resource
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -81,7 +83,7 @@ class Run:
         """Append a row to metrics.jsonl, TensorBoard and the screen."""
         if self.is_main:
             with open(self.folder / EVALUATIONS, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step} | metrics) + "\n")
+                file.write(as_json({"step": step} | metrics) + "\n")
             self.log_scalars("validation", step, metrics)
             show(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
 
@@ -307,10 +309,23 @@ def written_whole(path: Path):
         aside.unlink(missing_ok=True)
 
 
+def as_json(value: object, **options) -> str:
+    """JSON as every parser reads it: infinity and NaN, which it does not have, become null."""
+
+    def finite(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: finite(one) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(one) for one in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(value), allow_nan=False, default=str, **options)
+
+
 def write_json(path: Path, value: object) -> None:
     """Write JSON whole or not at all."""
     with written_whole(path) as aside:
-        aside.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+        aside.write_text(as_json(value, indent=2) + "\n", encoding="utf-8")
 
 
 def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -357,13 +372,23 @@ def file_digest(path: Path) -> str:
 def read_metrics(folder: Path) -> dict | None:
     """metrics.json of a run folder, if the run is finished."""
     file = folder / METRICS
-    return read_json(file) if file.is_file() else None
+    return with_nan(read_json(file)) if file.is_file() else None
 
 
 def read_evaluations(folder: Path) -> list[dict]:
     """The rows of metrics.jsonl, one per evaluation."""
     file = folder / EVALUATIONS
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return [with_nan(json.loads(line)) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def with_nan(metrics: dict) -> dict:
+    """Metrics as they were read, with NaN for null, which stands for what JSON has no number for."""
+    return {name: math.nan if value is None else value for name, value in metrics.items()}
+
+
+def sample_deviation(values: Collection[float]) -> float:
+    """The sample standard deviation of two numbers or more; NaN if one of them is not finite."""
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -46,6 +46,8 @@ def test_both_spellings_of_the_launchers_flag_are_accepted():
         (["--lr", "fast"], "--lr: invalid float value: 'fast'"),
         (["--optimizer", "sgd"], "invalid choice: 'sgd'"),
         (["--train_batch_size", "0"], "train_batch_size must be at least 1, not 0"),
+        (["--lr", "nan"], "lr must be a finite number, not nan"),
+        (["--max_norm", "inf"], "max_norm must be a finite number, not inf"),
         (["no_such_preset"], "no run config no_such_preset"),
         (["--resume", "nowhere"], "--resume nowhere: no run folder there"),
     ],

@@ -13,7 +13,16 @@ import torch
 
 import data_sources
 from arguments import UserError
-from data import CorpusBatches, Masking, cached, encode_rows, evaluation_blocks, find_tokenizer, load_corpus
+from data import (
+    CorpusBatches,
+    Masking,
+    cached,
+    count_words,
+    encode_rows,
+    evaluation_blocks,
+    find_tokenizer,
+    load_corpus,
+)
 from data_sources import open_source, split_rows
 from tokenization import SPECIAL_TOKENS, Tokenizer
 from utils import IGNORE_INDEX
@@ -143,6 +152,33 @@ def test_texts_that_are_all_empty_are_a_sentence(tokenizer, tmp_path):
     for texts in (["", " "], []):
         with pytest.raises(UserError, match=f"films holds no tokens: it has {len(texts)} texts"):
             encode_rows(rows_of(*texts), tokenizer, "films", str(tmp_path), texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "n_words"),
+    [
+        ("", 0),
+        (" The <unk> film 's plot , it was fun . \n", 10),  # as WikiText is written
+        ("Die schöne Müllerin — von Schubert", 6),
+        ("한국어 텍스트 입니다", 3),
+        ("Привет, мир!", 2),
+        ("我喜欢这部电影。", 7),
+        ("我 喜欢 电影 。", 6),
+        ("映画はとても面白かった", 11),
+        ("カタカナ、テレビ", 2),
+        ("我用iPhone看了2部电影", 9),
+        ("ภาษาไทย", 6 + 1),  # seven letters; no sign above or below them counts
+        ("ที่นี่", 2),  # two letters, each with a vowel and a tone
+        ("བོད་སྐད་", 2),
+        ("see 电影 now", 4),
+    ],
+)
+def test_words_stand_between_spaces_or_unicode_boundaries_where_a_script_has_none(text, n_words):
+    assert count_words(text) == n_words
+
+
+def test_the_cache_keeps_the_count_of_words(tokenizer, tmp_path):
+    assert encode_rows(rows_of("the film", "我喜欢电影"), tokenizer, "films", str(tmp_path), "key", tokenizer.sep_id).n_words == 3 + 6
 
 
 # ------------------------------------------------------------------------------------------------------------- corpora

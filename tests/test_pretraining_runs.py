@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import NO_DROPOUT, assert_resumes_exactly, evaluations, launch, metrics, run
+from runs import NO_DROPOUT, assert_resumes_exactly, call, evaluations, launch, metrics, run
 
 from pretraining_model import TransformerConfig, TransformerWithLMHead
 from pretraining_train import PretrainingConfig, start_from_counts
@@ -27,6 +27,26 @@ def test_muon_accumulation_sinusoids_and_mlm_run_together(pretraining, tmp_path)
     run("pretraining_train.py", *pretraining, *options.split(), "--n_steps", 40, "--eval_every", 20, "--output_dir", tmp_path / "run")
     rows = evaluations(tmp_path / "run")
     assert rows[-1]["loss"] < rows[0]["loss"] and "word_ppl" not in rows[0]
+
+
+def test_text_without_spaces_has_a_perplexity_per_word(pretraining, tmp_path):
+    (tmp_path / "train.txt").write_text("我喜欢这部电影因为它很好看" * 20 + "\n" + "他不喜欢那本书" * 60 + "\n")
+    call("pretraining_train.py", *pretraining, "--dataset_path", tmp_path / "train.txt", "--n_steps", 1, "--output_dir", tmp_path / "run")
+    found = metrics(tmp_path / "run")
+    assert 1 < found["word_ppl"] < 10 * found["ppl"]
+
+
+def test_a_perplexity_that_no_float_holds_is_null(pretraining, tmp_path):
+    """A line is one word of 2,000 tokens."""
+    (tmp_path / "train.txt").write_text(("a-b-" * 500 + "\n") * 40)
+    common = [*pretraining, "--dataset_path", tmp_path / "train.txt", "--n_steps", 2, "--eval_every", 1, "--save_every", 1, "--lr", 0, "--output_dir", tmp_path / "run"]
+    call("pretraining_train.py", *common)
+    assert metrics(tmp_path / "run")["word_ppl"] is None and metrics(tmp_path / "run")["ppl"] > 1
+    before = evaluations(tmp_path / "run")
+    assert [row["word_ppl"] for row in before] == [None, None]
+    (tmp_path / "run" / "metrics.json").unlink()
+    call("pretraining_train.py", "--resume", tmp_path / "run")
+    assert evaluations(tmp_path / "run") == before and metrics(tmp_path / "run")["word_ppl"] is None
 
 
 def test_gradient_accumulation_changes_no_loss(pretraining, tmp_path):

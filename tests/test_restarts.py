@@ -1,5 +1,6 @@
 """Several seeds of one configuration: each a run of its own, none done twice, and a summary that a run folder is made of."""
 import json
+import math
 import shutil
 import statistics
 
@@ -9,6 +10,7 @@ from runs import NO_DROPOUT, launch, metrics, run, same_weights
 from arguments import UserError, parse_argv
 from finetuning_predict import Predictor
 from finetuning_train import FinetuningConfig, finetune
+from restarts import best_seed, summarize
 
 
 def start(*flags) -> dict:
@@ -56,6 +58,15 @@ def test_finished_restarts_are_kept_and_a_killed_one_goes_on(restarted, tmp_path
     assert (copy / "restart_5" / "metrics.json").stat().st_mtime_ns == written
     assert same_weights(restarted / "restart_7", copy / "restart_7") and same_weights(restarted, copy)
     assert [row["seed"] for row in start("--resume", copy, "--restarts", 4)["restarts"]] == [5, 6, 7, 8], "and more may be added"
+
+
+def test_a_metric_that_is_no_number_spoils_no_summary():
+    """As metrics are read back: null is NaN."""
+    results = {5: {"valid_loss": math.nan, "seconds": 1.0, "peak_memory_mb": 1.0}, 6: {"valid_loss": 2.0, "seconds": 1.0, "peak_memory_mb": 2.0}}
+    summary = summarize(results)
+    assert math.isnan(summary["valid_loss"]) and math.isnan(summary["valid_loss_std"]) and summary["seconds"] == 2.0
+    config = FinetuningConfig(patience_metric="loss")
+    assert best_seed(config, results, None) == 6
 
 
 def test_two_processes_restart_like_one(finetuning, tmp_path):
