@@ -3,6 +3,7 @@
 A row has the fields of `tables.FIELDS`; what they hold differs from kind to kind and is checked in `prepare`. Here are the kinds that
 label texts; `word_tasks.py` and `question_answering.py` have the others. The heads are in `finetuning_model.py`.
 """
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -71,11 +72,14 @@ class Kind(ABC):
         """Is nothing written where a row, as the source has it, should have its label?"""
         return is_missing(row["label"]) or row["label"] == ""
 
-    def named(self, label: object) -> object:
-        """The label under the name that `--label_names` gives to its number."""
-        names = self.options.label_names
-        is_number = isinstance(label, int) and not isinstance(label, bool)
-        return names[label] if names and is_number and 0 <= label < len(names) else label.strip() if isinstance(label, str) else label
+    def named(self, label: object, names: list[str] | None = None) -> object:
+        """The label under its name: a number, which is a text in CSV files, is the place of one of the names (of `--label_names`),
+        unless these are numbers themselves."""
+        names = self.options.label_names if names is None else names
+        label = label.strip() if isinstance(label, str) else label
+        if not names or str(label) in names:
+            return label
+        return names_of_numbers(tuple(names)).get(whole_number(label), label)
 
     def is_kept(self, row: dict) -> bool:
         """Is a prepared row of the training split one to train on?"""
@@ -247,7 +251,7 @@ class MultipleChoice(Kind):
     def right_ones(self, label: object, choices: list[str], where: str) -> list[int]:
         """The indices of the right choices, of which there is at least one."""
         names = self.options.label_names or [str(index) for index in range(len(choices))]
-        wanted = [str(one).strip() for one in (label if isinstance(label, list) else [label])]
+        wanted = [str(self.named(one, names[: len(choices)])) for one in (label if isinstance(label, list) else [label])]
         known = [names if one in names[: len(choices)] else choices for one in wanted]
         found = [among.index(one) for one, among in zip(wanted, known, strict=True) if one in among]
         if found:
@@ -353,6 +357,20 @@ def as_numbers(labels: list) -> list[float] | None:
     except (TypeError, ValueError):
         return None
     return numbers if np.isfinite(numbers).all() else None
+
+
+@functools.lru_cache
+def names_of_numbers(names: tuple[str, ...]) -> dict[int | None, str]:
+    """The names by their places from 0; if some are numbers, and other ones, by what they say."""
+    places = dict(enumerate(names))
+    said = {number: name for name in names if (number := whole_number(name)) is not None}
+    return places if said.items() <= places.items() else said
+
+
+def whole_number(label: object) -> int | None:
+    """The whole number that a label is, or is the text of."""
+    numbers = None if isinstance(label, bool) else as_numbers([label])
+    return int(numbers[0]) if numbers and numbers[0].is_integer() else None
 
 
 def class_names(labels: list) -> list[str]:

@@ -96,7 +96,13 @@ def test_a_choice_stands_where_the_text_has_room_for_it(row, options, texts):
     assert MultipleChoice(options=KindOptions(**options)).texts(row) == texts
 
 
-@pytest.mark.parametrize(("label", "names", "right"), [(1, [], 1), ("1", [], 1), ("B", ["A", "B"], 1), ("y\n", [], 1), (["z", "y"], [], 1), ("2", ["1", "2"], 1)])
+@pytest.mark.parametrize(
+    ("label", "names", "right"),
+    [
+        (1, [], 1), ("1", [], 1), (1.0, [], 1), ("B", ["A", "B"], 1), ("y\n", [], 1), (["z", "y"], [], 1), ("2", ["1", "2"], 1), (2, ["1", "2"], 1),
+        (1, ["A", "B"], 1), (" 1", ["A", "B"], 1), (["1"], ["A", "B"], 1), ("y", ["A", "B"], 1),
+    ],
+)  # fmt: skip
 def test_the_right_choice_has_a_number_a_name_or_its_text(label, names, right):
     assert MultipleChoice(options=KindOptions(names)).prepare({"text": "q", "choices": ["x", "y"], "label": label}, "here")["label"] == [right]
 
@@ -393,4 +399,27 @@ def test_a_group_is_right_if_all_of_it_is(task, tmp_path):
 def test_label_names_name_numbers(task):
     made = task("auto", {"text": "a", "label": 1}, {"text": "b", "label": 0}, label_names=["bad", "good"])
     assert made.kind.label_names == ["bad", "good"] and made.train.labels.tolist() == [1, 0]
-    assert Tagging(options=KindOptions(["O", "B-X"])).prepare({"text": ["a"], "label": [1]}, "here")["label"] == ["B-X"]
+    tagging = Tagging(options=KindOptions(["O", "B-X"]))
+    assert tagging.prepare({"text": ["a"], "label": [1]}, "here")["label"] == tagging.prepare({"text": "a", "label": "1"}, "here")["label"] == ["B-X"]
+
+
+@pytest.mark.parametrize(
+    ("label", "names", "name"),
+    [
+        ("1", "bad,good", "good"), (" 0 ", "bad,good", "bad"), (1.0, "bad,good", "good"), ("good", "bad,good", "good"),  # as CSV and Parquet have them
+        ("2", "0,1,2", "2"), (2, "0,1,other", "other"), (3, "1,2,3", 3), ("1", "1,2,3", "1"), (1.0, "1,2,3", "1"), (0, "1,2,3", 0),  # a name is itself
+        ("2", "bad,good", "2"), (-1, "bad,good", -1), (True, "bad,good", True), ("1.5", "bad,good", "1.5"), ("nan", "bad,good", "nan"), ("1", "", "1"),
+    ],
+)  # fmt: skip
+def test_a_number_as_text_is_a_number_unless_it_is_a_name(label, names, name):
+    kind = KINDS["classification"](options=KindOptions(names.split(",") if names else []))
+    assert kind.named(label) == name and type(kind.named(label)) is type(name)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_label_names_name_the_numbers_of_a_table(suffix, tiny_vocab, tmp_path):
+    separator = {".csv": ",", ".tsv": "\t"}[suffix]
+    (tmp_path / f"films{suffix}").write_text("".join(f"{text}{separator}{label}\n" for text, label in [("text", "label"), *((f"film {n}", n % 2) for n in range(20))]))
+    options = KindOptions(["bad", "good"])
+    made = Task(str(tmp_path / f"films{suffix}"), str(tiny_vocab), str(tmp_path / "cache"), options=options)
+    assert made.kind.label_names == ["bad", "good"] and sorted(made.train.labels.tolist()) == [0] * 9 + [1] * 9
