@@ -14,7 +14,7 @@ from examples import Examples
 from tables import is_missing
 from task_kinds import Kind
 
-MAX_QUESTION = 64  # tokens; more of a question are cut off
+MAX_QUESTION = 64  # tokens; more of a question are cut off, and what is more than half of an input
 N_BEST = 20
 N_SHOWN = 4  # beside the best one
 
@@ -89,12 +89,15 @@ class QuestionAnswering(Kind):
     # ------------------------------------------------------------------------------------------------------ windows
 
     def features(self, examples, collate):
-        """Windows of all contexts, each `doc_stride` tokens after the one before."""
+        """Windows of all contexts, each `doc_stride` tokens after the one before. Raises UserError where inputs have no room for any."""
         bounds, labels, example_of = [], [], []
+        n_tokens = collate.max_length - collate.n_special(2)
+        if n_tokens < 1:
+            raise UserError(f"--max_length {collate.max_length} leaves no room for the context of a question; raise it")
         for index, first_text in enumerate(examples.first_texts[:-1]):
             question, context = examples.bounds[first_text], examples.bounds[first_text + 1]
-            question_end = min(question[1], question[0] + MAX_QUESTION)
-            room = max(1, collate.max_length - collate.n_special(2) - int(question_end - question[0]))
+            question_end = min(question[1], question[0] + min(MAX_QUESTION, n_tokens // 2))
+            room = n_tokens - int(question_end - question[0])
             answer = answer_tokens(examples.spans[context[0] : context[1]], *examples.labels[index])
             for start in window_starts(int(context[1] - context[0]), room, self.options.doc_stride):
                 end = min(context[0] + start + room, context[1])

@@ -213,14 +213,14 @@ class Regression(Kind):
         return np.array(numbers, dtype=np.float32)
 
     def measure(self, features, outputs, rows=None):
-        """Pearson and Spearman correlation."""
+        """Pearson and Spearman correlation; 0 where there is none, of constants and of a single example."""
         import scipy.stats
 
-        predicted = np.stack(outputs)[:, 0]
+        predicted, labels = np.stack(outputs)[:, 0], features.labels
         correlations = {"pearson": scipy.stats.pearsonr, "spearman": scipy.stats.spearmanr}
-        return {  # constant predictions have none
-            name: float(np.nan_to_num(correlation(predicted, features.labels).statistic)) for name, correlation in correlations.items()
-        }
+        if len(labels) < 2:
+            return dict.fromkeys(correlations, 0.0)
+        return {name: float(np.nan_to_num(correlation(predicted, labels).statistic)) for name, correlation in correlations.items()}
 
     def describe(self, output, row):
         """The number."""

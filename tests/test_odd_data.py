@@ -1,4 +1,5 @@
-"""Real data as users have it, in whole runs: empty texts in every kind of task, columns beside those that were trained on."""
+"""Real data as users have it, in whole runs: empty texts in every kind of task, columns beside those that were trained on,
+splits of one example."""
 import json
 import math
 
@@ -135,3 +136,15 @@ def test_the_columns_of_a_registered_dataset_are_known(train, tmp_path):
     write_json(folder / "config.json", config | {"arguments": config["arguments"] | {"dataset_path": "sst2"}})
     (tmp_path / "sst2.csv").write_text("text,sentence,label\nid 7,a good film,1\n")
     assert call("finetuning_predict.py", folder, "--input_file", tmp_path / "sst2.csv") == call("finetuning_predict.py", folder, "a good film")
+
+
+# --------------------------------------------------------------------------------------------------- a single example
+
+
+@pytest.mark.parametrize("kind", sorted(ROWS))
+def test_one_example_can_be_validated_on(kind, train):
+    """In batches that are larger than any split; a correlation, which one example has none of, is 0."""
+    _, found = train(kind, "--train_batch_size", 16, "--valid_batch_size", 16, train=ROWS[kind], valid=ROWS[kind][:1], test=ROWS[kind][1:])
+    assert all(map(math.isfinite, numbers(found))) and len(numbers(found)) >= 4
+    if kind == "regression":
+        assert found["valid_pearson"] == found["valid_spearman"] == 0

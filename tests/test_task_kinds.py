@@ -211,6 +211,29 @@ def test_windows_cover_the_context_and_know_where_the_answer_is(task, causal, ma
     assert covered == set(range(len(ids))) and n_with_answer >= 1
 
 
+@CAUSAL
+@pytest.mark.parametrize("max_length", [5, 6, 12, 17])
+def test_a_long_question_leaves_half_of_the_input_to_the_context(task, causal, max_length):
+    made = task("question_answering", question(text="Where was it made? " * 40), doc_stride=8)
+    collate = Collator(made.tokenizer, max_length, causal)
+    windows = made.kind.features(made.train, collate)
+    batch = windows.batch(np.arange(len(windows)), collate)
+    n_context = batch["span_mask"].sum(1)[:-1] - 1  # but for [CLS]; the last window is shorter
+    half = (max_length - collate.n_special(2) + 1) // 2
+    assert batch["input_ids"].size(1) == max_length and (n_context == half).all()
+    first, last = made.train.bounds[1]
+    assert {at for start, end in windows.bounds[1::2] for at in range(start, end)} == set(range(first, last)), "all of the context is read"
+    is_answer = batch["labels"][:, 0] != batch["input_ids"].eq(CLS).long().argmax(1)
+    assert is_answer.any() or half < 4
+    assert ((batch["input_ids"] == CLS).sum(1) == 1).all()
+
+
+def test_an_input_without_room_for_a_context_is_a_sentence(task):
+    made = task("question_answering", question())
+    with pytest.raises(UserError, match="--max_length 3 leaves no room for the context"):
+        made.kind.features(made.train, Collator(made.tokenizer, 3, False))
+
+
 @pytest.mark.parametrize(("n_tokens", "room", "stride"), [(1, 5, 2), (5, 5, 2), (6, 5, 2), (7, 5, 9), (50, 7, 3)])
 def test_no_window_is_in_vain(n_tokens, room, stride):
     starts = window_starts(n_tokens, room, stride)
