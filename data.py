@@ -30,11 +30,14 @@ ENCODING_CHUNK = 2000  # texts encoded at once: enough for all cores, little eno
 VALID_FRACTION = 0.025  # the end of a corpus that has no validation split
 Batch = dict[str, Tensor]
 
-# Scripts that are written without spaces between words. Han, Hiragana, Thai, Lao, Myanmar, Khmer: each letter is a word; Katakana,
-# and Tibetan, which marks the ends of syllables: each run of letters.
-LETTERS = "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\u3041-\u309f" \
-    "\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff\u19e0-\u19ff"  # fmt: skip
-KATAKANA, TIBETAN = "\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f", "\u0f20-\u0f33\u0f40-\u0f6c\u0f71-\u0f84\u0f8d-\u0fbc"
+# Scripts that are written without spaces between words. Each letter is a word in these:
+HAN = "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+HIRAGANA, THAI_AND_LAO, KHMER = "\u3041-\u309f", "\u0e00-\u0eff", "\u1780-\u17ff\u19e0-\u19ff"
+MYANMAR = "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"
+LETTERS = HAN + HIRAGANA + THAI_AND_LAO + KHMER + MYANMAR
+# Each run of letters is one in these (Tibetan marks the ends of syllables):
+KATAKANA = "\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"
+TIBETAN = "\u0f20-\u0f33\u0f40-\u0f6c\u0f71-\u0f84\u0f8d-\u0fbc"
 WITHOUT_SPACES = re.compile(f"[{LETTERS}{KATAKANA}{TIBETAN}]")
 WORD = re.compile(rf"(?=\w)[{LETTERS}]|[{KATAKANA}]+|[{TIBETAN}]+|[^\W{LETTERS}{KATAKANA}{TIBETAN}]+")
 
@@ -79,9 +82,13 @@ def cached(cache: str, key: object, build: Callable[[Path], None]) -> Path:
 
 
 def count_words(text: str) -> int:
-    """How many words a text has, for perplexities per word: what stands between spaces, as for WikiText, where that is also each
-    punctuation mark and <unk>. Where a script does without spaces, the words between Unicode's default boundaries (UAX #29, section 4),
-    which know no dictionary; punctuation is none then, unless it stands alone."""
+    """How many words a text has, for perplexities per word.
+
+    A word is what stands between spaces, as in the comparisons published for WikiText, where that is also
+    each punctuation mark and <unk>. Where a script does without spaces, it is what stands between Unicode's
+    default boundaries (UAX #29, section 4), which know no dictionary; punctuation is none then, unless it
+    stands alone. None of the libraries here has these boundaries, so these are their rules for letters alone.
+    """
     pieces = text.split()
     if text.isascii() or not WITHOUT_SPACES.search(text):
         return len(pieces)
@@ -107,8 +114,8 @@ def encode_rows(
     """Token ids and labels of the rows, from the cache if there; `end_id` goes behind every text.
 
     `rows()` is read only if the cache does not have them. `encode` (default: the tokenizer's `encode_batch`) gives an array per
-    text: ids [tokens], or ids with their spans [tokens, 3]. Raises UserError if there are no rows, or if all their texts are
-    empty and may not be.
+    text: ids [tokens], or ids with their spans [tokens, 3]. Raises UserError if there are no rows, or if all
+    their texts are empty and may not be.
     """
     encode = encode or tokenizer.encode_batch
 
@@ -133,20 +140,23 @@ def encode_rows(
                 bar.update(len(chunk))
         np.save(folder / "offsets.npy", np.array(ends, dtype=np.int64))
         np.save(folder / "n_texts.npy", np.array(n_texts, dtype=np.int32))
-        (folder / "meta.json").write_text(as_json({"dtype": dtype.__name__, "n_words": n_words, "labels": labels}))
+        meta = {"dtype": dtype.__name__, "n_words": n_words, "labels": labels}
+        (folder / "meta.json").write_text(as_json(meta))
 
     folder = cached(cache, (key, tokenizer.fingerprint, end_id), build)
     meta = json.loads((folder / "meta.json").read_text())
     offsets, n_texts = np.load(folder / "offsets.npy"), np.load(folder / "n_texts.npy")
     if not len(n_texts) or not (offsets[-1] or may_be_empty):
         raise UserError(f"{name} holds no tokens: it has {len(offsets) - 1} texts, all of them empty")
-    ids, spans = _mapped(folder / "ids.bin", meta["dtype"]), _mapped(folder / "spans.bin", np.int32).reshape(-1, 2)
-    return EncodedTexts(ids, offsets, meta["n_words"], meta["labels"], n_texts, spans if len(spans) == len(ids) else None)
+    ids = _mapped(folder / "ids.bin", meta["dtype"])
+    spans = _mapped(folder / "spans.bin", np.int32).reshape(-1, 2)
+    has_spans = len(spans) == len(ids)
+    return EncodedTexts(ids, offsets, meta["n_words"], meta["labels"], n_texts, spans if has_spans else None)
 
 
 def _mapped(file: Path, dtype: str | type) -> np.ndarray:
-    """The numbers of a file, read when they are used."""
-    return np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.empty(0, dtype)  # nothing cannot be mapped
+    """The numbers of a file, read when they are used; an empty one cannot be mapped."""
+    return np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.empty(0, dtype)
 
 
 def find_tokenizer(name: str, source: Source, part: str, texts: Callable[[], Iterator[str]], cache: str) -> Tokenizer:

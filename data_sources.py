@@ -135,12 +135,15 @@ def choose_splits(available: Iterable[str], wanted: dict[str, str], where: str) 
 
 
 def split_rows(
-    source: Source, check: Callable[[str, Iterable[dict]], Iterable[dict]] | None = None, inputs: tuple[str, ...] = ("text", "text_pair")
+    source: Source,
+    check: Callable[[str, Iterable[dict]], Iterable[dict]] | None = None,
+    inputs: tuple[str, ...] = ("text", "text_pair"),
 ) -> dict[str, Iterable[dict]]:
     """Rows of the training and validation splits; `check(split, rows)` sees them as the source has them.
 
     Without a validation split, a part of the training split is held out: always the same one, stratified by label;
-    rows whose `inputs` (the fields that a model reads) stand in it are taken out of the training part, wherever they occur.
+    rows whose `inputs` (the fields that a model reads) stand in it are taken out of the training part,
+    wherever they occur, and so are those that repeat one another in it. A line tells how many.
     """
 
     def digest(row: dict) -> str:
@@ -159,14 +162,16 @@ def split_rows(
     # Rank the texts within their class, and hold out the lowest ranks relative to the size of the class.
     ranked = []
     for label, distinct in by_label.items():
-        ranked += [((index + 0.5) / n_rows[label] if len(distinct) > 1 else 0.5, one) for index, one in enumerate(sorted(distinct))]
+        places = [(one + 0.5) / n_rows[label] if len(distinct) > 1 else 0.5 for one in range(len(distinct))]
+        ranked += zip(places, sorted(distinct), strict=True)
     digests = list(dict.fromkeys(one for _, one in sorted(ranked)))
     digests = digests[: min(n_held_out, len(digests) // 2)]  # where few texts repeat, some have to be left for training
     held_out = {one: next(rows[one] for rows in by_label.values() if one in rows) for one in sorted(digests)}
     train = [row for row in rows if digest(row) not in held_out]
     n_duplicates = len(rows) - len(train) - len(held_out)
     if n_duplicates:
-        source.tell(f"{n_duplicates} of {len(rows)} examples repeat one that is held out for validation, and are left out")
+        which = f"{n_duplicates} of {len(rows)} examples"
+        source.tell(f"{which} repeat one that is held out for validation, and are left out")
     return {"train": train, "valid": list(held_out.values())}
 
 

@@ -55,7 +55,7 @@ class Examples:
         return np.diff(ends) // self.kind.n_sequences(self)
 
     def with_empty_text(self) -> np.ndarray:
-        """Indices of the examples that have a text without tokens, or no text at all: a sentence without words."""
+        """Indices of the examples that have a text without tokens, or no text: a sentence without words."""
         n_texts, is_empty = np.diff(self.first_texts), self.bounds[:, 0] == self.bounds[:, 1]
         return np.union1d(np.repeat(np.arange(len(n_texts)), n_texts)[is_empty], np.flatnonzero(n_texts == 0))
 

@@ -5,7 +5,8 @@
     cat reviews.txt | python finetuning_predict.py RUN_FOLDER
 
 What an argument or a line holds: a text, text<TAB>other text, question<TAB>context, text<TAB>choice<TAB>choice …, or for taggers and
-parsers words with spaces between them. A file of another type has it in the columns that training read, or in text, text_pair, choices.
+parsers words with spaces between them. A file of another type has it in the columns that training read, or in
+text, text_pair, choices.
 """
 from dataclasses import dataclass
 
@@ -76,8 +77,11 @@ class Predictor:
         self.collate = Collator.for_model(shape, self.tokenizer, length, arguments["truncation"])
 
     def predict(self, rows: Iterable[dict]) -> Iterator[dict]:
-        """A dict per row, in order. Rows have the fields of their kind: `text` and perhaps `text_pair`, `choices`. Raises UserError for a
-        row that the model cannot read. An empty text is an input like any other; a warning tells how many there were."""
+        """A dict per row, in order. Rows have the fields of their kind: `text`, perhaps `text_pair`, `choices`.
+
+        An empty text is an input like any other; a warning tells how many there are. Raises UserError for a
+        row that the model cannot read.
+        """
         rows, empty = iter(rows), []
         for n_before in itertools.count(step=CHUNK):
             chunk = [self.prepare(row, number) for number, row in enumerate(itertools.islice(rows, CHUNK), start=n_before + 1)]
@@ -139,8 +143,8 @@ def read_rows_to_predict(config: PredictionConfig, predictor: Predictor) -> Iter
 
 
 def with_fields(row: dict, predictor: Predictor) -> dict:
-    """The fields of a row of a table: from the columns that training read; what is not there under our own names, or under those of
-    its kind."""
+    """The fields of a row of a table: from the columns that training read; what is not there, under our own
+    names or under those of its kind."""
     found = {}
     for columns in (predictor.columns, dict(zip(FIELDS, FIELDS, strict=True)), predictor.kind.columns):
         for key, column in columns.items():

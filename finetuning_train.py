@@ -219,7 +219,7 @@ def finetuning_objective(config: FinetuningConfig) -> Objective:
 
 
 def n_labels(labels: Tensor, batch: Batch) -> int:
-    """How many labels a batch has: one for each row, or for some of its tokens; perhaps none, if no row has words."""
+    """How many labels a batch has: one for each row, or for some of its tokens; none if no row has words."""
     return int((labels != IGNORE_INDEX).sum()) if labels.shape == batch["input_ids"].shape else len(labels)
 
 

@@ -311,7 +311,8 @@ def draw_heat_map(grid: Grid) -> None:
     trained = [Path(job.name).name for job in grid.jobs.values() if not job.target]  # a source that is the first target is late among the rows
     sources = sorted(names, key=lambda name: [NO_TRANSFER, *trained, *names].index(name))
     gains = [[rows.get((source, target), {}).get("gain") for target in targets] for source in sources]
-    most = max((abs(gain) for line in gains for gain in line if gain is not None and math.isfinite(gain)), default=0) or 1e-9
+    found = [abs(gain) for line in gains for gain in line if gain is not None and math.isfinite(gain)]
+    most = max(found, default=0) or 1e-9
     figure = Figure(figsize=(3 + 0.9 * len(targets), 1.6 + 0.45 * len(sources)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow([[float("nan") if gain is None else gain for gain in line] for line in gains], cmap="RdBu", vmin=-most, vmax=most, aspect="auto")

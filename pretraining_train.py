@@ -149,7 +149,8 @@ def create_evaluation(model: nn.Module, corpus: Corpus, mask: Masking | None, ru
     nll.attach(evaluator, "loss")
     MetricsLambda(perplexity, nll).attach(evaluator, "ppl")
     if mask is None:  # http://sjmielke.com/comparing-perplexities.htm
-        MetricsLambda(lambda loss: perplexity(loss * (len(ids) - 1) / n_words), nll).attach(evaluator, "word_ppl")
+        tokens_per_word = (len(ids) - 1) / n_words
+        MetricsLambda(lambda loss: perplexity(loss * tokens_per_word), nll).attach(evaluator, "word_ppl")
 
     def evaluate() -> dict[str, float]:
         if mask is None and run.writer:

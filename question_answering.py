@@ -89,11 +89,13 @@ class QuestionAnswering(Kind):
     # ------------------------------------------------------------------------------------------------------ windows
 
     def features(self, examples, collate):
-        """Windows of all contexts, each `doc_stride` tokens after the one before. Raises UserError where inputs have no room for any."""
+        """Windows of all contexts, each `doc_stride` tokens after the one before. Raises UserError where an
+        input has no room for any."""
         bounds, labels, example_of = [], [], []
         n_tokens = collate.max_length - collate.n_special(2)
         if n_tokens < 1:
-            raise UserError(f"--max_length {collate.max_length} leaves no room for the context of a question; raise it")
+            where = f"--max_length {collate.max_length}"
+            raise UserError(f"{where} leaves no room for the context of a question; raise it")
         for index, first_text in enumerate(examples.first_texts[:-1]):
             question, context = examples.bounds[first_text], examples.bounds[first_text + 1]
             question_end = min(question[1], question[0] + min(MAX_QUESTION, n_tokens // 2))

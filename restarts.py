@@ -66,7 +66,8 @@ def summarize(results: dict[int, dict]) -> dict:
     """Means under the usual names, sample deviations as `…_std`, and the metrics of each seed; time adds up."""
     rows = list(results.values())
     means = {name: statistics.mean(row[name] for row in rows) for name in rows[0]}
-    deviations = {f"{name}_std": sample_deviation([row[name] for row in rows]) for name, value in rows[0].items() if isinstance(value, float)}
+    measured = [name for name, value in rows[0].items() if isinstance(value, float)]
+    deviations = {f"{name}_std": sample_deviation([row[name] for row in rows]) for name in measured}
     total = {"seconds": sum(row["seconds"] for row in rows), "peak_memory_mb": max(row["peak_memory_mb"] for row in rows)}
     return means | deviations | total | {"restarts": [{"seed": seed} | row for seed, row in results.items()]}
 

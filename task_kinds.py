@@ -37,7 +37,7 @@ class Kind(ABC):
     """What all kinds share; the defaults are those of one label for a text or a pair of texts."""
 
     name: str
-    inputs: tuple[str, ...] = ("text", "text_pair")  # what the model reads of a row: rows that agree in it are duplicates
+    inputs: tuple[str, ...] = ("text", "text_pair")  # that the model reads: rows that agree are duplicates
     columns = {"text": "text"}  # where a user's own file has the fields, unless flags say otherwise
     model_class = "TransformerWithClfHead"
     metrics: tuple[str, ...] = ("loss",)  # the first is what `--patience_metric auto` means
@@ -58,8 +58,8 @@ class Kind(ABC):
     # Reading. Only what `texts` and `label` return is kept.
 
     def prepare(self, row: dict, where: str, labelled: bool = True) -> dict:
-        """The row with its fields as this kind wants them; a text that is missing is an empty one. Raises UserError, naming `where`,
-        for a row that is not of this kind."""
+        """The row with its fields as this kind wants them; a text that is missing is an empty one. Raises
+        UserError, naming `where`, for a row that is not of this kind."""
         row = row | {key: "" for key in ("text", "text_pair") if key in row and is_missing(row[key])}
         for key in ("text", "text_pair"):
             if key in row and not isinstance(row[key], str):
@@ -73,8 +73,8 @@ class Kind(ABC):
         return is_missing(row["label"]) or row["label"] == ""
 
     def named(self, label: object, names: list[str] | None = None) -> object:
-        """The label under its name: a number, which is a text in CSV files, is the place of one of the names (of `--label_names`),
-        unless these are numbers themselves."""
+        """The label under its name: a number, which is a text in CSV files, is the place of one of the names
+        (of `--label_names`), unless these are numbers themselves."""
         names = self.options.label_names if names is None else names
         label = label.strip() if isinstance(label, str) else label
         if not names or str(label) in names:
@@ -220,7 +220,8 @@ class Regression(Kind):
         correlations = {"pearson": scipy.stats.pearsonr, "spearman": scipy.stats.spearmanr}
         if len(labels) < 2:
             return dict.fromkeys(correlations, 0.0)
-        return {name: float(np.nan_to_num(correlation(predicted, labels).statistic)) for name, correlation in correlations.items()}
+        found = {name: correlation(predicted, labels).statistic for name, correlation in correlations.items()}
+        return {name: float(np.nan_to_num(value)) for name, value in found.items()}
 
     def describe(self, output, row):
         """The number."""
@@ -243,15 +244,18 @@ class MultipleChoice(Kind):
         list of those that are right, which becomes a list of numbers."""
         row = super().prepare(row, where, labelled=False)
         choices = row.get("choices")
-        choices = ["" if is_missing(one) else one for one in choices] if isinstance(choices, list) else choices
+        if isinstance(choices, list):
+            choices = ["" if is_missing(one) else one for one in choices]
         if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(one, str) for one in choices):
             raise UserError(f"{where}: the choices are not two or more texts but {choices!r}; name their column with --choices_column")
-        return row | {"choices": choices} | ({"label": self.right_ones(row["label"], choices, where)} if labelled else {})
+        right = {"label": self.right_ones(row["label"], choices, where)} if labelled else {}
+        return row | {"choices": choices} | right
 
     def right_ones(self, label: object, choices: list[str], where: str) -> list[int]:
         """The indices of the right choices, of which there is at least one."""
         names = self.options.label_names or [str(index) for index in range(len(choices))]
-        wanted = [str(self.named(one, names[: len(choices)])) for one in (label if isinstance(label, list) else [label])]
+        labels = label if isinstance(label, list) else [label]
+        wanted = [str(self.named(one, names[: len(choices)])) for one in labels]
         known = [names if one in names[: len(choices)] else choices for one in wanted]
         found = [among.index(one) for one, among in zip(wanted, known, strict=True) if one in among]
         if found:

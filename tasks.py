@@ -15,8 +15,8 @@ KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Classification, Reg
 
 
 def columns_of(dataset_path: str, kind: Kind, given: dict[str, str | None]) -> dict[str, str]:
-    """What holds the fields of a row (`tables.read_column`): what the flags give, else what is known of the dataset, else the columns of
-    the kind."""
+    """What holds the fields of a row (`tables.read_column`): what the flags give, else what is known of the
+    dataset, else the columns of the kind."""
     own = {} if dataset_path in KNOWN_DATASETS else kind.columns
     known = HUB_DATASETS[dataset_path].columns if dataset_path in HUB_DATASETS else own
     return known | {key: column for key, column in given.items() if column}
@@ -85,7 +85,8 @@ class Task:
         examples = Examples.of(texts, self.kind.label_ids(texts.labels, where), self.kind)
         empty = examples.with_empty_text()
         if len(empty):
-            show(f"{where}: {len(empty)} of {len(examples)} examples have an empty text, the first of them example {empty[0] + 1}; they count like any other")
+            which = f"{len(empty)} of {len(examples)} examples have an empty text"
+            show(f"{where}: {which}, the first of them example {empty[0] + 1}; they count like any other")
         return examples
 
     def _prepared(self, split: str, rows: Iterable[dict]) -> Iterator[dict]:

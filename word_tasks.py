@@ -34,7 +34,7 @@ class OfWords(Kind):
         return tokenizer.encode_words(texts)
 
     def sentences(self, texts: list[list[np.ndarray]], collate: Collator) -> tuple[Batch, list[np.ndarray]]:
-        """Padded sentences, given as the ids of their words, and where the first token of each word stands."""
+        """Padded sentences, given as the ids of their words, and where each word's first token stands."""
         collate = replace(collate, truncation="head")
         batch = collate([[np.concatenate([np.empty(0, dtype=np.int64), *words])] for words in texts])
         return batch, [first_tokens(words, collate) for words in texts]

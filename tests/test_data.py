@@ -178,7 +178,9 @@ def test_words_stand_between_spaces_or_unicode_boundaries_where_a_script_has_non
 
 
 def test_the_cache_keeps_the_count_of_words(tokenizer, tmp_path):
-    assert encode_rows(rows_of("the film", "我喜欢电影"), tokenizer, "films", str(tmp_path), "key", tokenizer.sep_id).n_words == 3 + 6
+    rows = rows_of("the film", "我喜欢电影")
+    texts = encode_rows(rows, tokenizer, "films", str(tmp_path), "key", tokenizer.sep_id)
+    assert texts.n_words == 3 + 6
 
 
 # ------------------------------------------------------------------------------------------------------------- corpora

@@ -31,7 +31,8 @@ def test_muon_accumulation_sinusoids_and_mlm_run_together(pretraining, tmp_path)
 
 def test_text_without_spaces_has_a_perplexity_per_word(pretraining, tmp_path):
     (tmp_path / "train.txt").write_text("我喜欢这部电影因为它很好看" * 20 + "\n" + "他不喜欢那本书" * 60 + "\n")
-    call("pretraining_train.py", *pretraining, "--dataset_path", tmp_path / "train.txt", "--n_steps", 1, "--output_dir", tmp_path / "run")
+    common = [*pretraining, "--dataset_path", tmp_path / "train.txt", "--output_dir", tmp_path / "run"]
+    call("pretraining_train.py", *common, "--n_steps", 1)
     found = metrics(tmp_path / "run")
     assert 1 < found["word_ppl"] < 10 * found["ppl"]
 
@@ -39,8 +40,8 @@ def test_text_without_spaces_has_a_perplexity_per_word(pretraining, tmp_path):
 def test_a_perplexity_that_no_float_holds_is_null(pretraining, tmp_path):
     """A line is one word of 2,000 tokens."""
     (tmp_path / "train.txt").write_text(("a-b-" * 500 + "\n") * 40)
-    common = [*pretraining, "--dataset_path", tmp_path / "train.txt", "--n_steps", 2, "--eval_every", 1, "--save_every", 1, "--lr", 0, "--output_dir", tmp_path / "run"]
-    call("pretraining_train.py", *common)
+    common = [*pretraining, "--dataset_path", tmp_path / "train.txt", "--output_dir", tmp_path / "run"]
+    call("pretraining_train.py", *common, "--n_steps", 2, "--eval_every", 1, "--save_every", 1, "--lr", 0)
     assert metrics(tmp_path / "run")["word_ppl"] is None and metrics(tmp_path / "run")["ppl"] > 1
     before = evaluations(tmp_path / "run")
     assert [row["word_ppl"] for row in before] == [None, None]

@@ -99,7 +99,8 @@ def test_a_choice_stands_where_the_text_has_room_for_it(row, options, texts):
 @pytest.mark.parametrize(
     ("label", "names", "right"),
     [
-        (1, [], 1), ("1", [], 1), (1.0, [], 1), ("B", ["A", "B"], 1), ("y\n", [], 1), (["z", "y"], [], 1), ("2", ["1", "2"], 1), (2, ["1", "2"], 1),
+        (1, [], 1), ("1", [], 1), (1.0, [], 1), ("B", ["A", "B"], 1), ("y\n", [], 1), (["z", "y"], [], 1),
+        ("2", ["1", "2"], 1), (2, ["1", "2"], 1),
         (1, ["A", "B"], 1), (" 1", ["A", "B"], 1), (["1"], ["A", "B"], 1), ("y", ["A", "B"], 1),
     ],
 )  # fmt: skip
@@ -222,7 +223,8 @@ def test_a_long_question_leaves_half_of_the_input_to_the_context(task, causal, m
     half = (max_length - collate.n_special(2) + 1) // 2
     assert batch["input_ids"].size(1) == max_length and (n_context == half).all()
     first, last = made.train.bounds[1]
-    assert {at for start, end in windows.bounds[1::2] for at in range(start, end)} == set(range(first, last)), "all of the context is read"
+    read = {at for start, end in windows.bounds[1::2] for at in range(start, end)}
+    assert read == set(range(first, last)), "all of the context"
     is_answer = batch["labels"][:, 0] != batch["input_ids"].eq(CLS).long().argmax(1)
     assert is_answer.any() or half < 4
     assert ((batch["input_ids"] == CLS).sum(1) == 1).all()
@@ -423,15 +425,22 @@ def test_label_names_name_numbers(task):
     made = task("auto", {"text": "a", "label": 1}, {"text": "b", "label": 0}, label_names=["bad", "good"])
     assert made.kind.label_names == ["bad", "good"] and made.train.labels.tolist() == [1, 0]
     tagging = Tagging(options=KindOptions(["O", "B-X"]))
-    assert tagging.prepare({"text": ["a"], "label": [1]}, "here")["label"] == tagging.prepare({"text": "a", "label": "1"}, "here")["label"] == ["B-X"]
+    for row in ({"text": ["a"], "label": [1]}, {"text": "a", "label": "1"}):
+        assert tagging.prepare(row, "here")["label"] == ["B-X"]
 
 
 @pytest.mark.parametrize(
     ("label", "names", "name"),
     [
-        ("1", "bad,good", "good"), (" 0 ", "bad,good", "bad"), (1.0, "bad,good", "good"), ("good", "bad,good", "good"),  # as CSV and Parquet have them
-        ("2", "0,1,2", "2"), (2, "0,1,other", "other"), (3, "1,2,3", 3), ("1", "1,2,3", "1"), (1.0, "1,2,3", "1"), (0, "1,2,3", 0),  # a name is itself
-        ("2", "bad,good", "2"), (-1, "bad,good", -1), (True, "bad,good", True), ("1.5", "bad,good", "1.5"), ("nan", "bad,good", "nan"), ("1", "", "1"),
+        # as CSV and Parquet have them
+        ("1", "bad,good", "good"), (" 0 ", "bad,good", "bad"), (1.0, "bad,good", "good"),
+        ("good", "bad,good", "good"),
+        # a name is itself
+        ("2", "0,1,2", "2"), (2, "0,1,other", "other"), (3, "1,2,3", 3), ("1", "1,2,3", "1"),
+        (1.0, "1,2,3", "1"),
+        # neither
+        (0, "1,2,3", 0), ("2", "bad,good", "2"), (-1, "bad,good", -1), (True, "bad,good", True),
+        ("1.5", "bad,good", "1.5"), ("nan", "bad,good", "nan"), ("1", "", "1"),
     ],
 )  # fmt: skip
 def test_a_number_as_text_is_a_number_unless_it_is_a_name(label, names, name):
@@ -442,7 +451,9 @@ def test_a_number_as_text_is_a_number_unless_it_is_a_name(label, names, name):
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 def test_label_names_name_the_numbers_of_a_table(suffix, tiny_vocab, tmp_path):
     separator = {".csv": ",", ".tsv": "\t"}[suffix]
-    (tmp_path / f"films{suffix}").write_text("".join(f"{text}{separator}{label}\n" for text, label in [("text", "label"), *((f"film {n}", n % 2) for n in range(20))]))
-    options = KindOptions(["bad", "good"])
-    made = Task(str(tmp_path / f"films{suffix}"), str(tiny_vocab), str(tmp_path / "cache"), options=options)
-    assert made.kind.label_names == ["bad", "good"] and sorted(made.train.labels.tolist()) == [0] * 9 + [1] * 9
+    file = tmp_path / f"films{suffix}"
+    rows = [f"film {n}{separator}{n % 2}\n" for n in range(20)]
+    file.write_text("".join([f"text{separator}label\n", *rows]))
+    made = Task(str(file), str(tiny_vocab), str(tmp_path / "cache"), options=KindOptions(["bad", "good"]))
+    assert made.kind.label_names == ["bad", "good"]
+    assert sorted(made.train.labels.tolist()) == [0] * 9 + [1] * 9

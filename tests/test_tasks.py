@@ -76,16 +76,18 @@ def test_pairs_are_told_apart_by_both_texts(tmp_path):
 
 
 def test_choices_with_the_same_text_are_told_apart_by_the_choices(tmp_path, tiny_vocab):
-    rows = [{"text": f"text {number % 100}", "choices": ["a", f"choice {number}"], "label": number % 2} for number in range(1000)]
-    made = Task(str(write(tmp_path, train=rows)), str(tiny_vocab), str(tmp_path / "cache"), kind="multiple_choice")
+    rows = [{"text": f"text {n % 100}", "choices": ["a", f"choice {n}"], "label": n % 2} for n in range(1000)]
+    folder = write(tmp_path, train=rows)
+    made = Task(str(folder), str(tiny_vocab), str(tmp_path / "cache"), kind="multiple_choice")
     train, valid = (list(made.rows(split)) for split in ("train", "valid"))
     assert (len(train), len(valid)) == (900, 100)
     assert sorted(row["choices"][1] for row in train + valid) == sorted(row["choices"][1] for row in rows)
 
 
 def test_a_column_of_choices_that_the_kind_does_not_read_tells_no_examples_apart(tmp_path, tiny_vocab):
-    rows = [{"text": f"text {number // 2}", "choices": number, "label": number // 2 % 2} for number in range(100)]
-    made = Task(str(write(tmp_path, train=rows)), str(tiny_vocab), str(tmp_path / "cache"), kind="classification")
+    rows = [{"text": f"text {n // 2}", "choices": n, "label": n // 2 % 2} for n in range(100)]
+    folder = write(tmp_path, train=rows)
+    made = Task(str(folder), str(tiny_vocab), str(tmp_path / "cache"), kind="classification")
     train, valid = ({row["text"] for row in made.rows(split)} for split in ("train", "valid"))
     assert train | valid == {row["text"] for row in rows} and not train & valid
 
@@ -95,8 +97,9 @@ def test_duplicates_that_are_left_out_are_told_once(tmp_path, tiny_vocab, caplog
     rows = labelled(*["x", "y"] * 50)
     made = Task(str(write(tmp_path, train=rows * 3)), str(tiny_vocab), str(tmp_path / "cache"))
     n_train, n_valid = len(made.train), len(made.examples("valid"))
-    assert caplog.messages == [f"{tmp_path}: {300 - n_train - n_valid} of 300 examples repeat one that is held out for validation, and are left out"]
     assert n_train + n_valid < 300
+    which = f"{tmp_path}: {300 - n_train - n_valid} of 300 examples"
+    assert caplog.messages == [f"{which} repeat one that is held out for validation, and are left out"]
 
 
 @pytest.mark.parametrize(

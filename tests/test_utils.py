@@ -36,8 +36,10 @@ def strict(text):
 
 
 def test_what_json_has_no_number_for_is_null_and_read_back_as_nan(tmp_path):
-    write_json(tmp_path / METRICS, {"ppl": math.inf, "loss": math.nan, "n": 1, "restarts": [{"ppl": -math.inf}]})
-    assert strict((tmp_path / METRICS).read_text()) == {"ppl": None, "loss": None, "n": 1, "restarts": [{"ppl": None}]}
+    metrics = {"ppl": math.inf, "loss": math.nan, "n": 1, "restarts": [{"ppl": -math.inf}]}
+    write_json(tmp_path / METRICS, metrics)
+    written = strict((tmp_path / METRICS).read_text())
+    assert written == {"ppl": None, "loss": None, "n": 1, "restarts": [{"ppl": None}]}
     found = read_metrics(tmp_path)
     assert math.isnan(found["ppl"]) and math.isnan(found["loss"]) and found["n"] == 1
 
