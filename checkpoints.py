@@ -30,7 +30,7 @@ from torch import Tensor
 from arguments import UserError
 from data_sources import download, download_if_there
 from pretraining_model import ACTIVATIONS, TransformerConfig, TransformerWithLMHead
-from tokenization import TOKENIZER_FILES, ByteLevelTokenizer, Tokenizer, load_tokenizer
+from tokenization import ByteLevelTokenizer, Tokenizer, download_tokenizer, load_tokenizer
 from utils import CONFIG, WEIGHTS, file_digest, load_into, load_weights, read_run_config, save_weights, write_json
 
 HUB_PREFIX = "hf:"
@@ -186,10 +186,9 @@ def load_pretrained(name: str | Path, flag: str) -> tuple[TransformerWithLMHead,
 def download_checkpoint(repository: str, flag: str) -> Path:
     """The folder of the local Hub cache with config, weights and tokenizer of a model. Raises UserError if it has none."""
     folder = download(repository, CONFIG, flag).parent
+    download_tokenizer(repository, flag)
     if download_if_there(repository, WEIGHTS, flag) is None:
         raise UserError(f"{flag} {HUB_PREFIX}{repository} has no {WEIGHTS}; pickled weights are never loaded, since they can run code")
-    for file in TOKENIZER_FILES:
-        download_if_there(repository, file, flag)
     return folder
 
 

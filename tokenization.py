@@ -27,9 +27,18 @@ WORDS_PER_CALL = 200  # a call of the Rust library costs as much as some ten wor
 MAX_WORDS = 2**19  # some 100 MB of words and their ids
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # from JSON escapes and undecodable bytes; not text, Rust refuses it
 
-
-# What a folder may hold a tokenizer in, in the order of preference.
-TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "vocab.json", "merges.txt")
+# What a folder may hold a tokenizer in, in the order of preference, which is that of `transformers`.
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")
+SETTINGS_FILE = "tokenizer_config.json"  # lies beside them
+BERT_SETTINGS = {  # as BertNormalizer calls them
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+SETTINGS = (*BERT_SETTINGS, "add_prefix_space")
+# Classes of `transformers` that take tokenizer.json as it stands. Those of a family take its vocabulary alone,
+# and the rest from tokenizer_config.json.
+GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 class Tokenizer:
@@ -38,12 +47,14 @@ class Tokenizer:
     Words, between spaces, do not see one another, so each is encoded once and then looked up; the Rust library does
     the work. The two disagree about a few characters (those younger than Rust's Unicode tables, above all) and about
     special tokens glued to other text: such words go to the reference itself.
+
+    The reference strips accents if and only if it lowercases. For a checkpoint that wants anything else the
+    Rust library encodes whole texts, as in `transformers`.
     """
 
-    file = "vocab.txt"  # its name in a run folder
-
-    def __init__(self, vocab: list[str]):
-        """`vocab`: the tokens in the order of their ids. Raises UserError where a special token is missing."""
+    def __init__(self, vocab: list[str], normalizer: normalizers.Normalizer | None = None):
+        """`vocab`: the tokens in the order of their ids. `normalizer`: what becomes of case, accents and so on,
+        guessed from the vocabulary by default. Raises UserError where a special token is missing."""
         self.vocab = vocab
         self.token_to_id = {token: index for index, token in enumerate(vocab)}
         missing = [token for token in SPECIAL_TOKENS if token not in self.token_to_id]
@@ -54,10 +65,17 @@ class Tokenizer:
         )
         self.special_ids = [self.token_to_id[token] for token in SPECIAL_TOKENS]
         self.between_texts = [self.sep_id]
-        self.fingerprint = vocab  # two tokenizers with the same one give the same ids
-        self.lowercase = all(_is_uncased(token) for token in vocab if not re.fullmatch(r"\[.+\]", token))
-        self._fast = _fast_tokenizer(models.WordPiece(self.token_to_id, unk_token="[UNK]"), self.lowercase)
+        guessed = normalizers.BertNormalizer(lowercase=_is_uncased(vocab))
+        normalizer = guessed if normalizer is None else normalizer
+        self._fast = _fast_tokenizer(models.WordPiece(self.token_to_id, unk_token="[UNK]"), normalizer)
         self._fast.add_special_tokens(list(SPECIAL_TOKENS))
+        rules = _rules(normalizer)
+        self.lowercase = rules.get("lowercase", False)
+        self._has_reference = rules == _rules(normalizers.BertNormalizer(lowercase=self.lowercase))
+        is_plain = rules == _rules(guessed)  # the vocabulary alone tells it all
+        self.file = "vocab.txt" if is_plain else "tokenizer.json"  # its name in a run folder
+        # Two tokenizers with the same one give the same ids.
+        self.fingerprint = vocab if is_plain else self._fast.to_str()
         self._words = WordTable(self._encode_words)
         self._agrees: dict[str, bool] = {}  # character → do the two implementations agree on it?
 
@@ -66,20 +84,24 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Tokenizer":
-        """Read a `vocab.txt`, one token a line. Raises UserError if it is not one."""
+        """Read a `vocab.txt`, one token a line, with its settings. Raises UserError if it is not one."""
+        normalizer = _bert_normalizer(read_settings(Path(path)))
         try:
             lines = Path(path).read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} cannot be read as a vocabulary: {error}") from error
         vocab = [line.strip() for line in (lines[:-1] if lines[-1] == "" else lines)]
         try:
-            return cls(vocab)
+            return cls(vocab, normalizer)
         except UserError as error:
             raise UserError(f"{path} is not a WordPiece vocabulary: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write `vocab.txt`, one token a line."""
-        Path(path).write_text("".join(f"{token}\n" for token in self.vocab), encoding="utf-8")
+        """Write what `file` names: `vocab.txt`, one token a line, or `tokenizer.json`."""
+        if self.file == "vocab.txt":
+            Path(path).write_text("".join(f"{token}\n" for token in self.vocab), encoding="utf-8")
+        else:
+            self._fast.save(str(path))
 
     def export(self, folder: Path, causal: bool, max_length: int) -> None:
         """Write the files that make `transformers` encode as we do."""
@@ -91,6 +113,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """The ids of many texts, an array each."""
+        if not self._has_reference:
+            return ids_of(self._fast, texts)
         return self._words.look_up([[text] if DELETED_SPACE.search(text) else text.split() for text in texts])
 
     def encode_words(self, words: list[str]) -> list[np.ndarray]:
@@ -186,10 +210,13 @@ class ByteLevelTokenizer:
         return len(self.vocab)
 
     @classmethod
-    def from_files(cls, vocab: Path, merges: Path) -> "ByteLevelTokenizer":
-        """Read `vocab.json` and `merges.txt`, as GPT-2 and RoBERTa were published."""
+    def from_files(cls, vocab: Path, merges: Path, add_prefix_space: bool = False) -> "ByteLevelTokenizer":
+        """Read `vocab.json` and `merges.txt`, as GPT-2 and RoBERTa were published.
+
+        `add_prefix_space`: the first word of a text is encoded as any other, behind a space.
+        """
         tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
         tokenizer.decoder = decoders.ByteLevel()
         known = read_json(vocab)
         tokenizer.add_special_tokens(sorted({name for names in cls.NAMES.values() for name in names if name in known}, key=known.get))
@@ -209,8 +236,7 @@ class ByteLevelTokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """The ids of many texts, an array each, on all cores."""
-        texts = [LONE_SURROGATE.sub("", text) for text in texts]
-        return [np.array(one.ids, dtype=np.int32) for one in self._fast.encode_batch_fast(texts, add_special_tokens=False)]
+        return ids_of(self._fast, texts)
 
     def encode_words(self, words: list[str]) -> list[np.ndarray]:
         """The ids of words of running text, each behind a space, an array each."""
@@ -269,6 +295,13 @@ def never_empty(encoded: list[np.ndarray], unk_id: int) -> list[np.ndarray]:
     return [ids if len(ids) else np.array([unk_id], dtype=np.int32) for ids in encoded]
 
 
+def ids_of(fast: tokenizers.Tokenizer, texts: list[str]) -> list[np.ndarray]:
+    """[tokens] for each text. On all cores."""
+    texts = [LONE_SURROGATE.sub("", text) for text in texts]
+    encoded = fast.encode_batch_fast(texts, add_special_tokens=False)
+    return [np.array(one.ids, dtype=np.int32) for one in encoded]
+
+
 def spans_of(fast: tokenizers.Tokenizer, texts: list[str]) -> list[np.ndarray]:
     """[tokens, 3] for each text: id, first character, last character + 1. On all cores."""
     texts = [LONE_SURROGATE.sub("\ufffd", text) for text in texts]  # one character for another: places stay
@@ -276,9 +309,14 @@ def spans_of(fast: tokenizers.Tokenizer, texts: list[str]) -> list[np.ndarray]:
     return [np.column_stack([one.ids, np.array(one.offsets, dtype=np.int64).reshape(-1, 2)]).astype(np.int64) for one in encoded]
 
 
-def _is_uncased(token: str) -> bool:
-    """Could an uncased tokenizer, which strips capitals and accents, ever produce this token?"""
-    return token == token.lower() and not any(unicodedata.category(one) == "Mn" for one in unicodedata.normalize("NFD", token))
+def _is_uncased(vocab: list[str]) -> bool:
+    """Could an uncased tokenizer, which strips capitals and accents, produce all but the special tokens?"""
+
+    def is_uncased(token: str) -> bool:
+        parts = unicodedata.normalize("NFD", token)
+        return token == token.lower() and not any(unicodedata.category(one) == "Mn" for one in parts)
+
+    return all(is_uncased(token) for token in vocab if not re.fullmatch(r"\[.+\]", token))
 
 
 def train_tokenizer(texts: Callable[[], Iterator[str]], vocab_size: int, lowercase: bool) -> Tokenizer:
@@ -287,8 +325,9 @@ def train_tokenizer(texts: Callable[[], Iterator[str]], vocab_size: int, lowerca
     Reproducible, though the library goes through hash tables: the alphabet is cut by a rule of our own; what follows the first
     character of a word gets its number from us, since numbers decide between pairs that are equally frequent; learned tokens are sorted.
     """
-    learner = _fast_tokenizer(models.WordPiece(unk_token="[UNK]"), lowercase)
-    alphabet = _alphabet(texts(), learner.normalizer, vocab_size // 8)
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    learner = _fast_tokenizer(models.WordPiece(unk_token="[UNK]"), normalizer)
+    alphabet = _alphabet(texts(), normalizer, vocab_size // 8)
     inside_words = [f"##{character}" for character in alphabet if _joins_words(character, learner)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
@@ -334,34 +373,94 @@ def parse_training_request(name: str) -> tuple[int, bool] | None:
 def load_tokenizer(name: str) -> Tokenizer | ByteLevelTokenizer:
     """A tokenizer from a file, a folder that holds one, or the Hub. Raises UserError if there is none."""
     path = Path(name)
-    if path.is_dir():
-        found = next((path / file for file in TOKENIZER_FILES if (path / file).is_file()), None)
-        if found is None:
-            raise UserError(f"--tokenizer {name}: the folder holds none of {', '.join(TOKENIZER_FILES)}")
-        return read_tokenizer(found)
     if path.is_file():
         return read_tokenizer(path)
-    if path.suffix in (".txt", ".json") or name.startswith((".", "/")):
-        raise UserError(f"--tokenizer {name}: there is no such file")
-    from data_sources import download, download_if_there  # the Hub's library takes a second to import
+    if not path.is_dir():
+        if path.suffix in (".txt", ".json") or name.startswith((".", "/")):
+            raise UserError(f"--tokenizer {name}: there is no such file")
+        from data_sources import download  # the Hub's library takes a second to import
 
-    repository = HUB_VOCABULARIES.get(name, name.removeprefix("hf:"))
-    return read_tokenizer(download_if_there(repository, "vocab.txt", "--tokenizer") or download(repository, "tokenizer.json", flag="--tokenizer"))
+        repository = HUB_VOCABULARIES.get(name, name.removeprefix("hf:"))
+        path = download_tokenizer(repository, "--tokenizer")
+        # Where nothing was found, another try says why.
+        path = path or download(repository, "tokenizer.json", "--tokenizer").parent
+    found = next((path / file for file in TOKENIZER_FILES if (path / file).is_file()), None)
+    if found is None:
+        raise UserError(f"--tokenizer {name}: the folder holds none of {', '.join(TOKENIZER_FILES)}")
+    return read_tokenizer(found)
+
+
+def download_tokenizer(repository: str, flag: str) -> Path | None:
+    """The folder of the Hub cache with all that a repository has of a tokenizer, or None if it has none."""
+    from data_sources import download_if_there
+
+    # Settings first: where the network breaks off, other files fail aloud, but settings would be guessed.
+    _, *found = [download_if_there(repository, file, flag) for file in (SETTINGS_FILE, *TOKENIZER_FILES)]
+    return next((path.parent for path in found if path), None)
 
 
 def read_tokenizer(path: Path) -> Tokenizer | ByteLevelTokenizer:
-    """A tokenizer from `vocab.txt`, `tokenizer.json`, or `vocab.json` beside `merges.txt`. Raises UserError if it is not one."""
+    """A tokenizer from `vocab.txt`, `tokenizer.json`, or `vocab.json` beside `merges.txt`, with its settings.
+
+    Raises UserError if it is not one.
+    """
     if path.suffix != ".json":
         return Tokenizer.from_file(path)
+    settings = read_settings(path)
     try:
         if path.name == "vocab.json":
-            return ByteLevelTokenizer.from_files(path, path.with_name("merges.txt"))
-        model = read_json(path)["model"]
-        if model.get("type") == "WordPiece":
-            return Tokenizer(sorted(model["vocab"], key=model["vocab"].get))
-        return ByteLevelTokenizer(tokenizers.Tokenizer.from_file(str(path)))
+            add_prefix_space = settings.get("add_prefix_space", False)
+            return ByteLevelTokenizer.from_files(path, path.with_name("merges.txt"), add_prefix_space)
+        fast = tokenizers.Tokenizer.from_file(str(path))
+        if isinstance(fast.model, models.WordPiece):
+            normalizer = _bert_normalizer(settings) or fast.normalizer
+            vocab = _in_order(fast.get_vocab(with_added_tokens=False))
+            return Tokenizer(vocab, normalizers.Sequence([]) if normalizer is None else normalizer)
+        if "add_prefix_space" in settings and isinstance(fast.pre_tokenizer, pre_tokenizers.ByteLevel):
+            fast.pre_tokenizer.add_prefix_space = settings["add_prefix_space"]
+        return ByteLevelTokenizer(fast)
     except Exception as error:  # the Rust library knows no other class
         raise UserError(f"{path} cannot be read as a tokenizer: {error}") from error
+
+
+def read_settings(path: Path) -> dict[str, bool]:
+    """What `tokenizer_config.json` beside the file of a tokenizer says, where `transformers` heeds it.
+
+    Raises UserError for a value that is neither true nor false.
+    """
+    file = path.with_name(SETTINGS_FILE)
+    config = read_json(file) if file.is_file() else {}
+    is_complete = path.suffix == ".json" and path.name != "vocab.json"  # a tokenizer.json
+    if is_complete and config.get("tokenizer_class") in GENERIC_CLASSES:
+        return {}
+    settings = {name: config[name] for name in SETTINGS if config.get(name) is not None}
+    for name, value in settings.items():
+        if not isinstance(value, bool):
+            raise UserError(f"{file}: {name} must be true or false, not {value!r}")
+    return settings
+
+
+def _bert_normalizer(settings: dict[str, bool]) -> normalizers.BertNormalizer | None:
+    """The normalizer of settings, with the defaults of `transformers`, or None if they say nothing."""
+    said = {BERT_SETTINGS[name]: value for name, value in settings.items() if name in BERT_SETTINGS}
+    return normalizers.BertNormalizer(**said) if said else None
+
+
+def _rules(normalizer: normalizers.Normalizer) -> dict:
+    """What a normalizer does, to compare: one silent about accents strips them where it lowercases."""
+    rules = json.loads(normalizer.__getstate__())
+    if rules["type"] == "BertNormalizer" and rules["strip_accents"] is None:
+        rules["strip_accents"] = rules["lowercase"]
+    return rules
+
+
+def _in_order(ids: dict[str, int]) -> list[str]:
+    """Tokens in the order of their ids.
+
+    An id without a token, as a line twice in a vocab.txt leaves one, gets a name that no text ever has.
+    """
+    tokens = {index: token for token, index in ids.items()}
+    return [tokens.get(index, f"[no token {index}]") for index in range(max(tokens, default=-1) + 1)]
 
 
 def _export(fast: tokenizers.Tokenizer, folder: Path, special: dict[str, str], causal: bool, max_length: int) -> None:
@@ -376,9 +475,9 @@ def _export(fast: tokenizers.Tokenizer, folder: Path, special: dict[str, str], c
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def _fast_tokenizer(model: models.Model, lowercase: bool) -> tokenizers.Tokenizer:
+def _fast_tokenizer(model: models.Model, normalizer: normalizers.Normalizer) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     return tokenizer

@@ -12,7 +12,7 @@ from arguments import UserError
 from checkpoints import load_pretrained, open_checkpoint
 from examples import Collator
 from finetuning_predict import Predictor
-from tokenization import ByteLevelTokenizer, Tokenizer, load_tokenizer
+from tokenization import SPECIAL_TOKENS, ByteLevelTokenizer, Tokenizer, load_tokenizer
 
 POSITIONS, VOCABULARY = 40, 500
 ENCODER = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": POSITIONS}
@@ -153,6 +153,59 @@ def test_an_exported_checkpoint_is_loaded_by_transformers(folder, tmp_path):
     for text in ("A good film, it was naïve.", "[MASK] of it"):
         assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text)
     assert theirs.pad_token_id == ours.pad_id and theirs.mask_token_id == ours.mask_id
+
+
+@pytest.fixture
+def german(tmp_path):
+    """A checkpoint that lowercases and keeps accents, which its vocabulary alone does not tell."""
+    folder = tmp_path / "german"
+    save_random("bert", folder)
+    words = ["die", "bäume", "stehen", "über", "dem", "haus", "good", "bad", "film"]
+    unused = [f"[unused{index}]" for index in range(VOCABULARY - len(SPECIAL_TOKENS) - len(words))]
+    Tokenizer([*SPECIAL_TOKENS, *words, *unused]).save(folder / "vocab.txt")
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": true, "strip_accents": false}')
+    return folder
+
+
+def test_settings_of_a_tokenizer_go_with_all_runs_that_come_of_it(german, pretraining, task, cache, tmp_path):
+    """Into a pretraining, adapters, their fusion and what is resumed, and out again for `transformers`."""
+    sentence = "Die Bäume stehen über dem Haus"
+
+    def finetune(name, start, *changes):
+        data = ["--dataset_path", task, "--dataset_cache", cache, "--max_length", 16]
+        common = [*data, "--n_steps", 2, "--n_warmup", 0, "--output_dir", tmp_path / name]
+        call("finetuning_train.py", *common, "--model_checkpoint", start, *changes)
+
+    output = ["--output_dir", tmp_path / "pretrained"]
+    call("pretraining_train.py", *pretraining, "--tokenizer", german, "--n_steps", 2, *output)
+    finetune("adapters", german, "--tuning", "pfeiffer")
+    finetune("fusion", german, "--tuning", "fusion", "--adapters", tmp_path / "adapters")
+    finetune("full", german)
+    call("finetuning_train.py", "--resume", tmp_path / "full")
+    finetune("further", tmp_path / "full")
+    call("checkpoints.py", tmp_path / "further", tmp_path / "exported")
+    for run_folder in ("adapters", "fusion", "full", "further"):
+        assert Predictor(str(tmp_path / run_folder)).tokenizer.encode(sentence) == [5, 6, 7, 8, 9, 10]
+    assert load_pretrained(tmp_path / "pretrained", "RUN_FOLDER")[1].encode(sentence) == [5, 6, 7, 8, 9, 10]
+    for folder in (german, tmp_path / "exported"):
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        assert theirs(sentence, add_special_tokens=False)["input_ids"] == [5, 6, 7, 8, 9, 10]
+    assert load_tokenizer(str(tmp_path / "exported")).encode(sentence) == [5, 6, 7, 8, 9, 10]
+
+
+def test_the_settings_of_a_tokenizer_come_from_the_hub(hub, german, tmp_path):
+    owner = tmp_path / "models" / "owner"
+    owner.mkdir(parents=True)
+    for name in ("tokenizer", "model"):
+        (owner / name).symlink_to(german)
+    mirror = hub(tmp_path)
+    code = """
+from checkpoints import load_pretrained, load_tokenizer
+for tokenizer in (load_tokenizer("owner/tokenizer"), load_pretrained("hf:owner/model", "--flag")[1]):
+    print(tokenizer.encode("Bäume über"))
+"""
+    result = mirror.run("-c", code, env=mirror.env)
+    assert result.stdout.splitlines() == ["[6, 8]", "[6, 8]"], result.stderr
 
 
 def test_our_own_model_can_be_exported(corpus, cache, pretraining, tmp_path):

@@ -1,13 +1,28 @@
-"""The tokenizer against its reference, `pytorch_pretrained_bert.BertTokenizer`, and the vocabularies it takes."""
+"""The tokenizer against its references, and the vocabularies it takes.
 
+Where accents are stripped if and only if it lowercases, that is `pytorch_pretrained_bert`, else `transformers`.
+"""
+
+import itertools
+import json
 import random
 import unicodedata
 
 import pytest
+import tokenizers
+import transformers
 from pytorch_pretrained_bert import BertTokenizer
+from tokenizers import models, normalizers, pre_tokenizers
 
 from arguments import UserError
-from tokenization import SPECIAL_TOKENS, Tokenizer, load_tokenizer, parse_training_request, train_tokenizer
+from tokenization import (
+    SPECIAL_TOKENS,
+    ByteLevelTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    parse_training_request,
+    train_tokenizer,
+)
 
 NASTY = [
     "", " ", " \t\r\n\u3000\u2028", "\x00", "\u200b\u200d\ufeff", "word", "A" * 10_000, "ab " * 4000, "a" * 100,
@@ -207,6 +222,209 @@ def test_a_bad_vocabulary_is_a_sentence_that_names_the_file(tmp_path, content, r
 def test_a_missing_vocabulary_is_a_sentence_that_names_it(name):
     with pytest.raises(UserError, match=f"--tokenizer {name}: there is no such file"):
         load_tokenizer(name)
+
+
+# ------------------------------------------------------------------------------------- what a checkpoint says
+
+
+GERMAN = "Die Bäume stehen über dem Haus"
+# Texts on which the two references agree; what they disagree about is in NASTY.
+LANGUAGES = [
+    GERMAN, "STRASSE Straße Öl", "L'été à l'École où naïve Cœur", "İstanbul ISPARTA ığdır Çok Güzel",
+    "我喜欢 这部电影 mixed中文text", "Tiếng Việt rất Đẹp ĐƯỜNG ướt", "cafe\u0301 A\u030angstro\u0308m x\u0301\u0302",
+    "emoji 😀 👩‍👩‍👧 ❤️", "ctrl \x01\x07\x0b\x1c\x7f\x85 end\tTab", 
+    "half [MASK] [PAD] [UNK] \u0301alone", "Йод ё हिन्दी",
+]  # fmt: skip
+FOUR = list(itertools.product((True, False), repeat=2))  # lowercase, strip accents
+BERT, GENERIC = {"tokenizer_class": "BertTokenizer"}, {"tokenizer_class": "PreTrainedTokenizerFast"}
+
+
+def words_of(texts, lowercase, strip_accents) -> set[str]:
+    """The words of texts and their characters, as word pieces."""
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
+    text = normalizer.normalize_str(" ".join(texts))
+    characters = set("".join(text.split()))
+    words = {word for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(text)}
+    return words | characters | {f"##{character}" for character in characters}
+
+
+def vocabulary(*cases) -> list[str]:
+    learned = set().union(*(words_of(LANGUAGES, *case) for case in cases)) - set(SPECIAL_TOKENS)
+    return [*SPECIAL_TOKENS, *sorted(learned)]
+
+
+def publish(folder, vocab=None, settings=None, normalizer="none", model=None):
+    """A checkpoint's folder, with vocab.txt or, where there is a normalizer, tokenizer.json."""
+    if settings is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    if normalizer == "none":
+        (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in vocab), encoding="utf-8")
+        return folder
+    ids = {token: index for index, token in enumerate(vocab)} if isinstance(vocab, list) else vocab
+    fast = tokenizers.Tokenizer(model or models.WordPiece(ids, unk_token="[UNK]"))
+    is_bytes = isinstance(fast.model, models.BPE)
+    bert, gpt2 = pre_tokenizers.BertPreTokenizer(), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.pre_tokenizer = gpt2 if is_bytes else bert
+    if normalizer is not None:
+        fast.normalizer = normalizer
+    fast.add_special_tokens(["<|endoftext|>"] if is_bytes else list(SPECIAL_TOKENS))
+    fast.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def assert_as_transformers(folder, texts):
+    """Both encode alike, and so does what we save for a run folder."""
+    ours, theirs = load_tokenizer(str(folder)), transformers.AutoTokenizer.from_pretrained(folder)
+    saved = folder / "run" / ours.file
+    saved.parent.mkdir()
+    ours.save(saved)
+    again = load_tokenizer(str(saved.parent))
+    assert again.fingerprint == ours.fingerprint and again.file == ours.file
+    for text in texts:
+        ids = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours.encode(text) == again.encode(text) == ids, ascii(text)
+    return ours
+
+
+@pytest.mark.parametrize(("lowercase", "strip_accents"), FOUR)
+@pytest.mark.parametrize("source", ["vocab.txt", "tokenizer.json", "both", "both, generic"])
+def test_case_and_accents_are_what_the_checkpoint_says(source, lowercase, strip_accents, tmp_path):
+    vocab, wanted = vocabulary(*FOUR), {"do_lower_case": lowercase, "strip_accents": strip_accents}
+    settings = BERT | wanted
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
+    other = normalizers.BertNormalizer(lowercase=not lowercase, strip_accents=not strip_accents)
+    if source == "vocab.txt":
+        publish(tmp_path, vocab, settings)
+    elif source == "tokenizer.json":
+        publish(tmp_path, vocab, GENERIC, normalizer)
+    elif source == "both":  # its class heeds the settings
+        publish(tmp_path, vocab, settings, other)
+    else:  # its class heeds tokenizer.json, which has another vocabulary too
+        publish(tmp_path, vocab[::-1], GENERIC | {name: not value for name, value in wanted.items()})
+        publish(tmp_path, vocab, normalizer=normalizer)
+    is_coupled = lowercase == strip_accents
+    ours = assert_as_transformers(tmp_path, LANGUAGES if is_coupled else LANGUAGES + NASTY)
+    assert ours.unk_id not in ours.encode(GERMAN)
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_where_the_settings_are_those_of_the_reference_so_are_the_ids(lowercase, tmp_path):
+    """Also of a vocabulary that would be guessed to be cased."""
+    folder = publish(tmp_path, vocabulary(*FOUR), {"do_lower_case": lowercase, "strip_accents": None})
+    ours = load_tokenizer(str(folder))
+    reference = BertTokenizer(str(folder / "vocab.txt"), do_lower_case=lowercase, max_len=10**9)
+    texts = LANGUAGES + NASTY + HIDDEN_SPECIAL_TOKENS
+    assert ours.file == ("tokenizer.json" if lowercase else "vocab.txt")
+    assert_parity((ours, reference), texts)
+    assert_parity((ours, reference), [f"({text}) {text}" for text in texts])
+
+
+def test_an_uncased_german_vocabulary_that_keeps_accents_knows_its_words(tmp_path):
+    settings = BERT | {"do_lower_case": True, "strip_accents": False}
+    folder = publish(tmp_path, vocabulary((True, False)), settings)
+    ours = assert_as_transformers(folder, LANGUAGES)
+    assert ours.decode(ours.encode(GERMAN)) == GERMAN.lower()
+    assert Tokenizer(ours.vocab).encode(GERMAN).count(ours.unk_id) == 3  # the vocabulary alone cannot tell
+
+
+def test_a_vocabulary_that_looks_uncased_may_be_cased(tmp_path):
+    folder = publish(tmp_path, [*SPECIAL_TOKENS, "good", "film"], BERT | {"do_lower_case": False})
+    assert assert_as_transformers(folder, ["good Good film"]).encode("good Good film") == [5, 1, 6]
+
+
+def test_chinese_characters_stay_together_where_the_settings_say_so(tmp_path):
+    settings = BERT | {"do_lower_case": False, "tokenize_chinese_chars": False}
+    folder = publish(tmp_path, [*SPECIAL_TOKENS, "电影", "电"], settings)
+    assert assert_as_transformers(folder, LANGUAGES).encode("电影 电") == [5, 6]
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        None,
+        normalizers.Lowercase(),
+        normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]),
+        normalizers.Prepend("x"),
+    ],
+    ids=["none", "lowercase", "sequence", "prepend"],
+)
+def test_any_normalizer_of_tokenizer_json_is_heeded(normalizer, tmp_path):
+    texts = [text for text in LANGUAGES + NASTY if text]  # Prepend changes an empty text
+    assert_as_transformers(publish(tmp_path, vocabulary(*FOUR), GENERIC, normalizer), texts)
+
+
+def test_settings_that_say_nothing_leave_the_choice_to_tokenizer_json_and_then_to_the_vocabulary(tmp_path):
+    vocab = vocabulary(*FOUR)
+    publish(tmp_path, vocab, {"model_max_length": 512, "strip_accents": None})
+    assert not load_tokenizer(str(tmp_path)).lowercase
+    publish(tmp_path, vocab, normalizer=normalizers.BertNormalizer(lowercase=True, strip_accents=False))
+    ours = load_tokenizer(str(tmp_path))
+    assert ours.lowercase and ours.decode(ours.encode(GERMAN)) == GERMAN.lower()
+
+
+@pytest.mark.parametrize("normalizer", ["none", None], ids=["vocab.txt", "tokenizer.json"])
+def test_a_setting_that_is_neither_true_nor_false_is_a_sentence(normalizer, tmp_path):
+    publish(tmp_path, [*SPECIAL_TOKENS, "good"], {"do_lower_case": "yes"}, normalizer)
+    sentence = r"^\S*tokenizer_config\.json: do_lower_case must be true or false, not 'yes'$"
+    with pytest.raises(UserError, match=sentence):
+        load_tokenizer(str(tmp_path))
+
+
+def test_tokenizers_that_encode_differently_have_different_fingerprints():
+    vocab = vocabulary(*FOUR)
+    cases = [normalizers.BertNormalizer(lowercase=lower, strip_accents=strip, handle_chinese_chars=chinese)
+             for lower, strip in FOUR for chinese in (True, False)]  # fmt: skip
+    assert len({str(Tokenizer(vocab, case).fingerprint) for case in cases}) == len(cases)
+    guessed = normalizers.BertNormalizer(lowercase=False)
+    assert Tokenizer(vocab).fingerprint == Tokenizer(vocab, guessed).fingerprint == vocab
+
+
+def test_ids_that_no_token_has_shift_no_other(tmp_path):
+    """A line that is in a vocab.txt twice leaves one when it becomes tokenizer.json."""
+    ids = {token: index for index, token in enumerate([*SPECIAL_TOKENS, "film"])} | {"good": 8, "Good": 9}
+    folder = publish(tmp_path, ids, GENERIC, normalizers.BertNormalizer(lowercase=False))
+    ours = assert_as_transformers(folder, ["good Good film"])
+    assert ours.encode("good Good film") == [8, 9, 5] and len(ours) == 10
+
+
+@pytest.fixture(scope="module")
+def byte_pairs(reviews) -> models.BPE:
+    learner = tokenizers.ByteLevelBPETokenizer()
+    texts = [*(row["text"] for row in reviews[:100]), *LANGUAGES]
+    learner.train_from_iterator(texts, vocab_size=600, special_tokens=["<|endoftext|>"], show_progress=False)
+    return learner._tokenizer.model
+
+
+@pytest.mark.parametrize(("lowercase", "strip_accents"), FOUR)
+def test_the_normalizer_of_a_byte_level_tokenizer_is_heeded(lowercase, strip_accents, byte_pairs, tmp_path):
+    steps = [normalizers.NFD(), normalizers.StripAccents()] if strip_accents else []
+    steps += [normalizers.Lowercase()] if lowercase else []
+    folder = publish(tmp_path, settings=GENERIC, normalizer=normalizers.Sequence(steps), model=byte_pairs)
+    ours = assert_as_transformers(folder, LANGUAGES + NASTY)
+    assert (ours.encode("Haus") == ours.encode("haus")) == lowercase
+    assert (ours.encode("stü") == ours.encode("stu")) == strip_accents
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("vocab.json", "GPT2Tokenizer"),
+        ("vocab.json", "RobertaTokenizer"),
+        ("tokenizer.json", "GPT2Tokenizer"),
+        ("tokenizer.json", "RobertaTokenizer"),
+        ("tokenizer.json", "PreTrainedTokenizerFast"),
+    ],
+)
+def test_a_space_before_the_first_word_is_what_the_checkpoint_says(file, name, byte_pairs, tmp_path):
+    settings = {"tokenizer_class": name, "add_prefix_space": True, "pad_token": "<|endoftext|>"}
+    settings |= {f"{part}_token": "<|endoftext|>" for part in ("bos", "eos", "sep", "cls", "unk", "mask")}
+    publish(tmp_path, settings=settings, normalizer=None, model=byte_pairs)
+    if file == "vocab.json":
+        byte_pairs.save(str(tmp_path))
+        (tmp_path / "tokenizer.json").unlink()
+    ours = assert_as_transformers(tmp_path, [text for text in LANGUAGES if "[" not in text])
+    assert isinstance(ours, ByteLevelTokenizer)
+    assert (ours.encode("film") == ours.encode(" film")) == (name != "PreTrainedTokenizerFast")
 
 
 def test_training_requests_are_parsed():
