@@ -23,7 +23,7 @@ from tqdm import tqdm
 from arguments import UserError
 from data_sources import PACKAGED, Source, open_source, split_rows, text_digest
 from tokenization import Tokenizer, load_tokenizer, parse_training_request, train_tokenizer
-from utils import IGNORE_INDEX, as_json, derive_seed
+from utils import IGNORE_INDEX, as_json, derive_seed, logger
 
 CACHE_FORMAT = 5
 ENCODING_CHUNK = 2000  # texts encoded at once: enough for all cores, little enough for memory
@@ -129,13 +129,18 @@ def encode_rows(
                 by_row = [texts_of(row) for row in chunk]
                 n_texts.extend(map(len, by_row))
                 texts = list(itertools.chain.from_iterable(by_row))
+                n_unknown = 0
                 for ids in encode(texts):
                     if ids.ndim == 2:
                         ids[:, 1:].astype(np.int32).tofile(span_file)
                         ids = ids[:, 0]
                     np.append(ids, end).astype(dtype).tofile(file)
                     ends.append(ends[-1] + len(ids) + len(end))
-                n_words += sum(count_words(text) + len(end) for text in texts)
+                    n_unknown += np.count_nonzero(ids == tokenizer.unk_id)
+                n_words_here = sum(map(count_words, texts))
+                if not n_words:
+                    warn_of_unknown_words(n_unknown, n_words_here, name)
+                n_words += n_words_here + len(end) * len(texts)
                 labels.extend(row["label"] for row in chunk if "label" in row)
                 bar.update(len(chunk))
         np.save(folder / "offsets.npy", np.array(ends, dtype=np.int64))
@@ -157,6 +162,13 @@ def encode_rows(
 def _mapped(file: Path, dtype: str | type) -> np.ndarray:
     """The numbers of a file, read when they are used; an empty one cannot be mapped."""
     return np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.empty(0, dtype)
+
+
+def warn_of_unknown_words(n_unknown: int, n_words: int, name: str) -> None:
+    """Tell where there is more than an unknown token to ten words."""
+    if n_unknown > n_words / 10:
+        found = f"{n_unknown:,} [UNK] in the first {n_words:,} words"
+        logger.warning(f"{name}: {found}; the tokenizer was made for other texts")
 
 
 def find_tokenizer(name: str, source: Source, part: str, texts: Callable[[], Iterator[str]], cache: str) -> Tokenizer:

@@ -81,6 +81,14 @@ def test_what_changes_the_tokens_is_encoded_anew(change, tokenizer, tmp_path):
     assert len(again.offsets) == 3
 
 
+def test_texts_of_unknown_words_are_told_of(tokenizer, tmp_path, caplog):
+    texts = {"English": "this is not a good film", "Chinese": "这 部 电影 good"}
+    for name, text in texts.items():
+        encode_rows(lambda text=text: [{"text": text}] * 3, tokenizer, name, str(tmp_path), name)
+    [message] = caplog.messages
+    assert message == "Chinese: 12 [UNK] in the first 15 words; the tokenizer was made for other texts"
+
+
 def test_an_edited_file_is_read_anew(tiny_vocab, tmp_path):
     file = tmp_path / "train.txt"
     for time_of_change, content in enumerate(("one\ntwo\n", "six\nten\n", "six\nten\nsix\n")):
