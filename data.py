@@ -129,18 +129,16 @@ def encode_rows(
                 by_row = [texts_of(row) for row in chunk]
                 n_texts.extend(map(len, by_row))
                 texts = list(itertools.chain.from_iterable(by_row))
-                n_unknown = 0
-                for ids in encode(texts):
+                encoded = encode(texts)
+                if not n_words:
+                    warn_of_unknown_words(encoded, texts, tokenizer, name)
+                for ids in encoded:
                     if ids.ndim == 2:
                         ids[:, 1:].astype(np.int32).tofile(span_file)
                         ids = ids[:, 0]
                     np.append(ids, end).astype(dtype).tofile(file)
                     ends.append(ends[-1] + len(ids) + len(end))
-                    n_unknown += np.count_nonzero(ids == tokenizer.unk_id)
-                n_words_here = sum(map(count_words, texts))
-                if not n_words:
-                    warn_of_unknown_words(n_unknown, n_words_here, name)
-                n_words += n_words_here + len(end) * len(texts)
+                n_words += sum(count_words(text) + len(end) for text in texts)
                 labels.extend(row["label"] for row in chunk if "label" in row)
                 bar.update(len(chunk))
         np.save(folder / "offsets.npy", np.array(ends, dtype=np.int64))
@@ -164,8 +162,10 @@ def _mapped(file: Path, dtype: str | type) -> np.ndarray:
     return np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.empty(0, dtype)
 
 
-def warn_of_unknown_words(n_unknown: int, n_words: int, name: str) -> None:
+def warn_of_unknown_words(encoded: list[np.ndarray], texts: list[str], tokenizer: Tokenizer, name: str) -> None:
     """Tell where there is more than an unknown token to ten words."""
+    n_unknown = sum(np.count_nonzero((ids if ids.ndim == 1 else ids[:, 0]) == tokenizer.unk_id) for ids in encoded)
+    n_words = sum(map(count_words, texts))
     if n_unknown > n_words / 10:
         found = f"{n_unknown:,} [UNK] in the first {n_words:,} words"
         logger.warning(f"{name}: {found}; the tokenizer was made for other texts")

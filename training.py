@@ -250,11 +250,8 @@ def rows_per_process(run: Run) -> int:
             " when it is resumed; leave the flag out"
         )
     if n_own != asked or run.world_size != before["world_size"]:
-        per_pass = min(n_own, config.train_batch_size)
-        show(
-            f"resuming with {run.world_size} processes instead of {before['world_size']}: of the {n_rows} rows of an optimizer step each takes"
-            f" {n_own}, at most {per_pass} in one forward pass"
-        )
+        each = f"each of {run.world_size} processes takes {n_own}" if run.world_size > 1 else "one process takes them"
+        show(f"an optimizer step keeps its {n_rows} rows: {each}, at most {min(n_own, config.train_batch_size)} in one forward pass")
     return n_own
 
 

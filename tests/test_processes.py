@@ -115,7 +115,7 @@ def test_fewer_processes_go_on_with_the_same_steps(short_run, alone, tmp_path):
     folder = tmp_path / "run"
     run("finetuning_train.py", *short_run, "--train_batch_size", 2, "--n_steps", 2, "--save_every", 2, "--output_dir", folder, launcher=launch("torch.distributed.run"))
     resumed = run("finetuning_train.py", "--resume", folder, "--n_steps", 4)
-    assert "with 1 processes instead of 2: of the 4 rows of an optimizer step each takes 4, at most 2 in one forward pass" in resumed.stderr
+    assert "an optimizer step keeps its 4 rows: one process takes them, at most 2 in one forward pass" in resumed.stderr
     assert_equal_runs(alone, folder)
 
 
@@ -140,6 +140,11 @@ def test_a_run_of_an_older_version_goes_on_as_it_was(tmp_path):
     fewer = Run(FinetuningConfig(resume=str(tmp_path), train_batch_size=8, gradient_accumulation_steps=2), tmp_path, "cpu", "float32", 0, world_size=2)
     assert rows_per_process(fewer) == 32
     check_resumable(fewer, 17)
+
+
+def test_a_resumed_run_may_compute_its_steps_in_smaller_parts(alone):
+    smaller = Run(FinetuningConfig(resume=str(alone), train_batch_size=1), alone, "cpu", "float32", 0, 1)
+    assert rows_per_process(smaller) == 4
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
