@@ -186,9 +186,8 @@ def load_pretrained(name: str | Path, flag: str) -> tuple[TransformerWithLMHead,
 def download_checkpoint(repository: str, flag: str) -> Path:
     """The folder of the local Hub cache with config, weights and tokenizer of a model. Raises UserError if it has none."""
     folder = download(repository, CONFIG, flag).parent
+    download(repository, WEIGHTS, flag, "; pickled weights are never loaded, since they can run code")
     download_tokenizer(repository, flag)
-    if download_if_there(repository, WEIGHTS, flag) is None:
-        raise UserError(f"{flag} {HUB_PREFIX}{repository} has no {WEIGHTS}; pickled weights are never loaded, since they can run code")
     return folder
 
 

@@ -8,7 +8,13 @@ import importlib.metadata
 import importlib.util
 import itertools
 import json
+import logging
 import re
+import socket
+import threading
+import urllib.parse
+import urllib.request
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,11 +24,17 @@ from pathlib import Path
 
 from arguments import UserError, suggestion
 from tables import FILE_TYPES, check_file, first_line, read_rows, rename
-from utils import show
+from utils import logger, show, written_whole
 
 SPLIT_FILES = {"train": ("train",), "valid": ("valid", "validation", "dev"), "test": ("test",)}
 HELD_OUT = {"imdb": 5000}  # examples held out of a training split without a validation split
 HELD_OUT_FRACTION = 0.1  # of any other
+LOOKUP_SECONDS = 3.0  # that an address may take to be found
+CHECK_NETWORK = "check the network and HF_ENDPOINT"
+WITHOUT_NETWORK = (
+    "what needs no network: the presets quickstart_…, the datasets imdb and rotten_tomatoes, your own files,"
+    " --tokenizer train:SIZE and --model_checkpoint none"
+)
 
 
 @dataclass(frozen=True)
@@ -219,23 +231,31 @@ def _split_files(folder: Path, wanted: dict[str, str]) -> dict[str, list[Path]]:
 # ---------------------------------------------------------------------------------------------- the Hub and the web
 
 
-def download(repository: str, file: str, flag: str) -> Path:
-    """One file of a model repository on the Hub, from the local cache if it is there."""
-    import huggingface_hub
-
-    with _hub_errors(f"{flag} {repository}"):
-        return Path(huggingface_hub.hf_hub_download(repository, file))
+def download(repository: str, file: str, flag: str, why: str = "") -> Path:
+    """One file of a model repository on the Hub, from the local cache if it is there; `why` it is needed, for the error."""
+    found = _download(repository, file, flag, may_be_unknown=False)
+    if found is None:
+        raise UserError(f"{flag} {repository}: the repository has no {file}{why}")
+    return found
 
 
 def download_if_there(repository: str, file: str, flag: str) -> Path | None:
-    """The same, or None if the repository has no such file."""
+    """The same, or None if the repository has no such file, or the cache has none and there is no network."""
+    return _download(repository, file, flag, may_be_unknown=True)
+
+
+def _download(repository: str, file: str, flag: str, may_be_unknown: bool) -> Path | None:
     import huggingface_hub.errors
 
     with _hub_errors(f"{flag} {repository}"):
         try:
             return Path(huggingface_hub.hf_hub_download(repository, file))
+        except huggingface_hub.errors.LocalEntryNotFoundError:
+            if not may_be_unknown:
+                raise
         except huggingface_hub.errors.EntryNotFoundError:
-            return None
+            pass
+    return None
 
 
 def _hub_source(name: str, dataset: HubDataset, wanted: dict[str, str] | None = None) -> Source:
@@ -258,12 +278,32 @@ def _archive_source(name: str, archive: WebArchive) -> Source:
     def open_splits() -> dict[str, Split]:
         import datasets
 
-        files = {split: f"zip://{archive.member.format(split=split)}::{archive.url}" for split in SPLIT_FILES}
-        with _hub_errors(f"--dataset_path {name}"):
-            tables = datasets.load_dataset("text", data_files=files)
+        file = download_archive(archive.url, f"--dataset_path {name}")
+        files = {split: f"zip://{archive.member.format(split=split)}::{file}" for split in SPLIT_FILES}
+        tables = datasets.load_dataset("text", data_files=files)
         return {split: lambda table=tables[split]: _table_rows(table) for split in files}
 
     return Source(name, f"{archive}", open_splits)
+
+
+def download_archive(url: str, what: str) -> Path:
+    """A file of the web, kept beside what `datasets` downloads; whole, or not there."""
+    import datasets
+
+    file = Path(datasets.config.DOWNLOADED_DATASETS_PATH) / f"{text_digest(url)}.zip"
+    if file.is_file():
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    logger.info(f"downloading {url}")
+    try:
+        with written_whole(file) as aside:
+            urllib.request.urlretrieve(url, aside)
+            if not zipfile.is_zipfile(aside):  # but the page of somebody's login, say
+                raise UserError(f"{what}: what {url} gives is not a zip archive; check the network")
+    except OSError as error:
+        reason = first_line(getattr(error, "reason", error))
+        raise UserError(f"{what}: {url} could not be loaded ({reason}); {WITHOUT_NETWORK}") from error
+    return file
 
 
 def _table_rows(table) -> Iterator[dict]:
@@ -284,18 +324,95 @@ def _table_rows(table) -> Iterator[dict]:
 
 @contextmanager
 def _hub_errors(what: str):
-    """Turn the many exceptions of the Hub's libraries into one sentence."""
+    """Turn the many exceptions of the Hub's libraries into one sentence, and their many lines about a busy Hub into one.
+
+    Where nobody is at the Hub's address, only the local caches are asked: the libraries would try again for half a minute.
+    """
     import datasets.exceptions
     import huggingface_hub.errors
 
+    endpoint = huggingface_hub.constants.ENDPOINT
+    offline = huggingface_hub.is_offline_mode()
+    unreachable = not offline and is_unreachable(endpoint)
     try:
-        yield
+        with _without_network() if unreachable else _one_line_per_retry():
+            yield
     except (huggingface_hub.errors.RepositoryNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
         raise UserError(f"{what}: the Hub has no such repository, or it is private (then log in with `hf auth login`)") from error
+    except (huggingface_hub.errors.LocalEntryNotFoundError, ConnectionError) as error:
+        if not (offline or unreachable):
+            raise UserError(f"{what} could not be loaded from the Hub ({first_line(error)}); {CHECK_NETWORK}") from error
+        reason = "HF_HUB_OFFLINE is set" if offline else f"there is no connection to {endpoint}"
+        raise UserError(f"{what} is not in the local cache, and {reason}; {WITHOUT_NETWORK}") from error
     except (datasets.exceptions.DatasetsError, huggingface_hub.errors.EntryNotFoundError, ValueError) as error:
         raise UserError(f"{what}: {' '.join(str(error).split())}") from error
     except Exception as error:  # the network has no common base class: requests, httpx, fsspec and OSError all occur
-        raise UserError(f"{what} could not be loaded from the Hub ({first_line(error)}); check the network and HF_ENDPOINT") from error
+        raise UserError(f"{what} could not be loaded from the Hub ({first_line(error)}); {CHECK_NETWORK}") from error
+
+
+def is_unreachable(url: str) -> bool:
+    """Does the host of a URL have no address (within `LOOKUP_SECONDS`), or does it refuse to talk?
+
+    Behind a proxy, and where the host is merely slow, only a real request can tell: then False.
+    """
+    parts = urllib.parse.urlsplit(url)
+    proxies = urllib.request.getproxies()
+    if (parts.scheme in proxies or "all" in proxies) and not urllib.request.proxy_bypass(parts.hostname or ""):
+        return False
+    outcome: list[OSError | None] = []  # stays empty while the system looks for the address, which has no time limit
+
+    def connect() -> None:
+        try:
+            address = (parts.hostname, parts.port or {"http": 80}.get(parts.scheme, 443))
+            socket.getaddrinfo(*address)
+            outcome.append(TimeoutError())  # from here on the host is merely slow
+            with socket.create_connection(address, LOOKUP_SECONDS):
+                outcome.append(None)
+        except OSError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(LOOKUP_SECONDS)
+    return not outcome or not isinstance(outcome[-1], TimeoutError | None)
+
+
+@contextmanager
+def _without_network():
+    """What HF_HUB_OFFLINE=1 does, for a while."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    modules = (datasets.config, huggingface_hub.constants)
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    try:
+        for module in modules:
+            module.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value
+
+
+@contextmanager
+def _one_line_per_retry():
+    """Replace what huggingface_hub says about its retries, two lines for each, by one line for all."""
+    told = False
+
+    def shorten(record: logging.LogRecord) -> bool:
+        nonlocal told
+        reason, is_failure, _ = record.getMessage().partition(" thrown while requesting ")
+        if is_failure and not told:
+            told = True
+            logger.warning(f"the Hub does not answer ({reason.removeprefix('HTTP Error ')}); trying again")
+        return not is_failure and not reason.startswith("Retrying in ")
+
+    library = logging.getLogger("huggingface_hub.utils._http")
+    library.addFilter(shorten)
+    try:
+        yield
+    finally:
+        library.removeFilter(shorten)
 
 
 # ----------------------------------------------------------------------------------------------- an installed package

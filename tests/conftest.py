@@ -85,10 +85,11 @@ print(json.dumps(found))
         }  # fmt: skip
 
     def load(self, *names, columns=None, **env):
-        """The first rows of every split of the datasets, or the sentence of the error, by name."""
+        """The first rows of every split of the datasets, or the sentence of the error, by name; `stderr` keeps what was said."""
         requests = [json.dumps({"name": name, "columns": columns}) for name in names]
         result = self.run("-c", self.LOAD, *requests, env=self.env | env)
         assert result.returncode == 0, result.stderr
+        self.stderr = result.stderr
         return json.loads(result.stdout)
 
 

@@ -11,7 +11,9 @@ from collections import Counter
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hub_mirror import HubMirror
 
+import data_sources
 from arguments import UserError
 from data_sources import open_source
 from tables import read_table
@@ -331,31 +333,96 @@ def test_a_missing_column_of_the_hub_names_the_flag(hub, hub_root):
     assert found.endswith("name it with --text_column")
 
 
-def test_a_busy_hub_is_asked_again(hub, hub_root):
-    busy = hub(hub_root, fail_first=1)
+def test_a_busy_hub_is_asked_again_and_one_line_says_so(hub, hub_root):
+    busy = hub(hub_root, fail_first=3)
     assert busy.load("hub:owner/films")["hub:owner/films"] == FILMS
     assert busy.mirror.fail_first == 0
+    assert busy.stderr.count("the Hub does not answer (503); trying again") == 1
+    assert "Retrying" not in busy.stderr and "thrown" not in busy.stderr
 
 
-def test_without_a_network_the_sentence_says_so_but_what_was_loaded_is_there(hub, hub_root):
+@pytest.fixture(scope="module")
+def nobody():
+    """An address at which nobody answers."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        hub, no_network = hub(hub_root), {"HF_ENDPOINT": f"http://127.0.0.1:{closed.getsockname()[1]}"}
-        assert "could not be loaded from the Hub" in hub.load("hub:owner/films", **no_network)["hub:owner/films"]
-        assert hub.load("hub:owner/films") == hub.load("hub:owner/films", **no_network) == {"hub:owner/films": FILMS}
+        yield f"http://127.0.0.1:{closed.getsockname()[1]}"
 
 
-def test_text_in_an_archive_on_the_web_is_a_corpus(hub, hub_root):
-    code = (
-        "import sys, data_sources;"
-        "data_sources.WEB_ARCHIVES['books'] = data_sources.WebArchive(sys.argv[1], 'books/{split}.txt');"
-        "print([row['text'] for split in ('train', 'valid') for row in data_sources.open_source('books').rows(split)])"
-    )
-    hub = hub(hub_root)
-    result = hub.run("-c", code, f"{hub.mirror.url}/datasets/owner/films/resolve/main/books.zip", env=hub.env)
-    assert result.stdout.strip() == str(
-        [line for split in ("train", "valid") for line in (f"{split} line", "", " a second line ")]
-    ), result.stderr
+def test_without_a_network_one_sentence_says_so_but_what_was_loaded_is_there(hub, hub_root, nobody):
+    hub, nowhere = hub(hub_root), "http://no-such-host.invalid:1"
+    sentence = hub.load("hub:owner/films", HF_ENDPOINT=nowhere)["hub:owner/films"]
+    assert sentence.startswith("--dataset_path hub:owner/films is not in the local cache")
+    assert f"no connection to {nowhere};" in sentence and "imdb and rotten_tomatoes" in sentence
+    assert hub.stderr == "", "no line about a retry"
+    assert hub.load("hub:owner/films") == hub.load("hub:owner/films", HF_ENDPOINT=nobody) == {"hub:owner/films": FILMS}
+
+
+def test_a_host_is_unreachable_unless_it_answers_or_a_proxy_stands_before_it(nobody, monkeypatch):
+    assert data_sources.is_unreachable(nobody) and data_sources.is_unreachable("https://no-such-host.invalid")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert not data_sources.is_unreachable(f"http://localhost:{server.getsockname()[1]}")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid:3128")
+    assert not data_sources.is_unreachable("https://no-such-host.invalid"), "the proxy may know it"
+    assert data_sources.is_unreachable("http://no-such-host.invalid"), "that proxy is for https"
+
+
+@pytest.fixture
+def take_for_the_hub(tmp_path, monkeypatch):
+    """Make an address the Hub of this process, with an empty cache of models."""
+    from huggingface_hub import constants
+
+    path = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def take(endpoint):
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + path)
+
+    return take
+
+
+def test_a_file_that_is_not_there_is_told_from_a_hub_that_is_not_there(hub_root, take_for_the_hub, nobody):
+    missing = ("google-bert/bert-base-cased", "model.safetensors", "--model_checkpoint")
+    with HubMirror(hub_root) as mirror:
+        take_for_the_hub(mirror.url)
+        assert data_sources.download_if_there(*missing) is None
+        with pytest.raises(UserError, match="bert-base-cased: the repository has no model.safetensors; it would be needed"):
+            data_sources.download(*missing, "; it would be needed")
+    take_for_the_hub(nobody)
+    with pytest.raises(UserError, match=f"is not in the local cache, and there is no connection to {nobody}"):
+        data_sources.download(*missing)
+
+
+@pytest.fixture
+def web_cache(tmp_path, monkeypatch):
+    """The folder that keeps archives of the web, in place of the user's own."""
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "tables")
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "archives")
+    return tmp_path / "archives"
+
+
+def test_text_in_an_archive_on_the_web_is_a_corpus(hub_root, web_cache, monkeypatch):
+    with HubMirror(hub_root) as mirror:
+        url = f"{mirror.url}/datasets/owner/films/resolve/main/books.zip"
+        monkeypatch.setitem(data_sources.WEB_ARCHIVES, "books", data_sources.WebArchive(url, "books/{split}.txt"))
+        for split in ("train", "valid", "train"):
+            assert [row["text"] for row in rows_of("books", split)] == [f"{split} line", "", " a second line "]
+        assert mirror.requests == ["owner/films/books.zip"], "it is loaded once"
+
+
+@pytest.mark.parametrize(
+    "file, truncate, sentence",
+    [("books.zip", 300, "could not be loaded"), ("data/train-00000-of-00001.parquet", 0, "not a zip archive"), ("no.zip", 0, "Not Found")],
+)
+def test_an_archive_that_is_not_whole_is_not_kept(file, truncate, sentence, hub_root, web_cache):
+    with HubMirror(hub_root, truncate=truncate) as mirror:
+        url = f"{mirror.url}/datasets/owner/films/resolve/main/{file}"
+        with pytest.raises(UserError, match=f"^--dataset_path books: .*{sentence}"):
+            data_sources.download_archive(url, "--dataset_path books")
+    assert not list(web_cache.iterdir())
 
 
 SCRIPT = [
