@@ -89,7 +89,8 @@ def transfer(config: TransferConfig) -> dict[str, float]:
     with termination_as_exit():  # so that claims are given up
         work(grid)
     write_table(grid)
-    draw_heat_map(grid)
+    if rows := rows_by_source(grid):
+        draw_heat_map(rows, grid.folder / HEAT_MAP)
     failed = [job for job in grid.jobs.values() if grid.is_failed(job)]
     if failed:
         first = f"{failed[0].name}: {grid.failure(failed[0]).read_text()}"
@@ -300,30 +301,51 @@ def write_table(grid: Grid) -> None:
             writer.writerows(table(grid))
 
 
-def draw_heat_map(grid: Grid) -> None:
-    """Sources × targets: the colour is the gain over no transfer, the number the mean."""
+def rows_by_source(grid: Grid) -> list[dict]:
+    """The table in the order of the task map: no transfer, the sources, their fusions."""
+    rows = table(grid)
+    trained = [Path(job.name).name for job in grid.jobs.values() if not job.target]  # a source that is the first target is late among the rows
+    order = [NO_TRANSFER, *trained, *(row["source"] for row in rows)]
+    return sorted(rows, key=lambda row: order.index(row["source"]))
+
+
+def draw_heat_map(rows: list[dict], file: Path) -> None:
+    """Sources × targets, as `table` has them, in the order of the rows: the colour is the gain over no transfer, the number the mean.
+
+    Grey cells have no gain: they were not trained, or there is no training without transfer to compare with.
+    """
     from matplotlib.figure import Figure  # half a second
 
-    rows = {(row["source"], row["target"]): row for row in table(grid)}
-    if not rows:
-        return
-    names, targets = (list(dict.fromkeys(both)) for both in zip(*rows, strict=True))
-    trained = [Path(job.name).name for job in grid.jobs.values() if not job.target]  # a source that is the first target is late among the rows
-    sources = sorted(names, key=lambda name: [NO_TRANSFER, *trained, *names].index(name))
-    gains = [[rows.get((source, target), {}).get("gain") for target in targets] for source in sources]
+    cells = {(row["source"], row["target"]): row for row in rows}
+    sources, targets = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
+    metrics = {row["target"]: row["metric"].removeprefix("valid_") for row in rows}
+    row_labels = ["no transfer" if source == NO_TRANSFER else shorten(source) for source in sources]
+    column_labels = [f"{shorten(target)} ({metrics[target]})" for target in targets]
+    gains = [[cells.get((source, target), {}).get("gain") for target in targets] for source in sources]
     found = [abs(gain) for line in gains for gain in line if gain is not None and math.isfinite(gain)]
-    most = max(found, default=0) or 1e-9
-    figure = Figure(figsize=(3 + 0.9 * len(targets), 1.6 + 0.45 * len(sources)), layout="constrained")
+    most = max(found, default=0) or 0.01
+
+    letter = 0.08  # inches
+    width = 1.6 + letter * max(map(len, row_labels)) + 0.85 * len(targets)
+    height = 0.4 + 0.7 * letter * max(map(len, column_labels)) + max(1.8, 0.42 * len(sources))
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
+    axes.set_facecolor("0.8")
     image = axes.imshow([[float("nan") if gain is None else gain for gain in line] for line in gains], cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
-    metrics = {row["target"]: row["metric"].removeprefix("valid_") for row in rows.values()}
-    axes.set_xticks(range(len(targets)), [f"{target} ({metrics[target]})" for target in targets], rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(sources)), ["no transfer" if source == NO_TRANSFER else source for source in sources])
-    for (source, target), row in rows.items():
-        axes.text(targets.index(target), sources.index(source), f"{row['mean']:.3f}", ha="center", va="center", color="white" if abs(row["gain"] or 0) > 0.6 * most else "black")
-    figure.colorbar(image, label="gain over no transfer")
-    with written_whole(grid.folder / HEAT_MAP) as aside:
+    axes.set_xticks(range(len(targets)), column_labels, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(sources)), row_labels)
+    for (source, target), row in cells.items():
+        is_dark = abs(row["gain"] or 0) > 0.6 * most
+        axes.text(targets.index(target), sources.index(source), f"{row['mean']:.3f}", ha="center", va="center", color="white" if is_dark else "black")
+    figure.colorbar(image, label="gain over no transfer", fraction=0.7 / width, pad=0.2 / width)
+    with written_whole(file) as aside:
         figure.savefig(aside, format="png", dpi=150)
+
+
+def shorten(name: str, longest: int = 30) -> str:
+    """A name with its middle left out where it is too long."""
+    half = longest // 2
+    return name if len(name) <= longest else f"{name[:half]}…{name[1 - half :]}"
 
 
 def main(config: TransferConfig) -> None:

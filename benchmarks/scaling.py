@@ -1,6 +1,7 @@
 """How seconds per step and peak memory grow with width, depth, context, vocabulary and batch, against the operations.
 
-    python benchmarks/scaling.py          also writes docs/scaling.png, where matplotlib is installed
+    python benchmarks/scaling.py          also draws docs/scaling.png
+    python benchmarks/scaling.py --draw   draws it anew from the recorded figures
 
 One dimension at a time is doubled, from a shape of 4 layers × 256; every measurement is a process of its own.
 """
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
-from common import BATCH_SIZE, ROOT, SHAPE, make_model, operations_per_token, record, seconds
+from common import BATCH_SIZE, RESULTS, ROOT, SHAPE, make_model, operations_per_token, record, seconds
 
 from pretraining_train import PretrainingConfig
 from utils import peak_memory_mb
@@ -51,29 +52,42 @@ def measure_apart(shape: dict) -> dict[str, float]:
     return json.loads(printed)
 
 
-def plot(rows: dict[str, list[dict]], file: Path) -> None:
-    """Seconds per step over operations, and memory, one line per dimension."""
-    import matplotlib
+def draw(rows: dict[str, list[dict]], file: Path) -> None:
+    """Seconds per step and memory over operations, one line per dimension."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for name, measured in rows.items():
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for (name, measured), marker in zip(rows.items(), "os^Dv", strict=True):
         operations = [row["gigaoperations"] for row in measured]
-        left.loglog(operations, [row["seconds"] for row in measured], "o-", label=name)
-        right.loglog(operations, [row["memory_mb"] for row in measured], "o-", label=name)
+        left.loglog(operations, [row["seconds"] for row in measured], marker=marker, markersize=5, label=name)
+        right.loglog(operations, [row["memory_mb"] for row in measured], marker=marker, markersize=5)
     slowest, fastest = (extreme(row["gigaoperations"] for one in rows.values() for row in one) for extreme in (min, max))
     base = next(row for row in rows["depth"] if row["num_layers"] == BASE["num_layers"])
-    left.loglog([slowest, fastest], [base["seconds"] * one / base["gigaoperations"] for one in (slowest, fastest)], "k:", label="as the operations")
-    left.set(xlabel="billions of operations per step", ylabel="seconds per step")
-    right.set(xlabel="billions of operations per step", ylabel="peak memory, MB")
-    left.legend()
+    proportional = [base["seconds"] * one / base["gigaoperations"] for one in (slowest, fastest)]
+    left.loglog([slowest, fastest], proportional, "k:", label="in proportion to the operations")
+    left.set(title="time", ylabel="seconds per training step")
+    right.set(title="memory", ylabel="peak memory of a training step, MB")
+    for axes in (left, right):
+        axes.set_xlabel("operations per training step, 10⁹")
+        axes.grid(color="0.9")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    figure.legend(title="what is doubled", loc="outside right center")
     figure.savefig(file, dpi=120)
 
 
+def draw_recorded() -> None:
+    """Draw docs/scaling.png from results.json."""
+    recorded = json.loads(RESULTS.read_text(encoding="utf-8"))["scaling"]
+    draw({name: recorded[name] for name in GROWTH}, ROOT / "docs" / "scaling.png")
+
+
 def main() -> None:
-    """Measure and record."""
+    """Measure, record and draw."""
     rows = {}
     for name, (key, values) in GROWTH.items():
         rows[name] = []
@@ -82,14 +96,13 @@ def main() -> None:
             rows[name].append({key: value} | measure_apart(shape))
             print(name, rows[name][-1], flush=True)
     record("scaling", **rows)
-    try:
-        plot(rows, ROOT / "docs" / "scaling.png")
-    except ImportError:
-        print("matplotlib is not installed: no plot")
+    draw_recorded()
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:] == ["--draw"]:
+        draw_recorded()
+    elif len(sys.argv) > 1:
         print(json.dumps(measure(json.loads(sys.argv[1]))))
     else:
         main()

@@ -1,6 +1,7 @@
-"""The tables of docs/transfer.md, from the folder of a finished grid.
+"""The tables of docs/transfer.md, from the folder of a finished grid, and its picture, from results.csv or a part of it.
 
     python benchmarks/transfer.py GRID_FOLDER [--without TARGET]
+    python benchmarks/transfer.py docs/transfer.csv                  draws docs/transfer.png
 
 Gains are over no transfer with the same seed; the mean gains leave out the target named by --without.
 """
@@ -8,7 +9,11 @@ import argparse
 import csv
 import json
 import statistics
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from finetuning_transfer import draw_heat_map
 
 Cells = dict[tuple[str, str], dict[str, float]]  # (source, target) → seed → the target's metric, or the gain
 
@@ -29,6 +34,13 @@ def read_cells(grid: Path) -> tuple[Cells, Cells]:
 def read_metrics(run_folder: Path) -> dict:
     """The final metrics of a run."""
     return json.loads((run_folder / "metrics.json").read_text())
+
+
+def draw(table: Path) -> None:
+    """The heat map of a table, beside it."""
+    with open(table, newline="", encoding="utf-8") as file:
+        rows = [row | {key: float(row[key]) if row[key] else None for key in ("mean", "gain")} for row in csv.DictReader(file)]
+    draw_heat_map(rows, table.with_suffix(".png"))
 
 
 def mean_and_deviation(numbers: dict[str, float], sign: str = "") -> str:
@@ -74,9 +86,11 @@ def print_sources(grid: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("grid", type=Path, help="folder of a finished grid, with two seeds or more")
+    parser.add_argument("grid", type=Path, help="folder of a finished grid, with two seeds or more; or a table to draw")
     parser.add_argument("--without", default="", help="target to leave out of the mean gains")
     arguments = parser.parse_args()
+    if arguments.grid.is_file():
+        sys.exit(draw(arguments.grid))
     values, gains = read_cells(arguments.grid)
     print_table(values, gains, arguments.without)
     print_noise(values, gains)

@@ -20,7 +20,7 @@ from arguments import UserError, parse_argv
 from claims import Claims
 from finetuning_model import load_finetuned
 from finetuning_train import FinetuningConfig, finetune
-from finetuning_transfer import TransferConfig, main, transfer
+from finetuning_transfer import TransferConfig, draw_heat_map, main, transfer
 
 SCRIPT = "finetuning_transfer.py"
 FLAGS = [*STEPS, "--lr", "3e-3", "--n_steps", "6", "--eval_every", "3", "--save_every", "2", "--tuning", "pfeiffer", "--adapters_dim", "4"]
@@ -150,6 +150,20 @@ def test_the_heat_map_lists_sources_as_the_map_does(grid, grid_map, common, monk
     rows, columns = ([label.get_text() for label in labels] for labels in (drawn[0].axes[0].get_yticklabels(), drawn[0].axes[0].get_xticklabels()))
     assert rows == ["no transfer", "one", "second", "both"]
     assert columns == ["second@9 (accuracy)", "second@18 (accuracy)", "three (loss)"]
+
+
+def test_the_heat_map_shows_every_cell_that_there_is(tmp_path, monkeypatch):
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: drawn.append(figure) or save(figure, *arguments, **options))
+    name = "a_name_that_is_far_too_long_to_stand_beside_a_row_of_cells"
+    cells = [("none", "one", 0.5, 0.0), (name, "one", 0.25, None), ("none", name, 0.75, 0.0)]
+    rows = [{"source": source, "target": target, "metric": "valid_accuracy", "mean": mean, "gain": gain} for source, target, mean, gain in cells]
+    for shown in (rows, rows[1:2]):
+        draw_heat_map(shown, tmp_path / "drawn.png")
+        axes = drawn.pop().axes[0]
+        assert sorted(text.get_text() for text in axes.texts) == sorted(f"{row['mean']:.3f}" for row in shown)
+        assert all(len(label.get_text()) < 45 for label in axes.get_xticklabels() + axes.get_yticklabels())
+    assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_killed_grid_goes_on_to_the_same_table(grid, grid_map, common, tmp_path):
