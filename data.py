@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from tokenization import Tokenizer, load_tokenizer, parse_training_request, trai
 from utils import IGNORE_INDEX, as_json, derive_seed, logger
 
 CACHE_FORMAT = 5
+SHARE_CACHE = "take another folder, or let its owner share it (chmod -R a+rX; g+w for those who add to it)"
 ENCODING_CHUNK = 2000  # texts encoded at once: enough for all cores, little enough for memory
 VALID_FRACTION = 0.025  # the end of a corpus that has no validation split
 Batch = dict[str, Tensor]
@@ -61,24 +62,41 @@ class EncodedTexts:
 
 
 def cached(cache: str, key: object, build: Callable[[Path], None]) -> Path:
-    """The folder of the cache that `build` fills for `key`: built once, whole or not at all, by one process."""
+    """The folder of the cache that `build` fills for `key`: built once, whole or not at all, by one process.
+
+    Its permissions follow the umask, so that users can share a cache. Raises UserError if it cannot be written or read.
+    """
     digest = hashlib.sha256(f"{CACHE_FORMAT} {key}".encode()).hexdigest()[:20]
     folder = Path(cache) / digest
-    if folder.is_dir():
+    try:
+        is_built = folder.is_dir()
+        if is_built:
+            _check_readable(folder)
+    except OSError as error:
+        raise UserError(f"--dataset_cache {cache} cannot be read: {error.strerror}; {SHARE_CACHE}") from error
+    if is_built:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{folder}.lock"):  # other processes wait here, and then find it done
             if not folder.is_dir():
-                aside = Path(tempfile.mkdtemp(prefix=f"{digest}.", dir=cache))
+                aside = folder.with_name(f"{digest}.{uuid.uuid4().hex}")
+                aside.mkdir()
                 try:
                     build(aside)
                     os.rename(aside, folder)
                 finally:
                     shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"--dataset_cache {cache} cannot be written: {error.strerror or error}") from error
+        fix = f"; {SHARE_CACHE}" if isinstance(error, PermissionError) else ""
+        raise UserError(f"--dataset_cache {cache} cannot be written: {error.strerror or error}{fix}") from error
     return folder
+
+
+def _check_readable(folder: Path) -> None:
+    for file in folder.iterdir():
+        with open(file, "rb"):
+            pass
 
 
 def count_words(text: str) -> int:
@@ -144,10 +162,10 @@ def encode_rows(
         np.save(folder / "offsets.npy", np.array(ends, dtype=np.int64))
         np.save(folder / "n_texts.npy", np.array(n_texts, dtype=np.int32))
         meta = {"dtype": dtype.__name__, "n_words": n_words, "labels": labels}
-        (folder / "meta.json").write_text(as_json(meta))
+        (folder / "meta.json").write_text(as_json(meta), encoding="utf-8")
 
     folder = cached(cache, (key, tokenizer.fingerprint, end_id), build)
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     offsets, n_texts = np.load(folder / "offsets.npy"), np.load(folder / "n_texts.npy")
     if not len(n_texts) or not (offsets[-1] or may_be_empty):
         raise UserError(f"{name} holds no tokens: it has {len(offsets) - 1} texts, all of them empty")

@@ -4,6 +4,7 @@ import csv
 import itertools
 import multiprocessing
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -125,6 +126,47 @@ def test_a_build_that_fails_leaves_no_folder_and_the_next_one_succeeds(tmp_path)
     assert not [one for one in tmp_path.iterdir() if one.is_dir()]
     folder = cached(str(tmp_path), "key", lambda folder: (folder / "whole").write_text("whole"))
     assert [one.name for one in folder.iterdir()] == ["whole"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002])
+def test_what_the_cache_holds_has_the_permissions_of_the_umask(umask, tokenizer, tmp_path):
+    before = os.umask(umask)
+    try:
+        encode_rows(rows_of("text"), tokenizer, "films", str(tmp_path / "cache"), "key")
+        find_tokenizer("train:200", open_source("rotten_tomatoes"), "corpus", lambda: iter(["text"]), str(tmp_path / "cache"))
+    finally:
+        os.umask(before)
+    made = [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]
+    assert len(made) > 8, "two entries, their locks, their files"
+    assert {path: path.stat().st_mode & 0o777 for path in made} == {path: (0o777 if path.is_dir() else 0o666) & ~umask for path in made}
+
+
+@pytest.mark.parametrize("closed, verb", [("entry/file", "read"), ("entry", "read"), (".", "read"), ("to_others", "written")])
+def test_a_cache_of_somebody_else_that_is_closed_is_a_sentence(closed, verb):
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+
+    def use(cache, key):
+        if os.geteuid() == 0:
+            os.setuid(65534)  # root may do everything
+        try:
+            cached(cache, key, lambda folder: None)
+        except UserError as error:
+            results.put(str(error))
+        else:
+            results.put("no error")
+
+    with tempfile.TemporaryDirectory() as cache:  # pytest's own folders are closed to others
+        os.chmod(cache, 0o755)
+        entry = cached(cache, "key", lambda folder: (folder / "file").write_text(""))
+        path = {"entry/file": entry / "file", "entry": entry, ".": Path(cache), "to_others": Path(cache)}[closed]
+        path.chmod(0o555 if closed == "to_others" else 0)
+        process = context.Process(target=use, args=(cache, "another key" if closed == "to_others" else "key"))
+        process.start()
+        sentence = results.get(timeout=20)
+        process.join()
+        path.chmod(0o755)
+    assert sentence.startswith(f"--dataset_cache {cache} cannot be {verb}: Permission denied; take another folder, or") and "\n" not in sentence
 
 
 def test_two_processes_at_once_build_once(tmp_path):
