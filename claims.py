@@ -1,7 +1,7 @@
 """Claims on pieces of work that several processes, or machines that share a folder, divide among themselves.
 
 A claim is a file that only one of them can create. Its holder touches it as long as it works, so that the claim of one that was
-killed can be taken over: at once on the same machine, after a time without a touch on others.
+killed can be taken over: at once on the same machine (but for Windows), after a time without a touch on others.
 """
 import contextlib
 import json
@@ -49,7 +49,7 @@ class Claims:
             descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
             return False
-        with open(descriptor, "w") as claim:
+        with open(descriptor, "w", encoding="utf-8") as claim:
             claim.write(json.dumps(self.me | {"time": time.strftime("%Y-%m-%d %H:%M:%S")}))
         return True
 
@@ -85,7 +85,7 @@ class Claims:
 def read_claim(file: Path) -> dict:
     """Who holds a claim; nothing, if it is being written."""
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
@@ -94,6 +94,8 @@ def is_running(pid: int, born: str | None) -> bool:
     """Is the process still there, and not another one with its number?"""
     if born is not None:
         return birth(pid) == born
+    if os.name == "nt":
+        return True  # perhaps: there, os.kill ends the process that it asks about
     try:
         os.kill(pid, 0)  # asks, and does nothing
     except ProcessLookupError:

@@ -93,7 +93,7 @@ def transfer(config: TransferConfig) -> dict[str, float]:
         draw_heat_map(rows, grid.folder / HEAT_MAP)
     failed = [job for job in grid.jobs.values() if grid.is_failed(job)]
     if failed:
-        first = f"{failed[0].name}: {grid.failure(failed[0]).read_text()}"
+        first = f"{failed[0].name}: {grid.failure(failed[0]).read_text(encoding='utf-8')}"
         raise CellsFailed(f"{len(failed)} of {len(grid.jobs)} trainings failed (the same command tries them again); the first was {first}")
     return {f"{row['source']} → {row['target']}": row["mean"] for row in table(grid)}
 
@@ -231,7 +231,7 @@ def train_if_free(grid: Grid, job: Job) -> bool:
             grid.failure(job).unlink(missing_ok=True)
         except Exception as error:  # whatever it is, the other cells are worth training
             logger.error(f"{job.name} failed: {describe(error)}", exc_info=os.environ.get("DEBUG") == "1")
-            grid.failure(job).write_text(describe(error))
+            grid.failure(job).write_text(describe(error), encoding="utf-8")
         free_memory()
         if grid.is_finished(job) and job.target:
             write_table(grid)

@@ -63,12 +63,13 @@ def best_seed(config: RunArguments, results: dict[int, dict], folder: Path) -> i
 
 
 def summarize(results: dict[int, dict]) -> dict:
-    """Means under the usual names, sample deviations as `…_std`, and the metrics of each seed; time adds up."""
+    """Means under the usual names, sample deviations as `…_std`, and the metrics of each seed; time adds up, memory is the most."""
     rows = list(results.values())
     means = {name: statistics.mean(row[name] for row in rows) for name in rows[0]}
     measured = [name for name, value in rows[0].items() if isinstance(value, float)]
     deviations = {f"{name}_std": sample_deviation([row[name] for row in rows]) for name in measured}
-    total = {"seconds": sum(row["seconds"] for row in rows), "peak_memory_mb": max(row["peak_memory_mb"] for row in rows)}
+    of_all = {"seconds": sum, "peak_memory_mb": max}
+    total = {name: function(row[name] for row in rows) for name, function in of_all.items() if name in rows[0]}
     return means | deviations | total | {"restarts": [{"seed": seed} | row for seed, row in results.items()]}
 
 

@@ -456,7 +456,7 @@ def resume(run: Run, state: dict) -> None:
     if run.is_main:
         rows = [row for row in read_evaluations(run.folder) if row["step"] <= state["best"].last_step]
         with written_whole(run.folder / EVALUATIONS) as aside:
-            aside.write_text("".join(f"{as_json(row)}\n" for row in rows))
+            aside.write_text("".join(f"{as_json(row)}\n" for row in rows), encoding="utf-8")
 
 
 def newest(folder: Path) -> Path | None:

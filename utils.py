@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import platform
-import resource
 import shutil
 import socket
 import statistics
@@ -32,6 +31,11 @@ from torch import nn
 from tqdm import tqdm
 
 from arguments import RunArguments, UserError, read_json
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 
 IGNORE_INDEX = -100  # a label that asks for no loss, as in torch's cross_entropy
 WEIGHTS, CONFIG, METRICS, EVALUATIONS, CHECKPOINTS = (
@@ -212,7 +216,8 @@ def write_config(run: Run, sections: dict) -> None:
 
 def finish_run(run: Run, metrics: dict[str, float]) -> dict[str, float]:
     """Write metrics.json, close the logs, leave the process group if the run set it up; return the metrics."""
-    metrics = {"seconds": time.perf_counter() - run.started, "peak_memory_mb": peak_memory_mb(run.device)} | metrics
+    memory = peak_memory_mb(run.device)
+    metrics = {"seconds": time.perf_counter() - run.started} | ({} if memory is None else {"peak_memory_mb": memory}) | metrics
     if run.is_main:
         write_json(run.folder / METRICS, metrics)
         if run.writer is not None:
@@ -282,10 +287,12 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory of the GPU, or of the process on a CPU, in 10^6 bytes."""
+def peak_memory_mb(device: torch.device) -> float | None:
+    """Peak memory of the GPU, or of the process on a CPU, in 10^6 bytes; None where the system does not tell (Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    if resource is None:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
@@ -378,7 +385,7 @@ def read_metrics(folder: Path) -> dict | None:
 def read_evaluations(folder: Path) -> list[dict]:
     """The rows of metrics.jsonl, one per evaluation."""
     file = folder / EVALUATIONS
-    return [with_nan(json.loads(line)) for line in file.read_text().splitlines()] if file.is_file() else []
+    return [with_nan(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
 def with_nan(metrics: dict) -> dict:

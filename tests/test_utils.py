@@ -1,12 +1,15 @@
-"""What all runs share: messages."""
+"""What all runs share: messages, and where there is no POSIX."""
 import io
 import json
 import logging
 import math
+import os
 import sys
 
 from tqdm import tqdm
 
+from claims import is_running
+from restarts import summarize
 from utils import EVALUATIONS, METRICS, AboveProgressBar, Run, read_evaluations, read_metrics, write_json
 
 
@@ -47,3 +50,34 @@ def test_what_json_has_no_number_for_is_null_and_read_back_as_nan(tmp_path):
     run.log_evaluation(3, {"ppl": math.inf})
     assert strict((tmp_path / EVALUATIONS).read_text()) == {"step": 3, "ppl": None}
     assert [(row["step"], math.isnan(row["ppl"])) for row in read_evaluations(tmp_path)] == [(3, True)]
+
+
+WITHOUT_RESOURCE = """
+import sys
+from pathlib import Path
+sys.modules["resource"] = None  # as on Windows, an import fails
+import torch
+from arguments import RunArguments
+from utils import Run, finish_run
+run = Run(RunArguments(), Path(sys.argv[1]), torch.device("cpu"), torch.float32, 0, 1)
+finish_run(run, {"valid_loss": 1.0})
+"""
+
+
+def test_where_the_system_does_not_tell_the_peak_memory_it_is_left_out(run_script, tmp_path):
+    result = run_script("-c", WITHOUT_RESOURCE, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "metrics.json").read_text()).keys() == {"seconds", "valid_loss"}
+    rows = {seed: {"seconds": 2.0, "valid_loss": 1.0} for seed in (1, 2)}
+    assert summarize(rows)["seconds"] == 4 and "peak_memory_mb" not in summarize(rows)
+
+
+def test_windows_is_never_asked_by_a_signal_whether_a_process_is_there(monkeypatch):
+    nobody = 2**22 + 1  # more than Linux gives
+    assert not is_running(nobody, None) and is_running(os.getpid(), None)
+    asked = []
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "name", "nt")
+        windows.setattr(os, "kill", lambda *signal: asked.append(signal))
+        is_there = is_running(nobody, None)
+    assert is_there and not asked
