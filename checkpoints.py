@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from arguments import UserError
-from data_sources import download, download_if_there
+from data_sources import download
 from pretraining_model import ACTIVATIONS, TransformerConfig, TransformerWithLMHead
 from tokenization import ByteLevelTokenizer, Tokenizer, download_tokenizer, load_tokenizer
 from utils import CONFIG, WEIGHTS, file_digest, load_into, load_weights, read_run_config, save_weights, write_json
