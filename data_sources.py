@@ -12,6 +12,7 @@ import logging
 import re
 import socket
 import threading
+import time
 import urllib.parse
 import urllib.request
 import zipfile
@@ -333,7 +334,7 @@ def _hub_errors(what: str):
 
     endpoint = huggingface_hub.constants.ENDPOINT
     offline = huggingface_hub.is_offline_mode()
-    unreachable = not offline and is_unreachable(endpoint)
+    unreachable = not offline and _is_unreachable_in(int(time.time() / 60), endpoint)
     try:
         with _without_network() if unreachable else _one_line_per_retry():
             yield
@@ -375,6 +376,12 @@ def is_unreachable(url: str) -> bool:
     thread.start()
     thread.join(LOOKUP_SECONDS)
     return not outcome or not isinstance(outcome[-1], TimeoutError | None)
+
+
+@functools.lru_cache(maxsize=1)
+def _is_unreachable_in(minute: int, url: str) -> bool:
+    # A model has several files, and looking for an address that nobody knows takes seconds each time.
+    return is_unreachable(url)
 
 
 @contextmanager
