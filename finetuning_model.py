@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters import Tuning, apply_tuning, is_added, is_fused
-from arguments import UserError
-from checkpoints import HEAD, find_base
+from checkpoints.pretrained import HEAD, find_base
+from config.arguments import UserError
+from layers.adapters import Tuning, apply_tuning, is_added, is_fused
 from pretraining_model import TransformerConfig, TransformerWithLMHead, initialize
 from utils import IGNORE_INDEX, WEIGHTS, load_into, load_weights, read_run_config
 
@@ -55,7 +55,7 @@ class TransformerWithClfHead(TransformerWithLMHead):
             labels: [batch], class ids, or numbers for regression; what other heads want is in their `task_loss`.
             lm_labels: like input_ids, aligned with the positions; -100 asks for no loss. Without them no LM logits are computed.
             token_type_ids: like input_ids, the segment of each token, for models that have segment embeddings.
-            of_the_kind: what else a batch of this kind of task has (`task_kinds.py`).
+            of_the_kind: what else a batch of this kind of task has (`tasks/kinds.py`).
         Returns: logits [batch, num_outputs], or [batch, choices]; or, with `labels`, the summed losses `clf` and (if asked for) `lm`.
         """
         shape = input_ids.shape[:-1]

@@ -10,7 +10,7 @@ text, text_pair, choices.
 """
 from dataclasses import dataclass
 
-from arguments import Arguments, flag, parse_arguments, positional, run_script
+from config.arguments import Arguments, flag, parse_arguments, positional, run_script
 
 
 @dataclass
@@ -36,13 +36,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from arguments import UserError
-from examples import Collator, Examples, evaluation_batches
+from config.arguments import UserError
+from data.tables import FIELDS, read_column, read_table
+from data.tokenization import load_tokenizer
 from finetuning_model import load_finetuned
-from tables import FIELDS, read_column, read_table
-from task_kinds import KindOptions
-from tasks import KINDS, columns_of
-from tokenization import load_tokenizer
+from tasks.examples import Collator, Examples, evaluation_batches
+from tasks.kinds import KindOptions
+from tasks.task import KINDS, columns_of
 from utils import as_json, choose_device, logger, read_run_config
 
 CHUNK = 4096  # examples that are read, encoded and sorted by length together

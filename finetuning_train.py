@@ -9,8 +9,8 @@
     python finetuning_train.py --dataset_path my_folder                            train/valid/test files of your own
     python finetuning_train.py squad --model_checkpoint hf:bert-base-uncased       a task of run_configs/
 """
-from arguments import parse_arguments, run_script
-from finetuning_arguments import FinetuningConfig
+from config.arguments import parse_arguments, run_script
+from config.finetuning import FinetuningConfig
 
 if __name__ == "__main__":
     config = parse_arguments(FinetuningConfig, __doc__)  # before the slow imports: --help answers at once
@@ -24,21 +24,21 @@ import torch
 from ignite.engine import Engine
 from torch import Tensor
 
-from adapters import Tuning, check_goes_on, check_settings, fused_adapters, saved_names
-from arguments import UserError
-from checkpoints import Checkpoint, describe_base, open_checkpoint
-from data import Batch, Masking
-from data_sources import SPLIT_FILES
-from examples import Collator, Examples, TaskBatches, choose_subset, evaluation_batches
+from checkpoints.pretrained import Checkpoint, describe_base, open_checkpoint
+from config.arguments import UserError
+from data.corpus import Batch, Masking
+from data.sources import SPLIT_FILES
+from data.tables import FIELDS
+from experiments.notify import notified
+from experiments.restarts import train_restarts
 from finetuning_model import HeadConfig, TransformerWithClfHead, added_parameters, find_model_class
-from notify import notified
+from layers.adapters import Tuning, check_goes_on, check_settings, fused_adapters, saved_names
 from pretraining_model import TransformerConfig
 from pretraining_train import model_config
-from restarts import train_restarts
-from tables import FIELDS
-from task_kinds import KindOptions
-from tasks import Task
-from training import (
+from tasks.examples import Collator, Examples, TaskBatches, choose_subset, evaluation_batches
+from tasks.kinds import KindOptions
+from tasks.task import Task
+from training.loop import (
     BestWeights,
     Objective,
     attach_checkpoints,

@@ -5,19 +5,19 @@
     torchrun --nproc_per_node 8 finetuning_transfer.py TASK_MAP.json …      8 processes, each with a GPU, divide the grid
 
 The same command again goes on where it stopped; started several times, also on several machines with a common folder, it works
-on one grid together. task_map.py tells what a task map holds, docs/transfer.md how it all works.
+on one grid together. experiments/task_map.py tells what a task map holds, docs/transfer.md how it all works.
 """
 from dataclasses import dataclass
 
-from arguments import flag, parse_arguments, positional, run_script
-from finetuning_arguments import FinetuningConfig
+from config.arguments import flag, parse_arguments, positional, run_script
+from config.finetuning import FinetuningConfig
 
 
 @dataclass
 class TransferConfig(FinetuningConfig):
     """transfer (all other flags are those of finetuning_train.py, for all trainings)"""
 
-    task_map: str = positional('JSON file: "from", "to", "fusion" and "defaults" (see task_map.py)')
+    task_map: str = positional('JSON file: "from", "to", "fusion" and "defaults" (see experiments/task_map.py)')
     output_dir: str | None = flag(None, "folder of the grid (default: runs/<name of the task map>)")
     restarts: int = flag(1, "train each cell so many times, with the seeds seed, seed + 1, …", least=1)
     source_restarts: int = flag(1, "train each source so many times; the restarts of a cell take turns with them", least=1)
@@ -46,12 +46,12 @@ from pathlib import Path
 import filelock
 import torch
 
-from arguments import UserError, read_json
-from checkpoints import Checkpoint, open_checkpoint
-from claims import Claims
+from checkpoints.pretrained import Checkpoint, open_checkpoint
+from config.arguments import UserError, read_json
+from experiments.claims import Claims
+from experiments.notify import describe, notified, termination_as_exit
+from experiments.task_map import NO_TRANSFER, Job, TaskMap, jobs_of, read_task_map, settle_metric
 from finetuning_train import build_model, finetune, max_length, newest_checkpoint, open_task
-from notify import describe, notified, termination_as_exit
-from task_map import NO_TRANSFER, Job, TaskMap, jobs_of, read_task_map, settle_metric
 from utils import (
     CHECKPOINTS,
     CONFIG,

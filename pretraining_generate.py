@@ -4,7 +4,7 @@
 """
 from dataclasses import dataclass
 
-from arguments import Arguments, flag, parse_arguments, positional, run_script
+from config.arguments import Arguments, flag, parse_arguments, positional, run_script
 
 
 @dataclass
@@ -27,8 +27,8 @@ if __name__ == "__main__":
 
 import torch
 
-from arguments import UserError
-from checkpoints import load_pretrained
+from checkpoints.pretrained import load_pretrained
+from config.arguments import UserError
 from pretraining_model import generate
 from utils import choose_device
 

@@ -1,7 +1,7 @@
 """A transformer and its language-modelling head: GPT-2's design, and what BERT and RoBERTa do otherwise as options.
 
 The layer has two named slots, `after_attention` and `after_feed_forward`, that change nothing until
-somebody fills them: adapters (`adapters.py`) plug in there and never copy a `forward`.
+somebody fills them: adapters (`layers/adapters.py`) plug in there and never copy a `forward`.
 """
 import math
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from arguments import UserError
+from config.arguments import UserError
 from utils import IGNORE_INDEX
 
 # By the names of the transformers library. gelu_new is GPT-2's, approximated by tanh; gelu is BERT's.
@@ -41,7 +41,7 @@ class TransformerConfig:
     causal: bool = True
     output_bias: bool = False
     sampled_softmax: int = 0
-    # What checkpoints of other families want (checkpoints.py); pretraining from scratch leaves it as it is.
+    # What checkpoints of other families want (checkpoints/families.py); pretraining from scratch leaves it as it is.
     pre_norm: bool = True  # LayerNorm before each sub-layer, as GPT-2; else after the residual sum, as BERT
     embedding_norm: bool = False
     num_token_types: int = 0  # segment embeddings

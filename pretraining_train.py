@@ -6,7 +6,7 @@
 """
 from dataclasses import dataclass
 
-from arguments import ModelArguments, OptimizationArguments, RunArguments, flag, parse_arguments, run_script
+from config.arguments import ModelArguments, OptimizationArguments, RunArguments, flag, parse_arguments, run_script
 
 
 @dataclass
@@ -34,11 +34,11 @@ from ignite.engine import Engine
 from ignite.metrics import Loss, MetricsLambda
 from torch import nn
 
-from data import Batch, Corpus, CorpusBatches, Masking, evaluation_blocks, load_corpus
-from notify import notified
+from data.corpus import Batch, Corpus, CorpusBatches, Masking, evaluation_blocks, load_corpus
+from data.tokenization import Tokenizer
+from experiments.notify import notified
 from pretraining_model import TransformerConfig, TransformerWithLMHead, generate
-from tokenization import Tokenizer
-from training import (
+from training.loop import (
     BestWeights,
     Objective,
     attach_checkpoints,
@@ -105,7 +105,7 @@ def start_from_counts(model: TransformerWithLMHead, corpus: Corpus, config: Pret
         counts = np.bincount(corpus.train.ids, minlength=len(embeddings)) + 1
         model.output_bias.data = torch.from_numpy(np.log(counts / counts.sum())).float()
     if config.initial_embeddings == "lsa":
-        from embeddings import latent_semantic_analysis  # scikit-learn takes a second to import
+        from data.lsa import latent_semantic_analysis  # scikit-learn takes a second to import
 
         embeddings.data = latent_semantic_analysis(embeddings.data, corpus.train.ids, config.num_max_positions)
 

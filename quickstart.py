@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from arguments import load_preset, run_script
+from config.arguments import load_preset, run_script
 from finetuning_train import FinetuningConfig, finetune
 from pretraining_train import PretrainingConfig, pretrain
 from utils import read_evaluations, write_json

@@ -30,7 +30,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from arguments import RunArguments, UserError, read_json
+from config.arguments import RunArguments, UserError, read_json
 
 try:
     import resource

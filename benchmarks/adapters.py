@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import CACHE, NO_DROPOUT, parse, pretrained, record, side_by_side
 
-from data_sources import open_source
+from data.sources import open_source
 from finetuning_train import FinetuningConfig, finetune
 
 SHAPE = {"embed_dim": 384, "hidden_dim": 1536, "num_layers": 6, "num_heads": 12, "num_max_positions": 128, "mlm": True, "n_steps": 1}

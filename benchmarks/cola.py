@@ -10,8 +10,8 @@ from pathlib import Path
 
 from common import CACHE, record
 
-from arguments import load_preset
-from checkpoints import open_checkpoint
+from checkpoints.pretrained import open_checkpoint
+from config.arguments import load_preset
 from finetuning_train import FinetuningConfig, finetune, open_task
 from utils import read_evaluations
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data import Corpus, load_corpus
+from data.corpus import Corpus, load_corpus
 from pretraining_model import TransformerConfig, TransformerWithLMHead
 from pretraining_train import PretrainingConfig, create_evaluation, lm_counts, lm_losses, model_config, pretrain
-from training import Objective, build_optimizers, create_trainer, wrap_model
+from training.loop import Objective, build_optimizers, create_trainer, wrap_model
 from utils import Run, write_json
 
 RESULTS = ROOT / "benchmarks" / "results.json"

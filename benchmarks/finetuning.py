@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from common import CACHE, NO_DROPOUT, gpt2_config, gpt2_weights, parse, pretrained, record, seconds
 
-from checkpoints import load_pretrained
-from data_sources import open_source
-from examples import Collator, choose_subset, evaluation_batches
+from checkpoints.pretrained import load_pretrained
+from data.sources import open_source
 from finetuning_predict import Predictor
 from finetuning_train import FinetuningConfig, finetune
-from tasks import Task
+from tasks.examples import Collator, choose_subset, evaluation_batches
+from tasks.task import Task
 
 N_LABELS, N_EPOCHS, BATCH_SIZE, POSITIONS, LR, N_WARMUP = 800, 2, 16, 512, 1e-3, 10
 SEEDS = (42, 43, 44)

@@ -7,7 +7,7 @@ import statistics
 import torch
 from common import gpt2_config, gpt2_weights, median_ratio, parse, pretrained, record, seconds, side_by_side
 
-from checkpoints import load_pretrained
+from checkpoints.pretrained import load_pretrained
 from pretraining_model import generate
 
 N_TOKENS, PROMPT = 200, 20

@@ -40,16 +40,16 @@ from common import (
 )
 from ignite.engine import Events
 
-from checkpoints import FAMILIES
-from data import CorpusBatches
-from examples import Collator, Examples, TaskBatches
+from checkpoints.families import FAMILIES
+from data.corpus import CorpusBatches
+from data.tokenization import SPECIAL_TOKENS, Tokenizer
 from finetuning_model import HeadConfig, TransformerWithClfHead
 from finetuning_train import FinetuningConfig, finetuning_objective
 from pretraining_model import TransformerConfig
 from pretraining_train import PretrainingConfig, lm_counts, lm_losses, model_config
-from task_kinds import Classification
-from tokenization import SPECIAL_TOKENS, Tokenizer
-from training import Objective, attach_schedule, build_optimizers, create_trainer, wrap_model
+from tasks.examples import Collator, Examples, TaskBatches
+from tasks.kinds import Classification
+from training.loop import Objective, attach_schedule, build_optimizers, create_trainer, wrap_model
 from utils import start_run, write_json
 
 RESULTS = ROOT / "benchmarks" / "results_gpu.json"

@@ -12,9 +12,9 @@ from sklearn.preprocessing import StandardScaler
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from checkpoints import load_pretrained
-from examples import Collator, Examples, choose_subset
-from tasks import Task
+from checkpoints.pretrained import load_pretrained
+from tasks.examples import Collator, Examples, choose_subset
+from tasks.task import Task
 
 
 def mean_embeddings(embeddings: np.ndarray, examples: Examples, chosen: np.ndarray, collate: Collator) -> np.ndarray:

@@ -24,14 +24,14 @@ from common import (
     side_by_side,
 )
 
-from data import ENCODING_CHUNK
-from data_sources import open_source
-from tokenization import Tokenizer
+from data.corpus import ENCODING_CHUNK
+from data.sources import open_source
+from data.tokenization import Tokenizer
 
 CORPUS_BYTES = 500_000_000
 PEAK_MEMORY = """
 import resource, sys
-from data import load_corpus
+from data.corpus import load_corpus
 corpus = load_corpus(sys.argv[1], sys.argv[2], sys.argv[3])
 unit = 1 if sys.platform == "darwin" else 1024
 print(len(corpus.train.ids), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
@@ -39,7 +39,7 @@ print(len(corpus.train.ids), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss 
 
 
 def tokenization(texts: list[str]) -> None:
-    """Characters per second, ours in batches as `data.py` encodes them."""
+    """Characters per second, ours in batches as `data/corpus.py` encodes them."""
     from pytorch_pretrained_bert import BertTokenizer
 
     tokenizer = benchmark_corpus().tokenizer

@@ -24,7 +24,7 @@ from common import (
     side_by_side,
 )
 
-from data import CorpusBatches
+from data.corpus import CorpusBatches
 
 N_STEPS, ROUNDS = 4, 7
 N_TOKENS = BATCH_SIZE * SHAPE["num_max_positions"]

@@ -32,8 +32,8 @@ from common import (
     seconds,
 )
 
-from data import Corpus, CorpusBatches, evaluation_blocks
-from embeddings import latent_semantic_analysis
+from data.corpus import Corpus, CorpusBatches, evaluation_blocks
+from data.lsa import latent_semantic_analysis
 from pretraining_train import PretrainingConfig, pretrain
 
 SEQ = SHAPE["num_max_positions"]

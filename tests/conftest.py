@@ -14,11 +14,11 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from hub_mirror import HubMirror
-from runs import SHAPE, STEPS, WORDS, run
+from helpers.hub_mirror import HubMirror
+from helpers.runs import SHAPE, STEPS, WORDS, run
 
-import data_sources
-from tokenization import train_tokenizer
+import data.sources as data_sources
+from data.tokenization import train_tokenizer
 
 # Python runs this at the start of every process that has its folder on PYTHONPATH: retries come at once.
 NO_WAITING = "import time; sleep = time.sleep; time.sleep = lambda seconds: sleep(min(seconds, 0.01))"
@@ -64,8 +64,8 @@ class Hub:
 
     LOAD = """
 import itertools, json, sys
-from arguments import UserError
-from data_sources import open_source
+from config.arguments import UserError
+from data.sources import open_source
 found = {}
 for request in map(json.loads, sys.argv[1:]):
     try:

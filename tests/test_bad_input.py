@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from arguments import UserError, parse_argv
+from config.arguments import UserError, parse_argv
 from finetuning_predict import PredictionConfig, predict
 from finetuning_train import FinetuningConfig, finetune
 from pretraining_generate import GenerationConfig, continue_prompt

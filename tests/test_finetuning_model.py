@@ -3,10 +3,10 @@ import pytest
 import torch
 
 import finetuning_model
-from adapters import Tuning
-from arguments import parse_argv
+from config.arguments import parse_argv
 from finetuning_model import HeadConfig, TransformerWithClfHead, load_finetuned
 from finetuning_train import FinetuningConfig, finetune
+from layers.adapters import Tuning
 from pretraining_model import TransformerConfig
 from utils import IGNORE_INDEX
 

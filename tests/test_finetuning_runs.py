@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from runs import NO_DROPOUT, ROOT, SHAPE, STEPS, assert_resumes_exactly, call, evaluations, launch, metrics, run
+from helpers.runs import NO_DROPOUT, ROOT, SHAPE, STEPS, assert_resumes_exactly, call, evaluations, launch, metrics, run
 
 
 @pytest.mark.parametrize("lm_loss_coef", [0, 0.5])

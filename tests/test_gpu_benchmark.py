@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from runs import ROOT
+from helpers.runs import ROOT
 
 from pretraining_model import TransformerConfig
 

@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from runs import NO_DROPOUT, SHAPE, STEPS, assert_resumes_exactly, call, evaluations, launch, metrics, run
+from helpers.runs import NO_DROPOUT, SHAPE, STEPS, assert_resumes_exactly, call, evaluations, launch, metrics, run
 
 NAMES, PLACES, VERBS = ["anna", "bob", "carl", "dora", "eva"], ["paris", "rome", "oslo", "bern", "lima"], ["lives", "works", "sings"]
 METRIC = {"multiple_choice": "accuracy", "tagging": "f1", "question_answering": "f1", "parsing": "las"}

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from arguments import UserError
-from checkpoints import load_pretrained
+from checkpoints.pretrained import load_pretrained
+from config.arguments import UserError
 from pretraining_model import (
     EmptySlot,
     TransformerConfig,

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import NO_DROPOUT, assert_resumes_exactly, call, evaluations, launch, metrics, run
+from helpers.runs import NO_DROPOUT, assert_resumes_exactly, call, evaluations, launch, metrics, run
 
 from pretraining_model import TransformerConfig, TransformerWithLMHead
 from pretraining_train import PretrainingConfig, start_from_counts

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import NO_DROPOUT, ROOT, call, evaluations, launch, metrics, run
+from helpers.runs import NO_DROPOUT, ROOT, call, evaluations, launch, metrics, run
 
-from arguments import UserError
+from config.arguments import UserError
 from finetuning_train import FinetuningConfig
-from training import check_resumable, rows_per_process
+from training.loop import check_resumable, rows_per_process
 from utils import Run, own_gpu, write_json
 
 UNDER_SLURM = {"SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2"}

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from arguments import RUN_CONFIGS, parse_arguments
+from config.arguments import RUN_CONFIGS, parse_arguments
 from finetuning_train import FinetuningConfig
 
-PUBLISHED = json.loads((Path(__file__).parent / "published_columns.json").read_text())
+PUBLISHED = json.loads((Path(__file__).parent / "helpers" / "published_columns.json").read_text())
 ITRAIN = ["anli_r3", "art", "boolq", "cb", "cola", "commonsense_qa", "comqa", "conll2000", "conll2003", "conll2003_pos", "copa", "cosmos_qa", "cq", "drop", "duorc_p", "duorc_s", "emo", "emotion", "fce_error_detection", "hellaswag", "hotpotqa", "imdb", "mit_movie_trivia", "mnli", "mrpc", "multirc", "newsqa", "pmb_sem_tagging", "qnli", "qqp", "quail", "quartz", "quoref", "race", "record", "rotten_tomatoes", "rte", "scicite", "scitail", "sick", "snli", "social_i_qa", "squad", "squad_v2", "sst2", "stsb", "swag", "trec", "ud_deprel", "ud_parsing", "ud_pos", "wic", "wikihop", "winogrande", "wnli", "wnut_17", "yelp_polarity"]
 GONE = ["comqa", "cq", "fce_error_detection", "pmb_sem_tagging"]
 N_ROWS = 24
@@ -113,7 +113,7 @@ def published(tmp_path_factory):
 TRAIN = """
 import json, sys
 from pathlib import Path
-from arguments import UserError, parse_arguments
+from config.arguments import UserError, parse_arguments
 from finetuning_train import FinetuningConfig, finetune, open_task
 folder, vocab, *names = sys.argv[1:]
 for name in names:

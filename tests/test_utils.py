@@ -8,8 +8,8 @@ import sys
 
 from tqdm import tqdm
 
-from claims import is_running
-from restarts import summarize
+from experiments.claims import is_running
+from experiments.restarts import summarize
 from utils import EVALUATIONS, METRICS, AboveProgressBar, Run, read_evaluations, read_metrics, write_json
 
 
@@ -57,7 +57,7 @@ import sys
 from pathlib import Path
 sys.modules["resource"] = None  # as on Windows, an import fails
 import torch
-from arguments import RunArguments
+from config.arguments import RunArguments
 from utils import Run, finish_run
 run = Run(RunArguments(), Path(sys.argv[1]), torch.device("cpu"), torch.float32, 0, 1)
 finish_run(run, {"valid_loss": 1.0})

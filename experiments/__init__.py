@@ -1,0 +1,1 @@
+"""Many trainings: seeds, task maps, the grid, notifications."""

@@ -1,0 +1,106 @@
+"""Tell people how a run fares, by mail, Telegram or any other service that the apprise library knows.
+
+Addresses hold passwords and tokens, so neither a run folder nor an error message ever shows more of one than its service.
+"""
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from config.arguments import RunArguments, UserError
+
+HELP = "github.com/caronc/apprise lists them"
+logger = logging.getLogger("transfer")
+
+
+def notified(function: Callable[[RunArguments], dict]) -> Callable[[RunArguments], dict]:
+    """A script's main function that tells `--notify` of its start, of its end with the metrics, and of its failure.
+
+    Raises UserError for an address that no service has, before anything else. Only the main process tells.
+    """
+
+    @functools.wraps(function)
+    def run(config: RunArguments) -> dict:
+        services = open_services(config.notify or [])
+        if not services or int(os.environ.get("RANK", 0)) > 0:
+            return function(config)
+        tell(services, "started", "info", chosen_arguments(config))
+        try:
+            with termination_as_exit():
+                metrics = function(config)
+        except BaseException as error:
+            tell(services, "failed", "failure", {"error": describe(error)} | chosen_arguments(config))
+            raise
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        tell(services, "finished", "success", numbers | chosen_arguments(config))
+        return metrics
+
+    return run
+
+
+def open_services(addresses: list[str]) -> dict:
+    """The services behind the addresses, by the name of their scheme. Raises UserError for an address that none has."""
+    if not addresses:
+        return {}
+    import apprise  # a tenth of a second, for those who ask for it
+
+    logging.getLogger("apprise").disabled = True  # it would quote addresses
+    services = {}
+    for number, address in enumerate(addresses, start=1):
+        scheme, separator, _ = address.partition("://")
+        service = apprise.Apprise()
+        if not service.add(address):
+            wrong = f"{scheme}://… is no address that apprise understands" if separator else "an address looks like service://…"
+            raise UserError(f"--notify number {number}: {wrong}; {HELP}")
+        services[f"--notify number {number} ({scheme})"] = service
+    return services
+
+
+def tell(services: dict, what: str, kind: str, facts: dict) -> None:
+    """Send a message to all services. One that fails is reported, and the run goes on."""
+    title = f"{Path(sys.argv[0]).name} {what} on {socket.gethostname()}"
+    body = "\n".join(f"{name}: {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in facts.items())
+    for name, service in services.items():
+        try:
+            sent = service.notify(title=title, body=body or what, notify_type=kind)
+        except Exception:  # whatever it is, it is no reason to lose a run
+            sent = False
+        if not sent:
+            logger.warning(f"{name} could not be told that the run has {what}")
+
+
+def chosen_arguments(config: RunArguments) -> dict:
+    """The arguments that are not the defaults, but for the addresses."""
+    fields = [field for field in dataclasses.fields(config) if field.name != "notify"]
+    return {field.name: getattr(config, field.name) for field in fields if getattr(config, field.name) != field.default}
+
+
+def describe(error: BaseException) -> str:
+    """An error, in one line."""
+    if isinstance(error, UserError):
+        return str(error)
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+@contextlib.contextmanager
+def termination_as_exit() -> Iterator[None]:
+    """SIGTERM, which schedulers and launchers send, ends the process by an exception, so that there is time for a message."""
+
+    def leave(*_: object) -> None:
+        sys.exit(128 + signal.SIGTERM)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # only the main thread may do that
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,1 @@
+"""What plugs into a transformer layer, and the names of tunings."""

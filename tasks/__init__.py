@@ -1,0 +1,1 @@
+"""Labelled tasks: their kinds, their examples, and how these are scored."""

@@ -1,0 +1,206 @@
+"""Encoded examples of a task and their batches: padded, random in training, the longest first in an evaluation."""
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.corpus import Batch, EncodedTexts
+from data.tokenization import ByteLevelTokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from pretraining_model import TransformerConfig
+    from tasks.kinds import Kind
+
+
+@dataclass
+class Examples:
+    """Encoded examples of one kind: example i has the texts first_texts[i] … first_texts[i + 1], and text j the tokens
+    ids[bounds[j, 0]] … ids[bounds[j, 1]]."""
+
+    ids: np.ndarray
+    bounds: np.ndarray
+    first_texts: np.ndarray
+    labels: np.ndarray | list
+    kind: "Kind"
+    spans: np.ndarray | None = None  # [tokens, 2]: the characters of each token, for questions
+
+    @classmethod
+    def of(cls, texts: EncodedTexts, labels: np.ndarray | list, kind: "Kind") -> "Examples":
+        """All rows of a split."""
+        bounds = np.column_stack([texts.offsets[:-1], texts.offsets[1:]])
+        return cls(texts.ids, bounds, np.concatenate([[0], np.cumsum(texts.n_texts)]), labels, kind, texts.spans)
+
+    @classmethod
+    def of_tokens(cls, encoded: list[np.ndarray], n_texts: np.ndarray, labels: np.ndarray | list, kind: "Kind") -> "Examples":
+        """Texts that `kind.encode` gave, so many for each example."""
+        ids = np.concatenate(encoded) if encoded else np.empty(0, dtype=np.int64)
+        offsets = np.cumsum([0, *map(len, encoded)])
+        ids, spans = (ids[:, 0], ids[:, 1:]) if ids.ndim == 2 else (ids, None)
+        return cls.of(EncodedTexts(ids, offsets, 0, [], n_texts, spans), labels, kind)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> list[np.ndarray]:
+        """The ids of an example's texts."""
+        return [self.ids[start:end] for start, end in self.bounds[self.first_texts[index] : self.first_texts[index + 1]]]
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example's sequences, without special ones; their mean if it has several."""
+        ends = np.concatenate([[0], np.cumsum(self.bounds[:, 1] - self.bounds[:, 0])])[self.first_texts]
+        return np.diff(ends) // self.kind.n_sequences(self)
+
+    def with_empty_text(self) -> np.ndarray:
+        """Indices of the examples that have a text without tokens, or no text: a sentence without words."""
+        n_texts, is_empty = np.diff(self.first_texts), self.bounds[:, 0] == self.bounds[:, 1]
+        return np.union1d(np.repeat(np.arange(len(n_texts)), n_texts)[is_empty], np.flatnonzero(n_texts == 0))
+
+    def batch(self, indices: np.ndarray, collate: "Collator") -> Batch:
+        """The examples at `indices`: input_ids, attention_mask, labels, and what else the kind's head wants."""
+        return self.kind.batch([self[index] for index in indices], [self.labels[index] for index in indices], collate)
+
+
+@dataclass
+class Collator:
+    """Examples → padded batches: [CLS] last for a causal model, first for a bidirectional one; [SEP] between texts."""
+
+    tokenizer: Tokenizer | ByteLevelTokenizer
+    max_length: int
+    causal: bool
+    truncation: str = "head"
+    segments: bool = False  # for models that tell the texts of a pair apart
+
+    @classmethod
+    def for_model(cls, shape: "TransformerConfig", tokenizer: Tokenizer | ByteLevelTokenizer, max_length: int, truncation: str) -> "Collator":
+        """Batches as a model of that shape reads them."""
+        return cls(tokenizer, max_length, shape.causal, truncation, shape.num_token_types > 1)
+
+    def __call__(self, examples: list[list[np.ndarray]]) -> Batch:
+        """input_ids, attention_mask and perhaps token_type_ids, [batch, longest], padded on the right."""
+        rows = [self.with_special_tokens(texts) for texts in examples]
+        batch = {"input_ids": pad(rows, self.tokenizer.pad_id), "attention_mask": pad([np.ones_like(row) for row in rows], 0)}
+        if self.segments:
+            batch["token_type_ids"] = pad([self.token_types(*pair) for pair in zip(examples, rows, strict=True)], 0)
+        return batch
+
+    def with_special_tokens(self, texts: list[np.ndarray]) -> np.ndarray:
+        """One sequence of at most `max_length` tokens."""
+        cls, sep = [self.tokenizer.cls_id], [self.tokenizer.sep_id]
+        texts = self.shortened(texts)
+        joined = [part for text in texts[:-1] for part in (text, self.tokenizer.between_texts)] + [texts[-1]]
+        return np.concatenate([*joined, cls] if self.causal else [cls, *joined, sep])
+
+    @property
+    def first(self) -> int:
+        """The position of the first token of the first text."""
+        return 0 if self.causal else 1
+
+    def n_special(self, n_texts: int) -> int:
+        """How many special tokens a sequence of so many texts has."""
+        return (1 if self.causal else 2) + (n_texts - 1) * len(self.tokenizer.between_texts)
+
+    def shortened(self, texts: list[np.ndarray]) -> list[np.ndarray]:
+        """The texts, cut so that there is room for the special tokens."""
+        lengths = share(self.max_length - self.n_special(len(texts)), list(map(len, texts)))
+        return [self.truncate(text, length) for text, length in zip(texts, lengths, strict=True)]
+
+    def token_types(self, texts: list[np.ndarray], row: np.ndarray) -> np.ndarray:
+        """1 for the second text of a pair and the [SEP] behind it, else 0 (Devlin et al. 2019, figure 2)."""
+        token_types = np.zeros_like(row)
+        if len(texts) == 2:
+            token_types[2 + len(self.shortened(texts)[0]) :] = 1
+        return token_types
+
+    def truncate(self, ids: np.ndarray, length: int) -> np.ndarray:
+        """The first, the last, or the first and last ids of a text (Sun et al. 2019, section 5.3.1)."""
+        if len(ids) <= length:
+            return ids
+        if self.truncation == "head":
+            return ids[:length]
+        n_first = 0 if self.truncation == "tail" else length // 4
+        return np.concatenate([ids[:n_first], ids[len(ids) - (length - n_first) :]])
+
+
+def pad(rows: list[np.ndarray], filler: int) -> Tensor:
+    """[batch, longest], int64, padded on the right."""
+    padded = np.full((len(rows), max(map(len, rows))), filler, dtype=np.int64)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return torch.from_numpy(padded)
+
+
+def share(room: int, lengths: list[int]) -> list[int]:
+    """Lengths of at most `room` tokens in all: the longer text of a pair is cut first."""
+    if len(lengths) == 1 or sum(lengths) <= room:
+        return [min(room, length) for length in lengths]
+    shorter = min(min(lengths), room // 2)
+    return [shorter, room - shorter] if lengths[0] <= lengths[1] else [room - shorter, shorter]
+
+
+def choose_subset(labels: np.ndarray | list, size: int, seed: int) -> np.ndarray:
+    """Indices of `size` examples, drawn by the seed, with the classes, if there are such, in the proportions of `labels`."""
+    if size >= len(labels):
+        return np.arange(len(labels))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    if not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.ndim > 1:  # not one class each
+        return np.sort(order[:size])
+    # Rank every example within its class, and take the lowest ranks relative to the size of the class.
+    ranks = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        ranks[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.sort(order[np.argsort(ranks[order], kind="stable")[:size]])
+
+
+@dataclass
+class TaskBatches:
+    """Training batches of a task for one process: `self[step]` is what it sees in that optimizer step.
+
+    Each epoch sees every example in random order, and fills its last batch with others. Within a batch the rows are sorted by
+    length, so that it can be computed in parts of little padding (`training.loop.split_batch`).
+    """
+
+    examples: Examples
+    chosen: np.ndarray  # indices of the examples to train on
+    collate: Collator
+    batch_size: int  # rows of one process in one optimizer step
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    _plan: tuple[int, np.ndarray] = field(default=(-1, np.empty(0)), repr=False)
+
+    def __len__(self) -> int:
+        """Optimizer steps per epoch."""
+        return -(-len(self.chosen) // (self.batch_size * self.world_size))
+
+    def __getitem__(self, step: int) -> Batch:
+        """input_ids, attention_mask, labels, …, with `batch_size` rows."""
+        epoch, step_in_epoch = divmod(step, len(self))
+        if self._plan[0] != epoch:
+            self._plan = (epoch, self._plan_epoch(epoch))
+        chosen = self._plan[1][step_in_epoch][self.rank :: self.world_size]
+        return self.examples.batch(chosen, self.collate)
+
+    def _plan_epoch(self, epoch: int) -> np.ndarray:
+        """Indices [steps, rows of all processes]."""
+        random = np.random.default_rng((self.seed, epoch))
+        n_rows = self.batch_size * self.world_size
+        order = np.resize(random.permutation(self.chosen), len(self) * n_rows)
+        plan = order.reshape(len(self), n_rows)
+        lengths = np.minimum(self.examples.lengths(), self.collate.max_length)
+        return np.take_along_axis(plan, np.argsort(lengths[plan], axis=1, kind="stable"), axis=1)
+
+    def starting_at(self, step: int) -> Iterator[Batch]:
+        """The endless stream of batches from an optimizer step on."""
+        return (self[one] for one in itertools.count(step))
+
+
+def evaluation_batches(examples: Examples, collate: Collator, batch_size: int, rank: int = 0, world_size: int = 1) -> list[np.ndarray]:
+    """This process's part of a split as lists of indices, longest first; over all processes each example once."""
+    order = np.argsort(-np.minimum(examples.lengths(), collate.max_length), kind="stable")
+    batches = np.array_split(order, range(batch_size, len(order), batch_size))
+    return batches[rank::world_size]

@@ -1,0 +1,96 @@
+"""Runs of the scripts on small data, for the tests that need whole ones."""
+import contextlib
+import importlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from config.arguments import parse_argv
+
+ROOT = Path(__file__).parents[2]
+WORDS = ["good", "bad", "the", "film", "was", "a", "story", "of", "its", "own", "kind", "and", "so", "on", "with", "some", "more", "words", "that", "follow", "each", "other", "here"]
+SHAPE = ["--embed_dim", "32", "--hidden_dim", "64", "--num_layers", "2", "--num_heads", "2", "--num_max_positions", "32"]
+STEPS = ["--train_batch_size", "4", "--valid_batch_size", "8", "--n_warmup", "2", "--log_every", "2"]
+MAIN = {
+    "pretraining_train.py": ("PretrainingConfig", "pretrain"),
+    "finetuning_train.py": ("FinetuningConfig", "finetune"),
+    "finetuning_predict.py": ("PredictionConfig", "predict"),
+    "export.py": ("ExportConfig", "export"),
+}
+NO_DROPOUT = ["--dropout", 0, "--attention_dropout", 0]
+
+
+def launch(module: str) -> list[str]:
+    """The command that starts two processes; `--standalone` takes a port that no other test can take in between."""
+    return ["-m", module, "--standalone", "--nproc_per_node", "2"]
+
+
+def run(script: str, *arguments, launcher: list[str] = (), check=True, stdin=None) -> subprocess.CompletedProcess:
+    """Run a script as a user would, on one core."""
+    command = [sys.executable, *launcher, str(ROOT / script), *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    result = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=240, env=environment)
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+def call(script: str, *arguments) -> str:
+    """Call a script's main function with its flags, without the seconds that a process takes to start; return what it prints."""
+    config_class, function = MAIN[script]
+    module = importlib.import_module(script.removesuffix(".py"))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        getattr(module, function)(parse_argv(getattr(module, config_class), "", list(map(str, arguments))))
+    return printed.getvalue()
+
+
+def spawn(script: str, *arguments) -> subprocess.Popen:
+    """Start a script on one core and go on."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.Popen([sys.executable, str(ROOT / script), *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def kill_when_there_is(pattern: str, folder: Path, process: subprocess.Popen) -> None:
+    """SIGKILL a script as soon as such a file is in the folder, in the middle of its work."""
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+
+
+def assert_resumes_exactly(script: str, folder: Path, *arguments) -> None:
+    """A run that is killed and resumed leaves the weights and evaluations of one that never was, bit for bit."""
+    common = [*arguments, "--n_steps", 180, "--save_every", 15, "--optimizer", "muon"]
+    whole, killed = folder / "whole", folder / "killed"
+    run(script, *common, "--output_dir", whole)
+    kill_when_there_is("checkpoints/checkpoint_*.pt", killed, spawn(script, *common, "--output_dir", killed))
+    assert not (killed / "metrics.json").exists()
+    resumed = run(script, "--resume", killed)
+    assert "resuming after step" in resumed.stderr and "resuming after step 0" not in resumed.stderr
+    assert same_weights(whole, killed) and evaluations(whole) == evaluations(killed)
+    run(script, "--resume", killed)  # a finished run stays as it is
+    assert same_weights(whole, killed) and evaluations(whole) == evaluations(killed)
+    assert len(list((killed / "checkpoints").iterdir())) <= 2
+
+
+def metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def evaluations(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
