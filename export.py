@@ -21,10 +21,10 @@ if __name__ == "__main__":
 from pathlib import Path
 
 from checkpoints.families import find_family, to_theirs
+from checkpoints.files import CONFIG, WEIGHTS, read_run_config, save_weights, write_json
 from checkpoints.pretrained import open_checkpoint
 from config.arguments import UserError
 from data.tokenization import load_tokenizer
-from utils import CONFIG, WEIGHTS, read_run_config, save_weights, write_json
 
 
 def export(config: ExportConfig) -> None:

@@ -1,17 +1,16 @@
 """The pretrained transformer with a classification head, and how a fine-tuned one is read back."""
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from checkpoints.pretrained import HEAD, find_base
-from config.arguments import UserError
+from config.constants import IGNORE_INDEX
 from layers.adapters import Tuning, apply_tuning, is_added, is_fused
 from pretraining_model import TransformerConfig, TransformerWithLMHead, initialize
-from utils import IGNORE_INDEX, WEIGHTS, load_into, load_weights, read_run_config
+
+HEAD = "classification_head."  # how the names of its weights begin
 
 
 @dataclass
@@ -30,7 +29,10 @@ class HeadConfig:
 
 class TransformerWithClfHead(TransformerWithLMHead):
     """Transformer with a head for texts (classes, a number, or the score of a choice), and the language-modelling head for an
-    auxiliary loss. Heads for something else are subclasses."""
+    auxiliary loss. Heads for something else are subclasses, which `--finetuning_model_class` finds by name."""
+
+    def __init_subclass__(cls):
+        MODEL_CLASSES[cls.__name__] = cls
 
     def __init__(self, config: TransformerConfig, head: HeadConfig):
         super().__init__(config)
@@ -119,6 +121,9 @@ class TransformerWithClfHead(TransformerWithLMHead):
         return lengths - 1 if self.config.causal else torch.zeros_like(lengths)
 
 
+MODEL_CLASSES: dict[str, type[TransformerWithClfHead]] = {"TransformerWithClfHead": TransformerWithClfHead}
+
+
 class TransformerWithTokenHead(TransformerWithClfHead):
     """Scores for each token: its tags, or whether an answer begins and ends there (Devlin et al. 2019, figure 4)."""
 
@@ -199,32 +204,6 @@ def new_linear(n_inputs: int, n_outputs: int, head: HeadConfig) -> nn.Linear:
     linear = nn.Linear(n_inputs, n_outputs)
     initialize(linear, head.initializer_range)
     return linear
-
-
-def load_finetuned(folder: str | Path, flag: str) -> TransformerWithClfHead:
-    """The model of a fine-tuning run folder.
-
-    Adapters are put onto the base that they were trained on. Raises UserError if the folder is not a fine-tuning run,
-    or if the base is missing or not the same any more.
-    """
-    config = read_run_config(folder, flag)
-    if "head" not in config:
-        raise UserError(f"{flag} {folder} holds a pretrained model without a classification head; fine-tune it first")
-    model_class = find_model_class(config["model_class"])
-    model = model_class(TransformerConfig(**config["model"]), HeadConfig(**config["head"]))
-    weights = load_weights(Path(folder) / WEIGHTS)
-    if config["base"]:
-        weights = find_base(Path(folder), config["base"]).weights | weights
-    load_into(model, weights, f"{flag} {folder}")
-    return model
-
-
-def find_model_class(name: str) -> type[TransformerWithClfHead]:
-    """The class of this module that `--finetuning_model_class` names. Raises UserError if it is not a classifier."""
-    model_class = globals().get(name)
-    if not (isinstance(model_class, type) and issubclass(model_class, TransformerWithClfHead)):
-        raise UserError(f"--finetuning_model_class {name} is not a classifier of finetuning_model.py")
-    return model_class
 
 
 def added_parameters(model: TransformerWithClfHead) -> tuple[str, ...]:

@@ -36,14 +36,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from checkpoints.files import as_json, read_run_config
+from checkpoints.finetuned import load_finetuned
 from config.arguments import UserError
 from data.tables import FIELDS, read_column, read_table
 from data.tokenization import load_tokenizer
-from finetuning_model import load_finetuned
 from tasks.examples import Collator, Examples, evaluation_batches
 from tasks.kinds import KindOptions
 from tasks.task import KINDS, columns_of
-from utils import as_json, choose_device, logger, read_run_config
+from utils import choose_device, logger
 
 CHUNK = 4096  # examples that are read, encoded and sorted by length together
 # What an argument or a line of text holds, between tabs.

@@ -17,27 +17,23 @@ if __name__ == "__main__":
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from ignite.engine import Engine
 from torch import Tensor
 
-from checkpoints.pretrained import Checkpoint, describe_base, open_checkpoint
+from checkpoints.finetuned import build_model, max_length
+from checkpoints.pretrained import Checkpoint, describe_base, newest_checkpoint, open_checkpoint
 from config.arguments import UserError
-from data.corpus import Batch, Masking
-from data.sources import SPLIT_FILES
-from data.tables import FIELDS
+from config.constants import IGNORE_INDEX
+from data.corpus import Masking
 from experiments.notify import notified
 from experiments.restarts import train_restarts
-from finetuning_model import HeadConfig, TransformerWithClfHead, added_parameters, find_model_class
-from layers.adapters import Tuning, check_goes_on, check_settings, fused_adapters, saved_names
-from pretraining_model import TransformerConfig
-from pretraining_train import model_config
+from finetuning_model import TransformerWithClfHead
+from layers.adapters import saved_names
 from tasks.examples import Collator, Examples, TaskBatches, choose_subset, evaluation_batches
-from tasks.kinds import KindOptions
-from tasks.task import Task
+from tasks.task import Task, open_task
 from training.loop import (
     BestWeights,
     Objective,
@@ -48,6 +44,7 @@ from training.loop import (
     attach_unfreezing,
     build_optimizers,
     check_resumable,
+    count_parameters,
     create_trainer,
     restore_best,
     rows_per_process,
@@ -55,19 +52,7 @@ from training.loop import (
     step_sizes,
     wrap_model,
 )
-from utils import (
-    CONFIG,
-    IGNORE_INDEX,
-    WEIGHTS,
-    Run,
-    count_parameters,
-    finish_run,
-    load_into,
-    open_folder,
-    read_run_config,
-    show,
-    start_run,
-)
+from utils import Batch, Run, finish_run, open_folder, show, start_run
 
 
 @notified
@@ -86,7 +71,7 @@ def finetune_once(config: FinetuningConfig, whole: Run | None = None) -> dict[st
     run = start_run(config)
     tokenizer = config.tokenizer or (str(checkpoint.folder) if checkpoint else "bert-base-cased")
     task = open_task(config, tokenizer)
-    model = build_model(config, task, checkpoint)
+    model = build_model(config, task.kind.model_class, task.kind.num_outputs, len(task.tokenizer), checkpoint)
     model.transformer.gradient_checkpointing = config.gradient_checkpointing
     collate = Collator.for_model(model.config, task.tokenizer, max_length(config, model.config), config.truncation)
     train, valid = (task.kind.features(examples, collate) for examples in (task.train, task.examples("valid")))
@@ -121,69 +106,6 @@ def finetune_once(config: FinetuningConfig, whole: Run | None = None) -> dict[st
 
 
 # -------------------------------------------------------------------------------------------- the task and the model
-
-
-def open_task(config: FinetuningConfig, tokenizer: str) -> Task:
-    """The task that the flags describe. Raises UserError for one that cannot be read."""
-    columns = {field: getattr(config, f"{field}_column") for field in FIELDS}
-    splits = {split: getattr(config, f"{split}_split") for split in SPLIT_FILES}
-    names = config.label_names.split(",") if config.label_names else []
-    options = KindOptions(names, config.blank, config.doc_stride, config.max_answer_length, config.unanswerable, config.skip_unlabelled, bool(config.group_column))
-    return Task(config.dataset_path, tokenizer, config.dataset_cache, columns, config.num_classes, config.kind, splits, options)
-
-
-def newest_checkpoint() -> str:
-    """The newest pretraining run under runs/. Raises UserError if there is none."""
-    folders = [file.parent for file in Path("runs").glob(f"**/{WEIGHTS}") if (file.parent / CONFIG).is_file()]
-    folders = [folder for folder in folders if "labels" not in read_run_config(folder, "runs")]
-    if not folders:
-        raise UserError("there is no pretrained model under runs/; run pretraining_train.py first, name a run folder with --model_checkpoint, or none to train from scratch")
-    return str(max(folders, key=lambda folder: (folder / WEIGHTS).stat().st_mtime))
-
-
-def build_model(config: FinetuningConfig, task: Task, checkpoint: Checkpoint | None) -> TransformerWithClfHead:
-    """A model with a new head and the checkpoint's weights. Raises UserError if they do not fit."""
-    if checkpoint:
-        shape = dataclasses.replace(checkpoint.config, dropout=config.dropout, attention_dropout=config.attention_dropout)
-        if len(task.tokenizer) > shape.num_embeddings or (config.tokenizer and len(task.tokenizer) < shape.num_embeddings):
-            where = f"{checkpoint.name} was pretrained with {shape.num_embeddings}"
-            raise UserError(f"--tokenizer has {len(task.tokenizer)} tokens, but {where}; leave --tokenizer out")
-    else:
-        shape = model_config(config, len(task.tokenizer))
-    tuning = choose_tuning(config, shape.embed_dim)
-    if not tuning.is_full and not checkpoint:
-        raise UserError(f"--tuning {tuning.name} needs a pretrained model to adapt; name one with --model_checkpoint")
-    if checkpoint:
-        check_goes_on(checkpoint, tuning)
-    fused = fused_adapters(config.adapters, checkpoint, tuning.drop_last) if tuning.name == "fusion" else {}
-    head = HeadConfig(task.kind.num_outputs, config.pooling, tuning, config.initializer_range)
-    head.tuning.fused = {name: one.tuning for name, one in fused.items()}
-    model = find_model_class(config.finetuning_model_class or task.kind.model_class)(shape, head)
-    for name, parameter in model.named_parameters():
-        if name.startswith("output_") and not (tuning.is_full and config.lm_loss_coef):
-            parameter.requires_grad = False  # several processes would wait for a gradient that never comes
-    if checkpoint:
-        added = {name: tensor for one in fused.values() for name, tensor in one.weights.items() if name in model.state_dict()}
-        load_into(model, checkpoint.weights | added, f"--model_checkpoint {checkpoint.name}", added_parameters(model))
-    return model
-
-
-def choose_tuning(config: FinetuningConfig, embed_dim: int) -> Tuning:
-    """What to train, from the flags. Raises UserError for flags that would be without effect."""
-    name = "houlsby" if config.adapters_dim and config.tuning == "full" else config.tuning
-    if config.adapters and name != "fusion":
-        raise UserError(f"--adapters are for --tuning fusion, not {name}; to go on training adapters, name their folder with --model_checkpoint")
-    check_settings(name, width=config.adapters_dim, drop_last=config.drop_last)
-    activation = {"pfeiffer": "relu"}.get(name, "gelu") if config.adapter_activation == "auto" else config.adapter_activation
-    width = config.adapters_dim or max(1, embed_dim // config.reduction_factor)
-    return Tuning(name, width, activation, config.lora_rank, config.lora_alpha, drop_last=config.drop_last)
-
-
-def max_length(config: FinetuningConfig, shape: TransformerConfig) -> int:
-    """The longest input. Raises UserError if the model has fewer positions."""
-    if config.max_length and config.max_length > shape.num_max_positions:
-        raise UserError(f"--max_length {config.max_length} is more than the model's {shape.num_max_positions} positions")
-    return config.max_length or shape.num_max_positions
 
 
 def describe(runs: list[Run], task: Task, model: TransformerWithClfHead, checkpoint: Checkpoint | None, n_examples: int, sizes: dict) -> None:

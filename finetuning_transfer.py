@@ -33,7 +33,6 @@ if __name__ == "__main__":
 import csv
 import dataclasses
 import gc
-import logging
 import math
 import os
 import shutil
@@ -46,31 +45,22 @@ from pathlib import Path
 import filelock
 import torch
 
-from checkpoints.pretrained import Checkpoint, open_checkpoint
+from checkpoints.files import CHECKPOINTS, CONFIG, METRICS, WEIGHTS, atomic_write, read_metrics, write_json
+from checkpoints.finetuned import build_model, max_length
+from checkpoints.pretrained import Checkpoint, newest_checkpoint, open_checkpoint
 from config.arguments import UserError, read_json
 from experiments.claims import Claims
 from experiments.notify import describe, notified, termination_as_exit
+from experiments.restarts import sample_deviation
 from experiments.task_map import NO_TRANSFER, Job, TaskMap, jobs_of, read_task_map, settle_metric
-from finetuning_train import build_model, finetune, max_length, newest_checkpoint, open_task
-from utils import (
-    CHECKPOINTS,
-    CONFIG,
-    METRICS,
-    WEIGHTS,
-    git_commit,
-    read_metrics,
-    sample_deviation,
-    show,
-    show_messages,
-    write_json,
-    written_whole,
-)
+from finetuning_train import finetune
+from tasks.task import open_task
+from utils import git_commit, logger, show, show_messages
 
 TABLE, HEAT_MAP = "results.csv", "heatmap.png"
 POLL = 2.0  # seconds between two looks for work that others may have made possible
 # Arguments that may differ when a grid goes on: they change where and how, not what is trained.
 FREE = {"output_dir", "overwrite", "resume", "local_rank", "notify", "device", "log_every", "save_every", "dataset_cache"}
-logger = logging.getLogger("transfer")
 
 
 class CellsFailed(RuntimeError):
@@ -188,7 +178,8 @@ def check_training(config: FinetuningConfig, checkpoint: Checkpoint | None):
     task.examples("valid")
     if str(getattr(config, "metric", None)).startswith("test_"):
         task.examples("test")
-    max_length(config, build_model(config, task, checkpoint).config)
+    model = build_model(config, task.kind.model_class, task.kind.num_outputs, len(task.tokenizer), checkpoint)
+    max_length(config, model.config)
     return task.kind
 
 
@@ -293,9 +284,9 @@ def deviation(values) -> float | None:
 
 def write_table(grid: Grid) -> None:
     """Write the table as far as it goes. One process at a time, so that the last one to write has seen all the results."""
-    with filelock.FileLock(grid.folder / ".lock"), written_whole(grid.folder / TABLE) as aside:
+    with filelock.FileLock(grid.folder / ".lock"), atomic_write(grid.folder / TABLE) as tmp_path:
         names = ["source", "target", "metric", "n", "mean", "std", "gain", "gain_std", "seeds"]
-        with open(aside, "w", newline="", encoding="utf-8") as file:
+        with open(tmp_path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(table(grid))
@@ -338,8 +329,8 @@ def draw_heat_map(rows: list[dict], file: Path) -> None:
         is_dark = abs(row["gain"] or 0) > 0.6 * most
         axes.text(targets.index(target), sources.index(source), f"{row['mean']:.3f}", ha="center", va="center", color="white" if is_dark else "black")
     figure.colorbar(image, label="gain over no transfer", fraction=0.7 / width, pad=0.2 / width)
-    with written_whole(file) as aside:
-        figure.savefig(aside, format="png", dpi=150)
+    with atomic_write(file) as tmp_path:
+        figure.savefig(tmp_path, format="png", dpi=150)
 
 
 def shorten(name: str, longest: int = 30) -> str:

@@ -4,19 +4,26 @@ The layer has two named slots, `after_attention` and `after_feed_forward`, that 
 somebody fills them: adapters (`layers/adapters.py`) plug in there and never copy a `forward`.
 """
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from config.arguments import UserError
-from utils import IGNORE_INDEX
+from config.arguments import ModelArguments, UserError
+from config.constants import IGNORE_INDEX
 
 # By the names of the transformers library. gelu_new is GPT-2's, approximated by tanh; gelu is BERT's.
-ACTIVATIONS = {"gelu_new": lambda: nn.GELU(approximate="tanh"), "gelu": nn.GELU, "relu": nn.ReLU}
+ACTIVATIONS = {
+    "gelu_new": lambda: nn.GELU(approximate="tanh"),
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "swish": nn.SiLU,
+    "tanh": nn.Tanh,
+}
 # Rows of logits that exist at once. On a CPU as many as its cache likes (docs/performance.md); on a GPU more, for large products,
 # and since the chunks' gradients of the weights are added up in the precision of the weights.
 LOSS_CHUNK, LOSS_CHUNK_ON_GPU = 1024, 8192
@@ -263,6 +270,31 @@ class TransformerWithLMHead(nn.Module):
         hidden_states = self.transformer(input_ids, attention_mask)
         return self.logits(hidden_states) if labels is None else self.loss(hidden_states, labels)
 
+    # What training has to know about the parameters.
+
+    def parameter_depths(self) -> dict[str, int]:
+        """How many layers lie between each parameter and the output: 0 for heads and the final LayerNorm, the most for embeddings."""
+        layers = {name: layer_number(name) for name, _ in self.named_parameters()}
+        n_layers = self.config.num_layers
+        return {
+            name: (n_layers + 1) * ("embedding" in name) if layer is None else n_layers - layer
+            for name, layer in layers.items()
+        }
+
+    def hidden_matrices(self) -> dict[str, int]:
+        """The matrices of the layers, and how many are stacked in each: queries, keys and values are three."""
+        return {
+            name: 3 if "query_key_value" in name else 1
+            for name, parameter in self.named_parameters()
+            if layer_number(name) is not None and parameter.dim() == 2
+        }
+
+    def lm_head_parameters(self) -> Iterator[nn.Parameter]:
+        """What only the language-modelling loss trains; the token embeddings are the transformer's."""
+        yield from self.output_transform.parameters()
+        if self.output_bias is not None:
+            yield self.output_bias
+
     def logits(self, hidden_states: Tensor) -> Tensor:
         """[..., embed] → [..., num_embeddings]."""
         return F.linear(self.output_transform(hidden_states), self.transformer.token_embeddings.weight, self.output_bias)
@@ -297,6 +329,12 @@ class TransformerWithLMHead(nn.Module):
             reduction="none" if is_half else "sum",
             options=options,
         ).sum(dtype=torch.float32)
+
+
+def layer_number(name: str) -> int | None:
+    """The number of the layer that a parameter belongs to, from 0, if it belongs to one."""
+    match = re.search(r"\.layers\.(\d+)\.", name)
+    return int(match[1]) if match else None
 
 
 def sample_vocabulary(labels: Tensor, num_embeddings: int, n_sampled: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -386,3 +424,9 @@ def attendable_positions(attention_mask: Tensor, causal: bool) -> Tensor:
         # A padding token on the left would have nothing to look at, and a softmax over nothing is NaN.
         attendable = attendable | torch.eye(seq, dtype=torch.bool, device=attention_mask.device)
     return attendable
+
+
+def transformer_config(flags: ModelArguments, num_embeddings: int) -> TransformerConfig:
+    """The model's shape from the flags. Raises UserError if they do not go together."""
+    shape = {field.name for field in fields(TransformerConfig)} & set(vars(flags))
+    return TransformerConfig(num_embeddings, causal=not flags.mlm, **{name: getattr(flags, name) for name in shape})

@@ -34,10 +34,11 @@ from ignite.engine import Engine
 from ignite.metrics import Loss, MetricsLambda
 from torch import nn
 
-from data.corpus import Batch, Corpus, CorpusBatches, Masking, evaluation_blocks, load_corpus
+from config.constants import IGNORE_INDEX
+from data.corpus import Corpus, CorpusBatches, Masking, evaluation_blocks, load_corpus
 from data.tokenization import Tokenizer
 from experiments.notify import notified
-from pretraining_model import TransformerConfig, TransformerWithLMHead, generate
+from pretraining_model import TransformerWithLMHead, generate, transformer_config
 from training.loop import (
     BestWeights,
     Objective,
@@ -47,13 +48,14 @@ from training.loop import (
     attach_schedule,
     build_optimizers,
     check_resumable,
+    count_parameters,
     create_trainer,
     rows_per_process,
     run_training,
     step_sizes,
     wrap_model,
 )
-from utils import IGNORE_INDEX, Run, count_parameters, finish_run, open_folder, show, start_run
+from utils import Batch, Run, finish_run, open_folder, show, start_run
 
 
 @notified
@@ -64,7 +66,7 @@ def pretrain(config: PretrainingConfig) -> dict[str, float]:
     """
     run = start_run(config)
     corpus = load_corpus(config.dataset_path, config.tokenizer, config.dataset_cache, config.text_column)
-    model = TransformerWithLMHead(model_config(config, len(corpus.tokenizer)))
+    model = TransformerWithLMHead(transformer_config(config, len(corpus.tokenizer)))
     mask = Masking(corpus.tokenizer, config.mlm_probability) if config.mlm else None
     n_rows = rows_per_process(run)
     batches = CorpusBatches(corpus.train.ids, config.num_max_positions, n_rows, config.seed, run.rank, run.world_size, mask)
@@ -90,12 +92,6 @@ def pretrain(config: PretrainingConfig) -> dict[str, float]:
     speed = trainer.n_tokens / timer.value() if trainer.n_tokens else 0.0
     metrics = {"n_steps": trainer.state.iteration, "tokens_per_second": speed, "n_parameters": n_parameters, "n_trained": n_trained}
     return finish_run(run, best.best | metrics)
-
-
-def model_config(config: ModelArguments, num_embeddings: int) -> TransformerConfig:
-    """The model's shape from the flags. Raises UserError if they do not go together."""
-    shape = {field.name for field in dataclasses.fields(TransformerConfig)} & set(vars(config))
-    return TransformerConfig(num_embeddings, causal=not config.mlm, **{name: getattr(config, name) for name in shape})
 
 
 def start_from_counts(model: TransformerWithLMHead, corpus: Corpus, config: PretrainingConfig) -> None:

@@ -7,10 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+from checkpoints.files import read_evaluations, write_json
 from config.arguments import load_preset, run_script
 from finetuning_train import FinetuningConfig, finetune
 from pretraining_train import PretrainingConfig, pretrain
-from utils import read_evaluations, write_json
 
 FOLDER = Path("runs/quickstart")
 FINETUNING = {"full": "fine-tuned in full", "adapters": "fine-tuned with adapters", "scratch": "from scratch"}

@@ -1,49 +1,40 @@
-"""Everything about a run: processes, device, precision, folder, files that appear whole, logs and checkpoints."""
+"""A run: its processes, device, precision, folder, messages and logs."""
 import atexit
-import contextlib
 import dataclasses
 import datetime
 import gc
-import hashlib
 import importlib.metadata
-import json
 import logging
-import math
 import os
 import platform
 import shutil
 import socket
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import ignite.distributed as idist
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
-from torch import nn
 from tqdm import tqdm
 
-from config.arguments import RunArguments, UserError, read_json
+from checkpoints.files import CONFIG, EVALUATIONS, METRICS, as_json, write_json
+from config.arguments import RunArguments, UserError
+from config.constants import LOGGER
 
 try:
     import resource
 except ImportError:  # on Windows
     resource = None
 
-IGNORE_INDEX = -100  # a label that asks for no loss, as in torch's cross_entropy
-WEIGHTS, CONFIG, METRICS, EVALUATIONS, CHECKPOINTS = (
-    "model.safetensors", "config.json", "metrics.json", "metrics.jsonl", "checkpoints",
-)  # fmt: skip
 PACKAGES = ("torch", "pytorch-ignite", "tokenizers", "safetensors", "numpy")
-logger = logging.getLogger("transfer")
+logger = logging.getLogger(LOGGER)
 T = TypeVar("T")
+Batch = dict[str, torch.Tensor]  # on the CPU or a device, batch first
 
 
 def derive_seed(*key: int) -> int:
@@ -300,105 +291,3 @@ def peak_memory_mb(device: torch.device) -> float | None:
 def show(message: str) -> None:
     """Print a line above the progress bar."""
     logger.info(message)
-
-
-# ------------------------------------------------------------------------------------------- files that appear whole
-
-
-@contextlib.contextmanager
-def written_whole(path: Path):
-    """A path to write to in place of `path`: renamed to it at the end, so that nobody ever sees half a file."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def as_json(value: object, **options) -> str:
-    """JSON as every parser reads it: infinity and NaN, which it does not have, become null."""
-
-    def finite(value: object) -> object:
-        if isinstance(value, dict):
-            return {key: finite(one) for key, one in value.items()}
-        if isinstance(value, list | tuple):
-            return [finite(one) for one in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(finite(value), allow_nan=False, default=str, **options)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON whole or not at all."""
-    with written_whole(path) as aside:
-        aside.write_text(as_json(value, indent=2) + "\n", encoding="utf-8")
-
-
-def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
-    """Write safetensors whole or not at all."""
-    with written_whole(path) as aside:
-        safetensors.torch.save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, aside)
-
-
-def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read safetensors. Raises UserError if the file is missing or is not one."""
-    try:
-        return safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as safetensors: {error}") from error
-
-
-def load_into(model: nn.Module, weights: dict[str, torch.Tensor], where: str, missing: tuple[str, ...] = ()) -> None:
-    """Load weights by name. Raises UserError unless they fit; only names that start with one of `missing` may lack."""
-    own = model.state_dict()
-    for name, tensor in weights.items():
-        if name not in own:
-            raise UserError(f"{where} does not fit the model: it holds {name}, which the model lacks")
-        if tensor.shape != own[name].shape:
-            raise UserError(f"{where} does not fit the model: {name} is {list(tensor.shape)}, the model's {list(own[name].shape)}")
-    lacking = [name for name in own if name not in weights and not name.startswith(missing or ("\0",))]
-    if lacking:
-        raise UserError(f"{where} does not fit the model: it lacks {lacking[0]}")
-    model.load_state_dict(weights, strict=False)
-
-
-def read_run_config(folder: str | Path, flag: str) -> dict:
-    """config.json of a run folder. Raises UserError if the folder is not one."""
-    if not (Path(folder) / CONFIG).is_file():
-        raise UserError(f"{flag} {folder} is not a run folder: it has no {CONFIG}")
-    return read_json(Path(folder) / CONFIG)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_metrics(folder: Path) -> dict | None:
-    """metrics.json of a run folder, if the run is finished."""
-    file = folder / METRICS
-    return with_nan(read_json(file)) if file.is_file() else None
-
-
-def read_evaluations(folder: Path) -> list[dict]:
-    """The rows of metrics.jsonl, one per evaluation."""
-    file = folder / EVALUATIONS
-    return [with_nan(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-
-
-def with_nan(metrics: dict) -> dict:
-    """Metrics as they were read, with NaN for null, which stands for what JSON has no number for."""
-    return {name: math.nan if value is None else value for name, value in metrics.items()}
-
-
-def sample_deviation(values: Collection[float]) -> float:
-    """The sample standard deviation of two numbers or more; NaN if one of them is not finite."""
-    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """How many parameters there are, and how many of them train."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from common import CACHE, record
 
+from checkpoints.files import read_evaluations
 from checkpoints.pretrained import open_checkpoint
 from config.arguments import load_preset
-from finetuning_train import FinetuningConfig, finetune, open_task
-from utils import read_evaluations
+from finetuning_train import FinetuningConfig, finetune
+from tasks.task import open_task
 
 LR, BATCH_SIZE, N_EPOCHS, N_WARMUP, MAX_NORM, MAX_LENGTH, SEED = 5e-5, 16, 3, 20, 1.0, 128, 42
 

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from checkpoints.files import write_json
 from data.corpus import Corpus, load_corpus
-from pretraining_model import TransformerConfig, TransformerWithLMHead
-from pretraining_train import PretrainingConfig, create_evaluation, lm_counts, lm_losses, model_config, pretrain
+from pretraining_model import TransformerConfig, TransformerWithLMHead, transformer_config
+from pretraining_train import PretrainingConfig, create_evaluation, lm_counts, lm_losses, pretrain
 from training.loop import Objective, build_optimizers, create_trainer, wrap_model
-from utils import Run, write_json
+from utils import Run
 
 RESULTS = ROOT / "benchmarks" / "results.json"
 CACHE = str(ROOT / "dataset_cache")
@@ -136,7 +137,7 @@ def our_side(corpus: Corpus, batch_size: int = BATCH_SIZE, **changes):
 def make_model(config: PretrainingConfig, num_embeddings: int) -> TransformerWithLMHead:
     """The model that the flags describe."""
     torch.manual_seed(0)
-    return TransformerWithLMHead(model_config(config, num_embeddings))
+    return TransformerWithLMHead(transformer_config(config, num_embeddings))
 
 
 def peer_model(nanogpt: str | None, num_embeddings: int, **shape) -> tuple[str, nn.Module]:

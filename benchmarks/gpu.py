@@ -41,16 +41,17 @@ from common import (
 from ignite.engine import Events
 
 from checkpoints.families import FAMILIES
+from checkpoints.files import write_json
 from data.corpus import CorpusBatches
 from data.tokenization import SPECIAL_TOKENS, Tokenizer
 from finetuning_model import HeadConfig, TransformerWithClfHead
 from finetuning_train import FinetuningConfig, finetuning_objective
-from pretraining_model import TransformerConfig
-from pretraining_train import PretrainingConfig, lm_counts, lm_losses, model_config
+from pretraining_model import TransformerConfig, transformer_config
+from pretraining_train import PretrainingConfig, lm_counts, lm_losses
 from tasks.examples import Collator, Examples, TaskBatches
 from tasks.kinds import Classification
 from training.loop import Objective, attach_schedule, build_optimizers, create_trainer, wrap_model
-from utils import start_run, write_json
+from utils import start_run
 
 RESULTS = ROOT / "benchmarks" / "results_gpu.json"
 TOLERANCE = 0.01  # by how much a loss may differ from that in fp32
@@ -259,7 +260,10 @@ def attempt(name: str, work: Callable[[], object], notes: list[str]) -> object |
         return work()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # no peer or no compiler, say: the rest is still worth its time
+    except ImportError as error:
+        notes.append(f"{name} was left out: {str(error).splitlines()[0]}")
+        return None
+    except Exception as error:  # no compiler, say: the rest is still worth its time
         notes.append(failure(name, error))
         return None
 
@@ -375,7 +379,7 @@ def measure_pretraining(
     matmul: float,
 ) -> dict:
     """Tokens per second of ours and of the peer, eager and compiled, and as parts of the card's peak."""
-    config = model_config(PretrainingConfig(**model.flags), model.num_embeddings)
+    config = transformer_config(PretrainingConfig(**model.flags), model.num_embeddings)
     operations = operations_per_token(config, config.num_max_positions)
 
     def rates(n_rows: int) -> dict:

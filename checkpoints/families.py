@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from checkpoints.files import CONFIG, WEIGHTS
 from config.arguments import UserError
 from pretraining_model import ACTIVATIONS, TransformerConfig
-from utils import CONFIG, WEIGHTS
 
 
 @dataclass(frozen=True)

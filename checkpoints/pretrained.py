@@ -6,14 +6,14 @@ from pathlib import Path
 from torch import Tensor
 
 from checkpoints.families import FAMILIES, read_shape, to_ours, todays_name
+from checkpoints.files import CONFIG, WEIGHTS, file_digest, load_into, load_weights, read_run_config
 from config.arguments import UserError
 from data.sources import download
 from data.tokenization import ByteLevelTokenizer, Tokenizer, download_tokenizer, load_tokenizer
+from finetuning_model import HEAD
 from pretraining_model import TransformerConfig, TransformerWithLMHead
-from utils import CONFIG, WEIGHTS, file_digest, load_into, load_weights, read_run_config
 
 HUB_PREFIX = "hf:"
-HEAD = "classification_head."  # how the names of its weights begin
 
 
 @dataclass
@@ -93,3 +93,12 @@ def download_checkpoint(repository: str, flag: str) -> Path:
     download(repository, WEIGHTS, flag, "; pickled weights are never loaded, since they can run code")
     download_tokenizer(repository, flag)
     return folder
+
+
+def newest_checkpoint() -> str:
+    """The newest pretraining run under runs/. Raises UserError if there is none."""
+    folders = [file.parent for file in Path("runs").glob(f"**/{WEIGHTS}") if (file.parent / CONFIG).is_file()]
+    folders = [folder for folder in folders if "labels" not in read_run_config(folder, "runs")]
+    if not folders:
+        raise UserError("there is no pretrained model under runs/; run pretraining_train.py first, name a run folder with --model_checkpoint, or none to train from scratch")
+    return str(max(folders, key=lambda folder: (folder / WEIGHTS).stat().st_mtime))

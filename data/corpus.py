@@ -20,16 +20,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from checkpoints.files import as_json
 from config.arguments import UserError
+from config.constants import IGNORE_INDEX
 from data.sources import PACKAGED, Source, open_source, split_rows, text_digest
 from data.tokenization import Tokenizer, load_tokenizer, parse_training_request, train_tokenizer
-from utils import IGNORE_INDEX, as_json, derive_seed, logger
+from utils import Batch, derive_seed, logger
 
 CACHE_FORMAT = 5
 SHARE_CACHE = "take another folder, or let its owner share it (chmod -R a+rX; g+w for those who add to it)"
 ENCODING_CHUNK = 2000  # texts encoded at once: enough for all cores, little enough for memory
 VALID_FRACTION = 0.025  # the end of a corpus that has no validation split
-Batch = dict[str, Tensor]
 
 # Scripts that are written without spaces between words. Each letter is a word in these:
 HAN = "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -80,13 +81,13 @@ def cached(cache: str, key: object, build: Callable[[Path], None]) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{folder}.lock"):  # other processes wait here, and then find it done
             if not folder.is_dir():
-                aside = folder.with_name(f"{digest}.{uuid.uuid4().hex}")
-                aside.mkdir()
+                tmp_path = folder.with_name(f"{digest}.{uuid.uuid4().hex}")
+                tmp_path.mkdir()
                 try:
-                    build(aside)
-                    os.rename(aside, folder)
+                    build(tmp_path)
+                    os.rename(tmp_path, folder)
                 finally:
-                    shutil.rmtree(aside, ignore_errors=True)
+                    shutil.rmtree(tmp_path, ignore_errors=True)
     except OSError as error:
         fix = f"; {SHARE_CACHE}" if isinstance(error, PermissionError) else ""
         raise UserError(f"--dataset_cache {cache} cannot be written: {error.strerror or error}{fix}") from error

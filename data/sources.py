@@ -23,9 +23,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from checkpoints.files import atomic_write
 from config.arguments import UserError, suggestion
 from data.tables import FILE_TYPES, check_file, first_line, read_rows, rename
-from utils import logger, show, written_whole
+from utils import logger, show
 
 SPLIT_FILES = {"train": ("train",), "valid": ("valid", "validation", "dev"), "test": ("test",)}
 HELD_OUT = {"imdb": 5000}  # examples held out of a training split without a validation split
@@ -297,9 +298,9 @@ def download_archive(url: str, what: str) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     logger.info(f"downloading {url}")
     try:
-        with written_whole(file) as aside:
-            urllib.request.urlretrieve(url, aside)
-            if not zipfile.is_zipfile(aside):  # but the page of somebody's login, say
+        with atomic_write(file) as tmp_path:
+            urllib.request.urlretrieve(url, tmp_path)
+            if not zipfile.is_zipfile(tmp_path):  # but the page of somebody's login, say
                 raise UserError(f"{what}: what {url} gives is not a zip archive; check the network")
     except OSError as error:
         reason = first_line(getattr(error, "reason", error))

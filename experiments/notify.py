@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from config.arguments import RunArguments, UserError
+from config.constants import LOGGER
 
 HELP = "github.com/caronc/apprise lists them"
-logger = logging.getLogger("transfer")
+logger = logging.getLogger(LOGGER)
 
 
 def notified(function: Callable[[RunArguments], dict]) -> Callable[[RunArguments], dict]:

@@ -4,24 +4,13 @@ import math
 import os
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
+from checkpoints.files import CONFIG, WEIGHTS, atomic_write, read_metrics, read_run_config
 from config.arguments import RunArguments
 from tasks.task import KINDS
-from utils import (
-    CONFIG,
-    WEIGHTS,
-    Run,
-    finish_run,
-    from_main,
-    read_metrics,
-    read_run_config,
-    sample_deviation,
-    show,
-    start_run,
-    written_whole,
-)
+from utils import Run, finish_run, from_main, show, start_run
 
 
 def train_restarts(config: RunArguments, train: Callable[[RunArguments, Run], dict]) -> dict:
@@ -75,8 +64,13 @@ def summarize(results: dict[int, dict]) -> dict:
 
 def link_or_copy(source: Path, target: Path) -> None:
     """The same file under another name; a copy where there are no links."""
-    with written_whole(target) as aside:
+    with atomic_write(target) as tmp_path:
         try:
-            os.link(source, aside)
+            os.link(source, tmp_path)
         except OSError:
-            shutil.copyfile(source, aside)
+            shutil.copyfile(source, tmp_path)
+
+
+def sample_deviation(values: Collection[float]) -> float:
+    """The sample standard deviation of two numbers or more; NaN if one of them is not finite."""
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan

@@ -6,18 +6,13 @@ the names of the transformer's own weights, so a checkpoint loads with or withou
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from checkpoints.pretrained import Checkpoint
 from config.arguments import UserError
-from pretraining_model import Transformer, TransformerLayer, initialize
-from utils import WEIGHTS, file_digest, load_weights, read_run_config
-
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu, "tanh": torch.tanh}
+from pretraining_model import ACTIVATIONS, Transformer, TransformerLayer, initialize
 
 
 @dataclass
@@ -48,7 +43,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.down = nn.Linear(embed_dim, width)
         self.up = nn.Linear(width, embed_dim)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = ACTIVATIONS[activation]()
         initialize(self.down, std=embed_dim**-0.5)
         initialize(self.up, std=1e-3)
 
@@ -205,49 +200,3 @@ def check_settings(name: str, **given: int | bool) -> None:
         if value and setting not in settings:
             known = ", ".join(f"--{FLAGS[one]}" for one in settings) or "none"
             raise UserError(f"--{FLAGS[setting]} does not apply to --tuning {name}; flags that do: {known}")
-
-
-def check_goes_on(checkpoint: Checkpoint, tuning: Tuning) -> None:
-    """Raises UserError if a checkpoint holds adapters, and the tuning does not train just such ones further."""
-    before = checkpoint.tuning
-    if not before or before["name"] == "head":  # then the transformer is as it was
-        return
-    settings = {name: before[name] for name in METHODS[before["name"]].settings}
-    if tuning.name != before["name"] or any(getattr(tuning, name) != value for name, value in settings.items()):
-        flags = [f"--{FLAGS[name]}" + ("" if value is True else f" {value}") for name, value in settings.items() if value is not False]
-        flags = " ".join([f"--tuning {before['name']}", *flags])
-        raise UserError(f"--model_checkpoint {checkpoint.name} goes on only as it was trained; add {flags}")
-
-
-# ------------------------------------------------------------------------------------------------------------- fusion
-
-
-@dataclass
-class TrainedAdapter:
-    """An adapter of a finished run: its tuning, and its weights under the names that they have in a fusion."""
-
-    tuning: dict
-    weights: dict[str, Tensor]
-
-
-def fused_adapters(folders: str | None, checkpoint: Checkpoint, drop_last: bool) -> dict[str, TrainedAdapter]:
-    """The adapters of the run folders, by name. Raises UserError unless all are Pfeiffer adapters of the checkpoint, in every
-    layer that the fusion is in."""
-    if not folders:
-        raise UserError("--tuning fusion needs trained adapters; name their run folders with --adapters a,b,c")
-    digest, found = file_digest((checkpoint.base or checkpoint).folder / WEIGHTS), {}
-    for folder in folders.split(","):
-        config, name = read_run_config(folder, "--adapters"), Path(folder).name.replace(".", "_")
-        tuning = config.get("head", {}).get("tuning", {})
-        if tuning.get("name") != "pfeiffer":
-            raise UserError(f"--adapters {folder} holds no adapters that can be fused; train them with --tuning pfeiffer")
-        if config["base"]["sha256"] != digest:
-            raise UserError(f"--adapters {folder} were trained on another model than --model_checkpoint {checkpoint.name}")
-        if tuning["drop_last"] and not drop_last:
-            raise UserError(f"--adapters {folder} were trained with --drop_last, so the last layer has none to fuse; add --drop_last")
-        if name in found:
-            raise UserError(f"--adapters names two folders {name}; rename one")
-        slot, inner = ".after_feed_forward.", f".after_feed_forward.adapters.{name}."
-        weights = load_weights(Path(folder) / WEIGHTS)
-        found[name] = TrainedAdapter(tuning, {key.replace(slot, inner): tensor for key, tensor in weights.items() if slot in key})
-    return found

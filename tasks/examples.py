@@ -2,18 +2,30 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.corpus import Batch, EncodedTexts
+from data.corpus import EncodedTexts
 from data.tokenization import ByteLevelTokenizer, Tokenizer
+from utils import Batch
 
-if TYPE_CHECKING:
-    from pretraining_model import TransformerConfig
-    from tasks.kinds import Kind
+
+class ModelShape(Protocol):
+    """What batches have to know of a model."""
+
+    causal: bool
+    num_token_types: int
+
+
+class Batching(Protocol):
+    """What examples have to know of their kind (`kinds.py`)."""
+
+    def n_sequences(self, examples: "Examples") -> np.ndarray | int: ...
+
+    def batch(self, texts: list[list[np.ndarray]], labels: list, collate: "Collator") -> Batch: ...
 
 
 @dataclass
@@ -25,17 +37,17 @@ class Examples:
     bounds: np.ndarray
     first_texts: np.ndarray
     labels: np.ndarray | list
-    kind: "Kind"
+    kind: Batching
     spans: np.ndarray | None = None  # [tokens, 2]: the characters of each token, for questions
 
     @classmethod
-    def of(cls, texts: EncodedTexts, labels: np.ndarray | list, kind: "Kind") -> "Examples":
+    def of(cls, texts: EncodedTexts, labels: np.ndarray | list, kind: Batching) -> "Examples":
         """All rows of a split."""
         bounds = np.column_stack([texts.offsets[:-1], texts.offsets[1:]])
         return cls(texts.ids, bounds, np.concatenate([[0], np.cumsum(texts.n_texts)]), labels, kind, texts.spans)
 
     @classmethod
-    def of_tokens(cls, encoded: list[np.ndarray], n_texts: np.ndarray, labels: np.ndarray | list, kind: "Kind") -> "Examples":
+    def of_tokens(cls, encoded: list[np.ndarray], n_texts: np.ndarray, labels: np.ndarray | list, kind: Batching) -> "Examples":
         """Texts that `kind.encode` gave, so many for each example."""
         ids = np.concatenate(encoded) if encoded else np.empty(0, dtype=np.int64)
         offsets = np.cumsum([0, *map(len, encoded)])
@@ -75,7 +87,7 @@ class Collator:
     segments: bool = False  # for models that tell the texts of a pair apart
 
     @classmethod
-    def for_model(cls, shape: "TransformerConfig", tokenizer: Tokenizer | ByteLevelTokenizer, max_length: int, truncation: str) -> "Collator":
+    def for_model(cls, shape: ModelShape, tokenizer: Tokenizer | ByteLevelTokenizer, max_length: int, truncation: str) -> "Collator":
         """Batches as a model of that shape reads them."""
         return cls(tokenizer, max_length, shape.causal, truncation, shape.num_token_types > 1)
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from config.arguments import UserError, suggestion
-from data.corpus import Batch, texts_of_row
+from data.corpus import texts_of_row
 from data.tables import CHOICE, is_missing
 from data.tokenization import ByteLevelTokenizer, Tokenizer
 from tasks.answers import token_f1
 from tasks.examples import Collator, Examples
+from utils import Batch
 
 
 @dataclass

@@ -3,8 +3,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
 from config.arguments import UserError
+from config.finetuning import TaskArguments
 from data.corpus import EncodedTexts, encode_rows, find_tokenizer
-from data.sources import HUB_DATASETS, KNOWN_DATASETS, open_source, split_rows
+from data.sources import HUB_DATASETS, KNOWN_DATASETS, SPLIT_FILES, open_source, split_rows
+from data.tables import FIELDS
 from tasks.examples import Examples
 from tasks.kinds import Classification, Kind, KindOptions, MultipleChoice, Regression, as_numbers
 from tasks.question_answering import QuestionAnswering
@@ -105,3 +107,12 @@ class Task:
 
     def _training_texts(self) -> Iterator[str]:
         return (text for row in self.rows("train") for text in self.kind.texts(row))
+
+
+def open_task(config: TaskArguments, tokenizer: str) -> Task:
+    """The task that the flags describe. Raises UserError for one that cannot be read."""
+    columns = {field: getattr(config, f"{field}_column") for field in FIELDS}
+    splits = {split: getattr(config, f"{split}_split") for split in SPLIT_FILES}
+    names = config.label_names.split(",") if config.label_names else []
+    options = KindOptions(names, config.blank, config.doc_stride, config.max_answer_length, config.unanswerable, config.skip_unlabelled, bool(config.group_column))
+    return Task(config.dataset_path, tokenizer, config.dataset_cache, columns, config.num_classes, config.kind, splits, options)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from config.arguments import UserError
-from data.corpus import Batch
+from config.constants import IGNORE_INDEX
 from data.tables import is_missing
 from tasks.examples import Collator
 from tasks.kinds import Kind
-from utils import IGNORE_INDEX
+from utils import Batch
 
 NO_TAG = "O"  # of a word that is in no entity, or lies behind the longest input
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from checkpoints.files import atomic_write, load_into, load_weights, save_weights, write_json
 from config.arguments import UserError, parse_argv
 from finetuning_predict import PredictionConfig, predict
 from finetuning_train import FinetuningConfig, finetune
 from pretraining_generate import GenerationConfig, continue_prompt
 from pretraining_train import PretrainingConfig, pretrain
-from utils import load_into, load_weights, save_weights, write_json, written_whole
 
 TINY = ["--embed_dim", "16", "--hidden_dim", "16", "--num_layers", "1", "--num_heads", "2", "--num_max_positions", "16", "--train_batch_size", "2", "--n_steps", "1"]
 
@@ -120,7 +120,7 @@ def test_use_scripts_refuse(folder, checkpoint):
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     file = tmp_path / "file.txt"
     file.write_text("old")
-    with pytest.raises(RuntimeError), written_whole(file) as aside:
+    with pytest.raises(RuntimeError), atomic_write(file) as aside:
         aside.write_text("half of the new")
         raise RuntimeError("killed")
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]

@@ -2,13 +2,13 @@
 import pytest
 import torch
 
-import finetuning_model
+from checkpoints.finetuned import load_finetuned
 from config.arguments import parse_argv
-from finetuning_model import HeadConfig, TransformerWithClfHead, load_finetuned
+from config.constants import IGNORE_INDEX
+from finetuning_model import HeadConfig, TransformerWithClfHead
 from finetuning_train import FinetuningConfig, finetune
 from layers.adapters import Tuning
 from pretraining_model import TransformerConfig
-from utils import IGNORE_INDEX
 
 SHAPE = TransformerConfig(97, 32, 64, 24, 4, 3, 0.0, 0.0)
 
@@ -80,12 +80,11 @@ def test_regression_is_squared_error():
     torch.testing.assert_close(model(**batch, labels=labels)["clf"], ((model(**batch)[:, 0] - labels) ** 2).sum())
 
 
-def test_a_class_of_the_users_own_is_trained_and_found_again(finetuning, tmp_path, monkeypatch):
+def test_a_class_of_the_users_own_is_trained_and_found_again(finetuning, tmp_path):
     class TwiceAsSure(TransformerWithClfHead):
         def forward(self, *args, labels=None, **kwargs):
             return super().forward(*args, labels=labels, **kwargs) if labels is not None else 2 * super().forward(*args, **kwargs)
 
-    monkeypatch.setattr(finetuning_model, "TwiceAsSure", TwiceAsSure, raising=False)
     flags = [*finetuning, "--n_steps", 1, "--finetuning_model_class", "TwiceAsSure", "--output_dir", tmp_path / "run"]
     finetune(parse_argv(FinetuningConfig, "", list(map(str, flags))))
     model = load_finetuned(tmp_path / "run", "RUN_FOLDER")

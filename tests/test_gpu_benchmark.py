@@ -1,6 +1,7 @@
 """The benchmark for GPUs, in miniature on the CPU: what it measures, and what it says without a card."""
 
 import dataclasses
+import importlib
 import json
 import math
 import sys
@@ -68,6 +69,13 @@ def test_every_section_is_measured_and_written(measured):
             side[unit] > 0 and side["peak_memory_mb"] is None for side in results[section]["sides"].values()
         )
         assert results[section]["ratios"].keys() == {f"ours/{side}" for side in sides - {"ours"}}
+
+
+def test_a_library_that_is_not_there_is_no_fault():
+    notes = []
+    assert gpu.attempt("trainer", lambda: importlib.import_module("no_such_library"), notes) is None
+    assert notes == ["trainer was left out: No module named 'no_such_library'"]
+    assert not gpu.faults({"notes": notes})
 
 
 def test_losses_of_the_precisions_agree_and_fall(measured):

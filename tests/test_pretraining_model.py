@@ -5,8 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from checkpoints.files import save_weights, write_json
 from checkpoints.pretrained import load_pretrained
 from config.arguments import UserError
+from config.constants import IGNORE_INDEX
 from pretraining_model import (
     EmptySlot,
     TransformerConfig,
@@ -15,7 +17,6 @@ from pretraining_model import (
     keep_likeliest,
     sinusoids,
 )
-from utils import IGNORE_INDEX, save_weights, write_json
 
 SHAPE = {"num_embeddings": 97, "embed_dim": 32, "hidden_dim": 64, "num_max_positions": 24, "num_heads": 4, "num_layers": 3}
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from helpers.runs import NO_DROPOUT, ROOT, call, evaluations, launch, metrics, run
 
+from checkpoints.files import write_json
 from config.arguments import UserError
 from finetuning_train import FinetuningConfig
 from training.loop import check_resumable, rows_per_process
-from utils import Run, own_gpu, write_json
+from utils import Run, own_gpu
 
 UNDER_SLURM = {"SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2"}
 # A machine with one GPU, as ignite would see it.

@@ -8,9 +8,10 @@ import sys
 
 from tqdm import tqdm
 
+from checkpoints.files import EVALUATIONS, METRICS, read_evaluations, read_metrics, write_json
 from experiments.claims import is_running
 from experiments.restarts import summarize
-from utils import EVALUATIONS, METRICS, AboveProgressBar, Run, read_evaluations, read_metrics, write_json
+from utils import AboveProgressBar, Run
 
 
 class Screen(io.StringIO):

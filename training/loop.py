@@ -1,10 +1,9 @@
 """What the training loops share: optimizers, schedule, the optimizer step, and what is attached around it."""
 import contextlib
 import math
-import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,24 +15,29 @@ from ignite.handlers import Checkpoint, DiskSaver, ProgressBar, Timer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from config.arguments import OptimizationArguments, UserError
-from utils import (
+from checkpoints.files import (
     CHECKPOINTS,
     EVALUATIONS,
     WEIGHTS,
-    Run,
     as_json,
-    derive_seed,
-    from_main,
+    atomic_write,
     load_weights,
     read_evaluations,
     read_run_config,
     save_weights,
-    show,
-    written_whole,
 )
+from config.arguments import OptimizationArguments, UserError
+from utils import Batch, Run, derive_seed, from_main, show
 
-Batch = dict[str, Tensor]
+
+class TrainableModel(Protocol):
+    """A module that tells what its optimizers have to know."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def parameter_depths(self) -> dict[str, int]: ...  # layers between a parameter and the output
+
+    def hidden_matrices(self) -> dict[str, int]: ...  # matrices of hidden layers, and how many are stacked in each
 
 
 class Batches(Protocol):
@@ -100,15 +104,15 @@ class Muon(torch.optim.Optimizer):
         return (x.mT if is_tall else x).to(matrices.dtype)
 
 
-def build_optimizers(model: nn.Module, config: OptimizationArguments) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: TrainableModel, config: OptimizationArguments) -> list[torch.optim.Optimizer]:
     """AdamW, with weight decay on matrices alone; with `--optimizer muon`, Muon for the matrices of the layers.
 
-    With `layer_lr_decay` below 1, what lies deeper under the output learns more slowly: discriminative fine-tuning
-    (ULMFiT: Howard & Ruder 2018, section 3.2).
+    With `layer_lr_decay` below 1, layers farther from the output get smaller learning rates: discriminative
+    fine-tuning (ULMFiT: Howard & Ruder 2018, section 3.2).
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    depths = depths_below_output(trained)
-    hidden = [name for name, one in trained.items() if ".layers." in name and one.dim() == 2 and config.optimizer == "muon"]
+    depths, stacked = model.parameter_depths(), model.hidden_matrices() if config.optimizer == "muon" else {}
+    hidden = [name for name in trained if name in stacked]
 
     def groups(names: Iterable[str], lr: float, options: Callable[[str], dict]) -> list[dict]:
         alike: dict[tuple, list[Tensor]] = defaultdict(list)
@@ -121,7 +125,7 @@ def build_optimizers(model: nn.Module, config: OptimizationArguments) -> list[to
         return {"weight_decay": config.weight_decay if trained[name].dim() >= 2 else 0.0}
 
     def blocks(name: str) -> dict:
-        return {"weight_decay": config.weight_decay, "n_blocks": 3 if "query_key_value" in name else 1}
+        return {"weight_decay": config.weight_decay, "n_blocks": stacked[name]}
 
     rest = [name for name in trained if name not in hidden]  # lists: a checkpoint knows parameters by their order
     is_fused = next(iter(trained.values())).device.type in ("cuda", "cpu")
@@ -129,13 +133,6 @@ def build_optimizers(model: nn.Module, config: OptimizationArguments) -> list[to
     if hidden:
         optimizers.append(Muon(groups(hidden, config.muon_lr, blocks), lr=config.muon_lr, momentum=config.muon_momentum))
     return optimizers
-
-
-def depths_below_output(names: Iterable[str]) -> dict[str, int]:
-    """How many layers lie between a parameter and the output: 0 for a head and the final LayerNorm, and the most for the embeddings."""
-    layers = {name: int(found[1]) for name in names if (found := re.search(r"\.layers\.(\d+)\.", name))}
-    n_layers = 1 + max(layers.values(), default=-1)
-    return {name: n_layers - layers[name] if name in layers else (n_layers + 1) * ("embedding" in name) for name in names}
 
 
 def learning_rate_factor(step: int, n_warmup: int, n_steps: int, schedule: str) -> float:
@@ -309,11 +306,11 @@ def attach_schedule(trainer: Engine, optimizers: list, config: OptimizationArgum
                 group["lr"] = peak * factor
 
 
-def attach_unfreezing(trainer: Engine, model: nn.Module, every: int) -> None:
+def attach_unfreezing(trainer: Engine, model: TrainableModel, every: int) -> None:
     """Gradual unfreezing (ULMFiT: Howard & Ruder 2018, section 3.3): first the head alone trains, then, every so many steps,
     one layer more from the top, the embeddings last. A pure function of the step; 0: everything trains from the start."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    depths = depths_below_output(trained)
+    depths = model.parameter_depths()
 
     @trainer.on(Events.ITERATION_STARTED)
     def thaw(engine: Engine) -> None:
@@ -423,7 +420,7 @@ def attach_logging(trainer: Engine, optimizers: list, run: Run) -> Timer:
 
 
 class Saver(DiskSaver):
-    """Writes checkpoints aside and renames them. An old one that is gone already is no error: it goes before the new one is
+    """Writes checkpoints to temporary files and renames them. An old one that is gone already is no error: it goes before the new one is
     written, so a run that is killed in between has lost a file that its last checkpoint still lists."""
 
     def remove(self, filename: str) -> None:
@@ -455,8 +452,8 @@ def resume(run: Run, state: dict) -> None:
     show(f"resuming after step {step}")
     if run.is_main:
         rows = [row for row in read_evaluations(run.folder) if row["step"] <= state["best"].last_step]
-        with written_whole(run.folder / EVALUATIONS) as aside:
-            aside.write_text("".join(f"{as_json(row)}\n" for row in rows), encoding="utf-8")
+        with atomic_write(run.folder / EVALUATIONS) as tmp_path:
+            tmp_path.write_text("".join(f"{as_json(row)}\n" for row in rows), encoding="utf-8")
 
 
 def newest(folder: Path) -> Path | None:
@@ -481,3 +478,9 @@ def restore_best(model: nn.Module, run: Run) -> None:
     """Load the best weights back into the model."""
     weights = from_main(lambda: load_weights(run.folder / WEIGHTS))
     model.load_state_dict(weights, strict=False)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """How many parameters there are, and how many of them train."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)

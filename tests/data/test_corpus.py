@@ -14,6 +14,7 @@ import torch
 
 import data.sources as data_sources
 from config.arguments import UserError
+from config.constants import IGNORE_INDEX
 from data.corpus import (
     CorpusBatches,
     Masking,
@@ -26,7 +27,6 @@ from data.corpus import (
 )
 from data.sources import open_source, split_rows
 from data.tokenization import SPECIAL_TOKENS, Tokenizer
-from utils import IGNORE_INDEX
 
 WIKITEXT = Path(__file__).parents[3] / "shared/data/wikitext-2"
 

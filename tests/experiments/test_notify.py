@@ -9,10 +9,10 @@ import threading
 import pytest
 from helpers.runs import run
 
+from checkpoints.files import read_metrics
 from config.arguments import RunArguments, UserError, check_types, parse_argv
 from experiments.notify import notified
 from finetuning_train import FinetuningConfig, finetune
-from utils import read_metrics
 
 TOKEN = "s3cret-token"
 

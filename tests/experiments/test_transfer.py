@@ -16,9 +16,9 @@ import torch
 from helpers.runs import STEPS, WORDS, kill_when_there_is, metrics, spawn
 from matplotlib.figure import Figure
 
+from checkpoints.finetuned import load_finetuned
 from config.arguments import UserError, parse_argv
 from experiments.claims import Claims
-from finetuning_model import load_finetuned
 from finetuning_train import FinetuningConfig, finetune
 from finetuning_transfer import TransferConfig, draw_heat_map, main, transfer
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from config.arguments import UserError
+from config.constants import IGNORE_INDEX
 from finetuning_model import (
     Biaffine,
     HeadConfig,
@@ -23,7 +24,6 @@ from tasks.kinds import KindOptions, MultipleChoice
 from tasks.question_answering import QuestionAnswering, window_starts
 from tasks.task import KINDS, Task
 from tasks.words import Tagging, best_tree
-from utils import IGNORE_INDEX
 
 CLS, SEP = 2, 3
 CAUSAL = pytest.mark.parametrize("causal", [True, False])

@@ -7,7 +7,7 @@ import math
 import pytest
 from helpers.runs import SHAPE, STEPS, call, metrics
 
-from utils import read_run_config, write_json
+from checkpoints.files import read_run_config, write_json
 
 PAIRS = [
     {"text": "a good film", "text_pair": "so good", "label": "yes"},
