@@ -16,7 +16,9 @@ if __name__ == "__main__":
     config = parse_arguments(FinetuningConfig, __doc__)  # before the slow imports: --help answers at once
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,24 +36,11 @@ from finetuning_model import TransformerWithClfHead
 from layers.adapters import saved_names
 from tasks.examples import Collator, Examples, TaskBatches, choose_subset, evaluation_batches
 from tasks.task import Task, open_task
-from training.loop import (
-    BestWeights,
-    Objective,
-    attach_checkpoints,
-    attach_evaluation,
-    attach_logging,
-    attach_schedule,
-    attach_unfreezing,
-    build_optimizers,
-    check_resumable,
-    count_parameters,
-    create_trainer,
-    restore_best,
-    rows_per_process,
-    run_training,
-    step_sizes,
-    wrap_model,
-)
+from training.evaluation import BestWeights, restore_best
+from training.loop import count_parameters, fit
+from training.optimizers import build_optimizers
+from training.resuming import check_resumable, rows_per_process, step_sizes
+from training.step import LoopOptions, Objective
 from utils import Batch, Run, finish_run, open_folder, show, start_run
 
 
@@ -69,39 +58,43 @@ def finetune_once(config: FinetuningConfig, whole: Run | None = None) -> dict[st
     """One training; `whole` is the run that it is a restart of."""
     checkpoint = None if config.model_checkpoint == "none" else open_checkpoint(config.model_checkpoint, "--model_checkpoint")
     run = start_run(config)
-    tokenizer = config.tokenizer or (str(checkpoint.folder) if checkpoint else "bert-base-cased")
-    task = open_task(config, tokenizer)
+
+    # The task, and a model with a head for it that begins where the checkpoint ends.
+    task = open_task(config, config.tokenizer or (str(checkpoint.folder) if checkpoint else "bert-base-cased"))
     model = build_model(config, task.kind.model_class, task.kind.num_outputs, len(task.tokenizer), checkpoint)
     model.transformer.gradient_checkpointing = config.gradient_checkpointing
+    optimizers = build_optimizers(model.to(run.device), config)
+    n_parameters, n_trained = count_parameters(model)
+    best = best_weights(config, task, model, run)
+
+    # Its examples as the model reads them.
     collate = Collator.for_model(model.config, task.tokenizer, max_length(config, model.config), config.truncation)
     train, valid = (task.kind.features(examples, collate) for examples in (task.train, task.examples("valid")))
-    best = best_weights(config, task, model, run)
     chosen = choose_subset(task.train.labels, config.train_subset_size or len(task.train), config.seed)
-    n_rows = rows_per_process(run)
+    n_rows = rows_per_process(config, run)
     batches = TaskBatches(train, task.kind.features_of(train, chosen), collate, n_rows, config.seed, run.rank, run.world_size)
-    check_resumable(run, len(batches))
+    check_resumable(config, run, len(batches))
+    mask = Masking(task.tokenizer, config.mlm_probability) if config.lm_loss_coef and not model.config.causal else None
+
+    # All input has been read: from here on, there is a run folder.
     describe([whole, run] if whole else [run], task, model, checkpoint, len(chosen), step_sizes(batches))
 
-    n_steps = len(batches) * config.n_epochs if config.n_steps is None else config.n_steps
+    def evaluate_split(split: str, features: Examples) -> dict[str, float]:
+        return evaluate(task, split, features, model, collate, run, config.valid_batch_size)
 
-    wrapped = wrap_model(model, run)
-    optimizers = build_optimizers(model, config)
     part_tokens = config.part_tokens or (1024 if run.device.type == "cpu" else 16_384)
-    trainer = create_trainer(wrapped, optimizers, finetuning_objective(config), run, part_tokens)
+    options = LoopOptions.from_flags(config, batches, part_tokens=part_tokens)
+    if config.lm_loss_coef:
+        batches = WithLMLabels(batches, mask)
+    validate = functools.partial(evaluate_split, "valid", valid)
+    progress = fit(model, optimizers, finetuning_objective(config), batches, validate, best, run, options)
 
-    n_parameters, n_trained = count_parameters(model)
-
-    attach_schedule(trainer, optimizers, config, n_steps)
-    attach_unfreezing(trainer, model, config.unfreeze_every)
-    timer = attach_logging(trainer, optimizers, run)
-    attach_evaluation(trainer, lambda: evaluate(task, "valid", valid, model, collate, run), best, run, len(batches))
-    attach_checkpoints(trainer, model, optimizers, best, run)
-    run_training(trainer, lambda step: with_lm_labels(batches, step, config, model, task), len(batches), n_steps, best)
-
+    # The best weights are what counts, in the metrics as in the run folder.
+    restore_best(model, run)
     metrics = {f"valid_{name}": value for name, value in best.best.items() if name != "step"} | {"best_step": best.best["step"]}
-    metrics |= test_metrics(config, task, model, collate, run)
-    speed = trainer.n_examples / timer.value() if trainer.n_examples else 0.0
-    metrics |= {"n_labels": len(chosen), "n_steps": trainer.state.iteration, "examples_per_second": speed}
+    if config.eval_test:
+        metrics |= test_metrics(task, collate, evaluate_split)
+    metrics |= {"n_labels": len(chosen), "n_steps": progress.n_steps, "examples_per_second": progress.examples_per_second}
     return finish_run(run, metrics | {"n_parameters": n_parameters, "n_trained": n_trained})
 
 
@@ -145,29 +138,46 @@ def n_labels(labels: Tensor, batch: Batch) -> int:
     return int((labels != IGNORE_INDEX).sum()) if labels.shape == batch["input_ids"].shape else len(labels)
 
 
-def with_lm_labels(batches: TaskBatches, step: int, config: FinetuningConfig, model: TransformerWithClfHead, task: Task) -> Iterator[Batch]:
-    """The stream of batches from a step on, with the labels of the auxiliary loss if it is asked for."""
-    mask = Masking(task.tokenizer, config.mlm_probability) if config.lm_loss_coef and not model.config.causal else None
-    for number, batch in enumerate(batches.starting_at(step), start=step):
-        if not config.lm_loss_coef:
-            yield batch
-        elif model.config.causal:
-            next_tokens = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)[..., 1:]
-            yield batch | {"lm_labels": torch.nn.functional.pad(next_tokens, (0, 1), value=IGNORE_INDEX)}
-        else:
-            input_ids = batch["input_ids"].flatten(0, -2)
-            masked = mask(input_ids, (config.seed, number, batches.rank), slice(0, len(input_ids)), len(input_ids))
-            ids, labels = (masked[key].view_as(batch["input_ids"]) for key in ("input_ids", "labels"))
-            yield batch | {"input_ids": ids, "lm_labels": labels}
+@dataclass
+class WithLMLabels:
+    """Batches of a task with the labels of the auxiliary language-modelling loss: the next tokens, or those that `mask` hides."""
+
+    batches: TaskBatches
+    mask: Masking | None
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def starting_at(self, step: int) -> Iterator[Batch]:
+        """The endless stream of batches from an optimizer step on."""
+        for number, batch in enumerate(self.batches.starting_at(step), start=step):
+            yield batch | (self.next_tokens(batch) if self.mask is None else self.masked_tokens(batch, number))
+
+    def next_tokens(self, batch: Batch) -> Batch:
+        """For a causal model."""
+        next_tokens = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)[..., 1:]
+        return {"lm_labels": torch.nn.functional.pad(next_tokens, (0, 1), value=IGNORE_INDEX)}
+
+    def masked_tokens(self, batch: Batch, step: int) -> Batch:
+        """For a bidirectional model, with the inputs that they are hidden in."""
+        input_ids = batch["input_ids"].flatten(0, -2)
+        key = (self.batches.seed, step, self.batches.rank)
+        masked = self.mask(input_ids, key, slice(0, len(input_ids)), len(input_ids))
+        ids, labels = (masked[key].view_as(batch["input_ids"]) for key in ("input_ids", "labels"))
+        return {"input_ids": ids, "lm_labels": labels}
 
 
-def evaluate(task: Task, split: str, features: Examples, model: TransformerWithClfHead, collate: Collator, run: Run) -> dict[str, float]:
+def evaluate(
+    task: Task, split: str, features: Examples, model: TransformerWithClfHead, collate: Collator, run: Run, batch_size: int
+) -> dict[str, float]:
     """Loss and metrics of the model on a split, computed by all processes together."""
-    outputs, loss = predict(model, features, collate, run)
+    outputs, loss = predict(model, features, collate, run, batch_size)
     return {"loss": loss} | task.kind.measure(features, outputs, lambda: task.rows(split))
 
 
-def predict(model: TransformerWithClfHead, features: Examples, collate: Collator, run: Run) -> tuple[list[np.ndarray], float]:
+def predict(
+    model: TransformerWithClfHead, features: Examples, collate: Collator, run: Run, batch_size: int
+) -> tuple[list[np.ndarray], float]:
     """What the kind keeps of the logits, in the order of the features, and the mean loss; by all processes together."""
     outputs, losses = {}, torch.zeros(2, dtype=torch.float64)
 
@@ -182,7 +192,7 @@ def predict(model: TransformerWithClfHead, features: Examples, collate: Collator
         outputs.update(zip(indices.tolist(), features.kind.outputs(logits, batch), strict=True))
 
     model.eval()
-    batches = evaluation_batches(features, collate, run.config.valid_batch_size, run.rank, run.world_size)
+    batches = evaluation_batches(features, collate, batch_size, run.rank, run.world_size)
     if batches:
         Engine(inference).run(batches)
     if run.world_size > 1:
@@ -208,17 +218,16 @@ def best_weights(config: FinetuningConfig, task: Task, model: TransformerWithClf
     return BestWeights(run, weights, metric, higher_is_better=metric != "loss", patience=config.patience)
 
 
-def test_metrics(config: FinetuningConfig, task: Task, model: TransformerWithClfHead, collate: Collator, run: Run) -> dict[str, float]:
-    """The best model on the test split: once, at the end, if there is one."""
-    restore_best(model, run)
-    if not config.eval_test:
-        return {}
+def test_metrics(
+    task: Task, collate: Collator, evaluate_split: Callable[[str, Examples], dict[str, float]]
+) -> dict[str, float]:
+    """Metrics of the test split, if there is one that can be read."""
     try:
         test = task.kind.features(task.examples("test"), collate)
     except UserError as error:
         show(f"no test metrics: {error}")
         return {}
-    return {f"test_{name}": value for name, value in evaluate(task, "test", test, model, collate, run).items()}
+    return {f"test_{name}": value for name, value in evaluate_split("test", test).items()}
 
 
 if __name__ == "__main__":

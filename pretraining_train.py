@@ -6,11 +6,11 @@
 """
 from dataclasses import dataclass
 
-from config.arguments import ModelArguments, OptimizationArguments, RunArguments, flag, parse_arguments, run_script
+from config.arguments import ModelArguments, OptimizationArguments, flag, parse_arguments, run_script
 
 
 @dataclass
-class PretrainingConfig(ModelArguments, OptimizationArguments, RunArguments):
+class PretrainingConfig(ModelArguments, OptimizationArguments):
     """data"""
 
     dataset_path: str = flag("wikitext-103", "corpus: a short name, hub:owner/name[:config], a folder or a file")
@@ -27,6 +27,7 @@ if __name__ == "__main__":
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -39,22 +40,11 @@ from data.corpus import Corpus, CorpusBatches, Masking, evaluation_blocks, load_
 from data.tokenization import Tokenizer
 from experiments.notify import notified
 from pretraining_model import TransformerWithLMHead, generate, transformer_config
-from training.loop import (
-    BestWeights,
-    Objective,
-    attach_checkpoints,
-    attach_evaluation,
-    attach_logging,
-    attach_schedule,
-    build_optimizers,
-    check_resumable,
-    count_parameters,
-    create_trainer,
-    rows_per_process,
-    run_training,
-    step_sizes,
-    wrap_model,
-)
+from training.evaluation import BestWeights
+from training.loop import count_parameters, fit
+from training.optimizers import build_optimizers
+from training.resuming import check_resumable, rows_per_process, step_sizes
+from training.step import LoopOptions, Objective
 from utils import Batch, Run, finish_run, open_folder, show, start_run
 
 
@@ -65,33 +55,31 @@ def pretrain(config: PretrainingConfig) -> dict[str, float]:
     Raises UserError for input that cannot be used.
     """
     run = start_run(config)
+
+    # The corpus as token ids, encoded once and then mapped from the cache.
     corpus = load_corpus(config.dataset_path, config.tokenizer, config.dataset_cache, config.text_column)
-    model = TransformerWithLMHead(transformer_config(config, len(corpus.tokenizer)))
     mask = Masking(corpus.tokenizer, config.mlm_probability) if config.mlm else None
-    n_rows = rows_per_process(run)
+    n_rows = rows_per_process(config, run)
     batches = CorpusBatches(corpus.train.ids, config.num_max_positions, n_rows, config.seed, run.rank, run.world_size, mask)
-    check_resumable(run, len(batches))
-    n_steps = len(batches) * config.n_epochs if config.n_steps is None else config.n_steps
-    model.transformer.gradient_checkpointing = config.gradient_checkpointing
+    check_resumable(config, run, len(batches))
+
+    # The model, on its device before the optimizers see its parameters.
+    model = TransformerWithLMHead(transformer_config(config, len(corpus.tokenizer)))
     start_from_counts(model, corpus, config)
+    model.transformer.gradient_checkpointing = config.gradient_checkpointing
+    optimizers = build_optimizers(model.to(run.device), config)
+
+    # All input has been read: from here on, there is a run folder.
     describe(run, corpus, model, step_sizes(batches))
 
-    wrapped = wrap_model(model, run)
-    optimizers = build_optimizers(model, config)
-    trainer = create_trainer(wrapped, optimizers, Objective(lm_losses, lm_counts, {"lm": 1.0}), run)
-    evaluate = create_evaluation(model, corpus, mask, run)
+    evaluate = create_evaluation(model, corpus, mask, run, config)
     best = BestWeights(run, model.state_dict, "loss", higher_is_better=False)
-
-    attach_schedule(trainer, optimizers, config, n_steps)
-    timer = attach_logging(trainer, optimizers, run)
-    attach_evaluation(trainer, evaluate, best, run, len(batches), config.eval_at_start)
-    attach_checkpoints(trainer, model, optimizers, best, run)
-    run_training(trainer, batches.starting_at, len(batches), n_steps, best)
+    objective = Objective(lm_losses, lm_counts, {"lm": 1.0})
+    progress = fit(model, optimizers, objective, batches, evaluate, best, run, LoopOptions.from_flags(config, batches))
 
     n_parameters, n_trained = count_parameters(model)
-    speed = trainer.n_tokens / timer.value() if trainer.n_tokens else 0.0
-    metrics = {"n_steps": trainer.state.iteration, "tokens_per_second": speed, "n_parameters": n_parameters, "n_trained": n_trained}
-    return finish_run(run, best.best | metrics)
+    metrics = {"n_steps": progress.n_steps, "tokens_per_second": progress.tokens_per_second}
+    return finish_run(run, best.best | metrics | {"n_parameters": n_parameters, "n_trained": n_trained})
 
 
 def start_from_counts(model: TransformerWithLMHead, corpus: Corpus, config: PretrainingConfig) -> None:
@@ -127,10 +115,12 @@ def lm_counts(batch: Batch) -> dict:
     return {"lm": (batch["labels"] != IGNORE_INDEX).sum().clamp(min=1)}
 
 
-def create_evaluation(model: nn.Module, corpus: Corpus, mask: Masking | None, run: Run):
+def create_evaluation(
+    model: nn.Module, corpus: Corpus, mask: Masking | None, run: Run, config: PretrainingConfig
+) -> Callable[[], dict[str, float]]:
     """A function that evaluates the model on the validation corpus and returns loss, ppl and word_ppl."""
     ids, n_words = corpus.valid.ids, corpus.valid.n_words
-    blocks = evaluation_blocks(ids, run.config.num_max_positions, run.config.valid_batch_size, run.rank, run.world_size, mask)
+    blocks = evaluation_blocks(ids, config.num_max_positions, config.valid_batch_size, run.rank, run.world_size, mask)
 
     @torch.inference_mode()
     def inference(engine: Engine, batch: Batch):
@@ -150,7 +140,7 @@ def create_evaluation(model: nn.Module, corpus: Corpus, mask: Masking | None, ru
 
     def evaluate() -> dict[str, float]:
         if mask is None and run.writer:
-            run.writer.add_text("sample", sample_text(model, corpus.tokenizer, run))
+            run.writer.add_text("sample", sample_text(model, corpus.tokenizer, run.device, config.seed))
         return dict(evaluator.run(blocks).metrics)
 
     return evaluate
@@ -164,10 +154,12 @@ def perplexity(nll: float) -> float:
         return math.inf
 
 
-def sample_text(model: TransformerWithLMHead, tokenizer: Tokenizer, run: Run, n_tokens: int = 40) -> str:
+def sample_text(
+    model: TransformerWithLMHead, tokenizer: Tokenizer, device: torch.device, seed: int, n_tokens: int = 40
+) -> str:
     """What the model writes at the start of a text."""
-    start = torch.full((1, 1), tokenizer.sep_id, device=run.device)
-    generator = torch.Generator(run.device).manual_seed(run.config.seed)
+    start = torch.full((1, 1), tokenizer.sep_id, device=device)
+    generator = torch.Generator(device).manual_seed(seed)
     tokens = generate(model, start, n_tokens, top_p=0.9, generator=generator)
     return tokenizer.decode(token.item() for token in tokens)
 

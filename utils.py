@@ -49,7 +49,7 @@ def derive_seed(*key: int) -> int:
 class Run:
     """One process's view of a run."""
 
-    config: RunArguments
+    config: RunArguments  # what config.json records; nothing else reads it
     folder: Path
     device: torch.device
     dtype: torch.dtype  # of the forward pass: autocast to it unless it is float32
@@ -57,6 +57,7 @@ class Run:
     world_size: int
     owns_processes: bool = False  # it set up the process group, and leaves it at the end
     started: float = field(default_factory=time.perf_counter)
+    is_resumed: bool = False
     is_open: bool = False  # its folder is made
     writer: object = None  # TensorBoard, in the main process
 
@@ -100,7 +101,7 @@ def start_run(config: RunArguments) -> Run:
     torch.manual_seed(config.seed)
     torch.set_float32_matmul_precision("high")  # TensorFloat-32 where the GPU has it
     folder = from_main(lambda: choose_folder(config))
-    return Run(config, folder, device, choose_dtype(config.precision, device), rank, world_size, owns_processes)
+    return Run(config, folder, device, choose_dtype(config.precision, device), rank, world_size, owns_processes, is_resumed=bool(config.resume))
 
 
 # ------------------------------------------------------------------------------------------------------- processes
@@ -189,7 +190,7 @@ def open_folder(run: Run, **sections: object) -> None:
 def make_folder(run: Run) -> None:
     """An empty folder, or that of the run to go on with."""
     try:
-        if run.folder.is_dir() and not run.config.resume:
+        if run.folder.is_dir() and not run.is_resumed:
             shutil.rmtree(run.folder)  # empty, or a run that --overwrite gives up
         run.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

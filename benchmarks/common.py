@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from ignite.engine import Engine
 from torch import Tensor, nn
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +24,8 @@ from checkpoints.files import write_json
 from data.corpus import Corpus, load_corpus
 from pretraining_model import TransformerConfig, TransformerWithLMHead, transformer_config
 from pretraining_train import PretrainingConfig, create_evaluation, lm_counts, lm_losses, pretrain
-from training.loop import Objective, build_optimizers, create_trainer, wrap_model
+from training.optimizers import build_optimizers
+from training.step import LoopOptions, Objective, TrainingStep, wrap_model
 from utils import Run
 
 RESULTS = ROOT / "benchmarks" / "results.json"
@@ -130,8 +132,9 @@ def our_side(corpus: Corpus, batch_size: int = BATCH_SIZE, **changes):
     config = PretrainingConfig(**SHAPE | NO_DROPOUT | {"train_batch_size": batch_size, "valid_batch_size": batch_size} | changes)
     run = Run(config, Path(tempfile.mkdtemp()), torch.device("cpu"), torch.float32, 0, 1)
     model = make_model(config, len(corpus.tokenizer))
-    trainer = create_trainer(wrap_model(model, run), build_optimizers(model, config), Objective(lm_losses, lm_counts, {"lm": 1.0}), run)
-    return model, trainer, create_evaluation(model, corpus, None, run)
+    objective, options = Objective(lm_losses, lm_counts, {"lm": 1.0}), LoopOptions(0, batch_size, max_norm=config.max_norm)
+    step = TrainingStep(wrap_model(model, run), build_optimizers(model, config), objective, run, options)
+    return model, Engine(step), create_evaluation(model, corpus, None, run, config)
 
 
 def make_model(config: PretrainingConfig, num_embeddings: int) -> TransformerWithLMHead:

@@ -38,7 +38,7 @@ from common import (
     seconds,
     side_by_side,
 )
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 
 from checkpoints.families import FAMILIES
 from checkpoints.files import write_json
@@ -50,7 +50,9 @@ from pretraining_model import TransformerConfig, transformer_config
 from pretraining_train import PretrainingConfig, lm_counts, lm_losses
 from tasks.examples import Collator, Examples, TaskBatches
 from tasks.kinds import Classification
-from training.loop import Objective, attach_schedule, build_optimizers, create_trainer, wrap_model
+from training.loop import attach_schedule
+from training.optimizers import build_optimizers
+from training.step import LoopOptions, Objective, TrainingStep, wrap_model
 from utils import start_run
 
 RESULTS = ROOT / "benchmarks" / "results_gpu.json"
@@ -298,9 +300,11 @@ def our_pretraining(
     run = start_run(config)
     wrapped = wrap_model(make_model(config, model.num_embeddings), run)
     optimizers = build_optimizers(wrapped, config)
-    trainer = create_trainer(wrapped, optimizers, Objective(lm_losses, lm_counts, {"lm": 1.0}), run)
-    attach_schedule(trainer, optimizers, config, n_steps)
     batches, losses = random_batches(model, config, n_steps), []
+    options = LoopOptions.from_flags(config, batches, n_steps=n_steps)
+    objective = Objective(lm_losses, lm_counts, {"lm": 1.0})
+    trainer = Engine(TrainingStep(wrapped, optimizers, objective, run, options))
+    attach_schedule(trainer, optimizers, options)
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output["loss"])
     )
@@ -446,8 +450,9 @@ def our_finetuning(
     batches = TaskBatches(examples, np.arange(len(examples)), collator(task), n_rows, config.seed)
     wrapped = wrap_model(model, run)
     optimizers = build_optimizers(model, config)
-    trainer = create_trainer(wrapped, optimizers, finetuning_objective(config), run, config.part_tokens)
-    attach_schedule(trainer, optimizers, config, n_steps)
+    options = LoopOptions.from_flags(config, batches, n_steps=n_steps)
+    trainer = Engine(TrainingStep(wrapped, optimizers, finetuning_objective(config), run, options))
+    attach_schedule(trainer, optimizers, options)
 
     def train() -> None:
         trainer.run(batches.starting_at(0), max_epochs=1, epoch_length=n_steps)

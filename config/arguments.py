@@ -70,7 +70,7 @@ class RunArguments(Arguments):
 
 
 @dataclass
-class OptimizationArguments(Arguments):
+class OptimizationArguments(RunArguments):
     """optimization"""
 
     train_batch_size: int = flag(8, "sequences per process and forward pass", least=1)

@@ -1,7 +1,7 @@
 """The arguments of fine-tuning: its flags, the keys of its presets in run_configs/, and its Python interface."""
 from dataclasses import dataclass
 
-from config.arguments import Arguments, ModelArguments, OptimizationArguments, RunArguments, flag
+from config.arguments import Arguments, ModelArguments, OptimizationArguments, flag
 
 
 @dataclass
@@ -51,7 +51,7 @@ class TuningArguments(Arguments):
 
 
 @dataclass
-class FinetuningConfig(TaskArguments, TuningArguments, ModelArguments, OptimizationArguments, RunArguments):
+class FinetuningConfig(TaskArguments, TuningArguments, ModelArguments, OptimizationArguments):
     """fine-tuning"""
 
     model_checkpoint: str | None = flag(None, "run folder of a pretraining or of another fine-tuning, hf:NAME or a folder of the transformers library (GPT-2, BERT, RoBERTa), or none: from scratch (default: the newest in runs/)")

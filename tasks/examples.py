@@ -173,7 +173,7 @@ class TaskBatches:
     """Training batches of a task for one process: `self[step]` is what it sees in that optimizer step.
 
     Each epoch sees every example in random order, and fills its last batch with others. Within a batch the rows are sorted by
-    length, so that it can be computed in parts of little padding (`training.loop.split_batch`).
+    length, so that it can be computed in parts of little padding (`training.step.split_batch`).
     """
 
     examples: Examples

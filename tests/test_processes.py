@@ -12,7 +12,7 @@ from helpers.runs import NO_DROPOUT, ROOT, call, evaluations, launch, metrics, r
 from checkpoints.files import write_json
 from config.arguments import UserError
 from finetuning_train import FinetuningConfig
-from training.loop import check_resumable, rows_per_process
+from training.resuming import check_resumable, rows_per_process
 from utils import Run, own_gpu
 
 UNDER_SLURM = {"SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2"}
@@ -132,20 +132,20 @@ def test_what_cannot_go_on_is_said_before_anything_is_written(short_run, alone, 
             call("finetuning_train.py", "--resume", alone, *flags)
     three = Run(FinetuningConfig(resume=str(alone), train_batch_size=4), alone, "cpu", "float32", 0, world_size=3)
     with pytest.raises(UserError, match="4 rows, which 3 processes cannot share evenly"):
-        rows_per_process(three)
+        rows_per_process(three.config, three)
     assert (alone / "config.json").read_text() == before
 
 
 def test_a_run_of_an_older_version_goes_on_as_it_was(tmp_path):
     write_json(tmp_path / "config.json", {"world_size": 4, "arguments": {"train_batch_size": 8, "gradient_accumulation_steps": 2}})
     fewer = Run(FinetuningConfig(resume=str(tmp_path), train_batch_size=8, gradient_accumulation_steps=2), tmp_path, "cpu", "float32", 0, world_size=2)
-    assert rows_per_process(fewer) == 32
-    check_resumable(fewer, 17)
+    assert rows_per_process(fewer.config, fewer) == 32
+    check_resumable(fewer.config, fewer, 17)
 
 
 def test_a_resumed_run_may_compute_its_steps_in_smaller_parts(alone):
     smaller = Run(FinetuningConfig(resume=str(alone), train_batch_size=1), alone, "cpu", "float32", 0, 1)
-    assert rows_per_process(smaller) == 4
+    assert rows_per_process(smaller.config, smaller) == 4
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from data.corpus import encode_rows
 from tasks.examples import Collator, Examples, TaskBatches, choose_subset, evaluation_batches, share
 from tasks.kinds import Classification
-from training.loop import split_batch
+from training.step import split_batch
 
 # -------------------------------------------------------------------------------------------------------------- subsets
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from torch import nn
 
 from config.arguments import OptimizationArguments
@@ -13,7 +13,8 @@ from finetuning_model import HeadConfig, TransformerWithClfHead
 from finetuning_train import FinetuningConfig, finetuning_objective
 from layers.adapters import Tuning
 from pretraining_model import TransformerConfig, TransformerLayer, TransformerWithLMHead
-from training.loop import Muon, Objective, build_optimizers, create_trainer, learning_rate_factor, split_batch
+from training.optimizers import Muon, build_optimizers, learning_rate_factor
+from training.step import LoopOptions, Objective, TrainingStep, split_batch
 from utils import Run
 
 
@@ -115,8 +116,10 @@ def test_a_step_does_not_depend_on_its_parts(causal, tmp_path):
     for part_tokens in (None, 16):
         torch.manual_seed(0)
         model = TransformerWithClfHead(TransformerConfig(50, 16, 32, 24, 2, 2, 0.0, 0.0, causal=causal), HeadConfig(3, "cls_mean_max"))
-        run = Run(FinetuningConfig(train_batch_size=6, lr=0.01), tmp_path, torch.device("cpu"), torch.float32, 0, 1)
-        trainer = create_trainer(model, build_optimizers(model, run.config), objective, run, part_tokens)
+        run = Run(None, tmp_path, torch.device("cpu"), torch.float32, 0, 1)
+        optimizers = build_optimizers(model, OptimizationArguments(lr=0.01))
+        options = LoopOptions(3, train_batch_size=6, part_tokens=part_tokens, max_norm=0.25)
+        trainer = Engine(TrainingStep(model, optimizers, objective, run, options))
         trainer.run([batch] * 3)
         weights.append(torch.cat([one.detach().flatten() for one in model.parameters()]))
     torch.testing.assert_close(*weights, atol=1e-4, rtol=1e-4)
@@ -142,7 +145,9 @@ def train(batches: list[dict], folder: Path, causal: bool, wrap=lambda model: mo
     model = TransformerWithClfHead(TransformerConfig(50, 16, 32, 24, 2, 2, 0.1, 0.1, causal=causal), head)
     model.transformer.gradient_checkpointing = config.gradient_checkpointing
     run = Run(config, folder, torch.device("cpu"), torch.float32, 0, 1)
-    trainer, losses = create_trainer(wrap(model), build_optimizers(model, config), finetuning_objective(config), run, 64), []
+    options = LoopOptions.from_flags(config, batches, part_tokens=64)
+    step = TrainingStep(wrap(model), build_optimizers(model, config), finetuning_objective(config), run, options)
+    trainer, losses = Engine(step), []
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output["loss"].item()))
     trainer.run(batches)
     return losses, torch.cat([one.detach().flatten() for one in model.parameters()])
@@ -189,8 +194,8 @@ def test_if_one_optimizer_finds_an_overflow_none_steps(tmp_path):
     model = Model()
     optimizers = [torch.optim.AdamW([model.vector], lr=0.1), Muon([{"params": [model.matrix]}], lr=0.1)]
     objective = Objective(lambda wrapped, batch: {"loss": wrapped(batch["input_ids"])}, lambda batch: {"loss": 1}, {"loss": 1.0})
-    run = Run(FinetuningConfig(max_norm=0), tmp_path, torch.device("cpu"), torch.float16, 0, 1)
-    trainer = create_trainer(model, optimizers, objective, run)
+    run = Run(None, tmp_path, torch.device("cpu"), torch.float16, 0, 1)
+    trainer = Engine(TrainingStep(model, optimizers, objective, run, LoopOptions(2, train_batch_size=1)))
     too_much, enough = ({"input_ids": torch.full((1, 4), value)} for value in (1e36, 1.0))
     trainer.run([too_much])
     assert torch.equal(model.vector, torch.ones(4)) and torch.equal(model.matrix, torch.eye(4))
@@ -216,9 +221,9 @@ def test_gradients_are_synchronised_only_in_the_last_part_of_a_step():
             return super().forward(input_ids)
 
     model, calls = Wrapped(2, 1), []
-    config = FinetuningConfig(train_batch_size=2, gradient_accumulation_steps=3)
-    run = Run(config, Path(), torch.device("cpu"), torch.float32, rank=0, world_size=2)
+    run = Run(None, Path(), torch.device("cpu"), torch.float32, rank=0, world_size=2)
     objective = Objective(lambda wrapped, batch: {"loss": wrapped(batch["input_ids"]).sum()}, lambda batch: {"loss": 1}, {"loss": 1.0})
-    trainer = create_trainer(model, [torch.optim.SGD(model.parameters(), lr=0.1)], objective, run)
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1)]
+    trainer = Engine(TrainingStep(model, optimizers, objective, run, LoopOptions(1, train_batch_size=2)))
     trainer.run([{"input_ids": torch.ones(6, 2)}], max_epochs=1)
     assert calls == [False, False, True]

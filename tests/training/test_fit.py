@@ -1,0 +1,95 @@
+"""The loop on a model and batches that are nobody's: it knows no names of parameters, no task, no script."""
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from checkpoints.files import load_weights, read_evaluations
+from config.arguments import OptimizationArguments
+from training.evaluation import BestWeights
+from training.loop import fit
+from training.optimizers import build_optimizers
+from training.step import LoopOptions, Objective
+from utils import Run
+
+
+class Tower(nn.Module):
+    """Two floors, the lower one a stack of two square matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.ground, self.roof = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, input_ids, labels):
+        return F.cross_entropy(self.roof(self.ground(input_ids).relu()), labels, reduction="sum")
+
+    def parameter_depths(self):
+        return {name: int(name.startswith("ground")) for name, _ in self.named_parameters()}
+
+    def hidden_matrices(self):
+        return {"ground.weight": 2}
+
+
+class Squares:
+    """Points, and the third of the plane that each lies in."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, step):
+        points = torch.randn(16, 4, generator=torch.Generator().manual_seed(step % len(self)))
+        return {"input_ids": points, "labels": (points[:, 0] > 0.4).long() + (points[:, 0] > -0.4).long()}
+
+    def starting_at(self, step):
+        return (self[number] for number in itertools.count(step))
+
+
+def train(folder, flags: OptimizationArguments, is_resumed: bool = False, **options):
+    torch.manual_seed(0)
+    folder.mkdir(exist_ok=True)
+    run = Run(flags, folder, torch.device("cpu"), torch.float32, 0, 1, is_resumed=is_resumed)
+    model, batches = Tower(), Squares()
+    optimizers = build_optimizers(model, flags)
+    best = BestWeights(run, model.state_dict, "loss", higher_is_better=False)
+    objective = Objective(lambda model, batch: {"thirds": model(**batch)}, lambda batch: {"thirds": len(batch["labels"])}, {"thirds": 1.0})
+
+    def evaluate() -> dict[str, float]:
+        with torch.inference_mode():
+            return {"loss": sum(model(**batches[step]).item() for step in range(len(batches))) / 80}
+
+    progress = fit(model, optimizers, objective, batches, evaluate, best, run, LoopOptions.from_flags(flags, batches, **options))
+    return model, optimizers, best, progress
+
+
+def test_a_made_up_model_is_trained_by_what_it_tells_of_itself(tmp_path):
+    flags = OptimizationArguments(optimizer="muon", lr=0.05, muon_lr=0.05, layer_lr_decay=0.5, weight_decay=0.01, n_epochs=8, n_warmup=2)
+    model, (adamw, muon), best, progress = train(tmp_path / "run", flags)
+    rows = read_evaluations(tmp_path / "run")
+    assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30, 35, 40] and progress.n_steps == 40
+    assert best.best["loss"] == min(row["loss"] for row in rows) < 0.7 * math.log(3)
+    assert progress.n_examples == 640 and progress.tokens_per_second > 0
+    [stack] = muon.param_groups
+    assert stack["params"] == [model.ground.weight] and stack["n_blocks"] == 2
+    groups = {id(parameter): group for group in adamw.param_groups for parameter in group["params"]}
+    on_the_roof, decayed = (groups[id(parameter)] for parameter in (model.roof.bias, model.roof.weight))
+    assert groups[id(model.ground.bias)]["lr"] == 0.5 * on_the_roof["lr"]
+    assert decayed["weight_decay"] == 0.01 and on_the_roof["weight_decay"] == 0
+    kept = load_weights(tmp_path / "run" / "model.safetensors")
+    assert kept.keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_it_goes_on_from_a_checkpoint_to_the_same_weights(optimizer, tmp_path):
+    flags = OptimizationArguments(optimizer=optimizer, lr=0.02, n_warmup=2)
+    whole, *_ = train(tmp_path / "whole", flags, n_steps=12)
+    train(tmp_path / "run", flags, n_steps=12, save_every=4, eval_every=6)
+    for file in (tmp_path / "run" / "checkpoints").glob("*_12.pt"):
+        file.unlink()  # as if it had been killed before
+    resumed, _, best, progress = train(tmp_path / "run", flags, is_resumed=True, n_steps=12, save_every=4, eval_every=6)
+    assert progress.n_steps == 12 and progress.n_examples == 4 * 16
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert [row["step"] for row in read_evaluations(tmp_path / "run")] == [6, 12]
