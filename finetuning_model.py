@@ -65,8 +65,8 @@ class TransformerWithClfHead(TransformerWithLMHead):
         token_type_ids = None if token_type_ids is None else token_type_ids.flatten(0, -2)
         # Right padding lies in the future: a causal model that gets no mask can use the fastest attention.
         mask = None if self.config.causal else flat_mask
-        only = self.cls_positions(flat_mask) if self.reads_only_cls and lm_labels is None else None
-        hidden_states = self.transformer(input_ids, mask, only=only, token_type_ids=token_type_ids)
+        query_positions = self.cls_positions(flat_mask) if self.reads_only_cls and lm_labels is None else None
+        hidden_states = self.transformer(input_ids, mask, query_positions=query_positions, token_type_ids=token_type_ids)
         logits = self.score(hidden_states, flat_mask, shape, **of_the_kind).float()
         if labels is None:
             return logits

@@ -72,11 +72,15 @@ class SelfAttention(nn.Module):
         self.projection = nn.Linear(config.embed_dim, config.embed_dim)
 
     def forward(
-        self, hidden_states: Tensor, attendable: Tensor | None = None, past: "KeyValueCache | None" = None, only: Tensor | None = None
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past: "KeyValueCache | None" = None,
+        query_positions: Tensor | None = None,
     ) -> Tensor:
-        """[batch, seq, embed] → [batch, seq, embed], or [batch, 1, embed] for the positions `only` [batch].
+        """[batch, seq, embed] → [batch, seq, embed], or [batch, 1, embed] for the `query_positions` [batch].
 
-        `attendable` broadcasts to [batch, heads, query, key].
+        The boolean `attention_mask` broadcasts to [batch, heads, query, key].
         """
         batch, seq, embed = hidden_states.shape
         query, key, value = (
@@ -89,15 +93,15 @@ class SelfAttention(nn.Module):
             key, value = (torch.cat(pair, dim=2) for pair in zip(past[self], (key, value), strict=True))
         if past is not None:
             past[self] = key, value
-        if only is not None:
-            query = query[torch.arange(batch, device=only.device), :, only].unsqueeze(2)
+        if query_positions is not None:
+            query = query[torch.arange(batch, device=query.device), :, query_positions].unsqueeze(2)
         attended = F.scaled_dot_product_attention(
             query,
             key,
             value,
-            attn_mask=attendable,
+            attn_mask=attention_mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=self.causal and attendable is None and not continues,  # one new token sees all of the past
+            is_causal=self.causal and attention_mask is None and not continues,  # one new token sees all of the past
         )
         return self.projection(attended.transpose(1, 2).flatten(2))
 
@@ -143,21 +147,33 @@ class TransformerLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, hidden_states: Tensor, attendable: Tensor | None = None, past: KeyValueCache | None = None, only: Tensor | None = None
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past: KeyValueCache | None = None,
+        query_positions: Tensor | None = None,
     ) -> Tensor:
-        """[batch, seq, embed] → [batch, seq, embed], or [batch, 1, embed] for the positions `only` [batch]."""
-        # A norm in front of the sub-layer, or behind the residual sum: the other one is None.
-        before, after = (self.attention_norm, None) if self.pre_norm else (None, self.attention_norm)
-        seen = before(hidden_states) if before else hidden_states
-        attended = self.dropout(self.attention(seen, attendable, past, only))
-        if only is not None:
-            hidden_states = hidden_states[torch.arange(len(only), device=only.device), only].unsqueeze(1)
-        hidden_states = hidden_states + self.after_attention(attended, hidden_states, after)
-        hidden_states = after(hidden_states) if after else hidden_states
-        before, after = (self.feed_forward_norm, None) if self.pre_norm else (None, self.feed_forward_norm)
-        mixed = self.dropout(self.feed_forward(before(hidden_states) if before else hidden_states))
-        hidden_states = hidden_states + self.after_feed_forward(mixed, hidden_states, after)
-        return after(hidden_states) if after else hidden_states
+        """[batch, seq, embed] → [batch, seq, embed], or [batch, 1, embed] for the `query_positions` [batch]."""
+        residual = at_positions(hidden_states, query_positions)
+        if self.pre_norm:
+            attended = self.attention(self.attention_norm(hidden_states), attention_mask, past, query_positions)
+            hidden_states = residual + self.after_attention(self.dropout(attended), residual, None)
+            mixed = self.feed_forward(self.feed_forward_norm(hidden_states))
+            return hidden_states + self.after_feed_forward(self.dropout(mixed), hidden_states, None)
+
+        attended = self.attention(hidden_states, attention_mask, past, query_positions)
+        attended = self.after_attention(self.dropout(attended), residual, self.attention_norm)
+        hidden_states = self.attention_norm(residual + attended)
+        mixed = self.feed_forward(hidden_states)
+        mixed = self.after_feed_forward(self.dropout(mixed), hidden_states, self.feed_forward_norm)
+        return self.feed_forward_norm(hidden_states + mixed)
+
+
+def at_positions(hidden_states: Tensor, positions: Tensor | None) -> Tensor:
+    """[batch, seq, embed] → [batch, 1, embed] at one position [batch] for each row; all of them if there are none."""
+    if positions is None:
+        return hidden_states
+    return hidden_states[torch.arange(len(positions), device=positions.device), positions].unsqueeze(1)
 
 
 class OutputTransform(nn.Sequential):
@@ -209,7 +225,7 @@ class Transformer(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         past: KeyValueCache | None = None,
-        only: Tensor | None = None,
+        query_positions: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
         """Encode a batch of token ids.
@@ -220,9 +236,9 @@ class Transformer(nn.Module):
                 none where the padding is on the right, since no real token looks there.
             past: where to keep keys and values (an empty dict to start with). The next call then takes the one token
                 that follows, without a mask, and sees all earlier ones. Causal models only.
-            only: [batch], the positions whose states are wanted, if not all are: saves most of the last layer.
+            query_positions: [batch], the positions whose states are wanted, if not all are: saves most of the last layer.
             token_type_ids: [batch, seq], the segment of each token, for models that have segment embeddings; all 0 if left out.
-        Returns: hidden_states [batch, seq, embed], or [batch, 1, embed] with `only`.
+        Returns: hidden_states [batch, seq, embed], or [batch, 1, embed] with `query_positions`.
         Raises UserError if the sequence is longer than the positions.
         """
         n_past = next(iter(past.values()))[0].size(2) if past else 0
@@ -230,19 +246,19 @@ class Transformer(nn.Module):
         if seq > self.config.num_max_positions:
             raise UserError(f"a sequence of {seq} tokens is longer than num_max_positions {self.config.num_max_positions}")
         if attention_mask is None:
-            positions, attendable = torch.arange(n_past, seq, device=input_ids.device), None
+            positions, layer_mask = torch.arange(n_past, seq, device=input_ids.device), None
         else:
             positions = (attention_mask.cumsum(1) - 1).clamp(min=0)  # counted from the first real token
-            attendable = attendable_positions(attention_mask, self.config.causal)
+            layer_mask = expand_mask(attention_mask, self.config.causal)
         embedded = self.token_embeddings(input_ids) + self.position_embeddings(positions)
         if self.token_type_embeddings is not None:
             embedded = embedded + self.token_type_embeddings(torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids)
         hidden_states = self.dropout(self.embedding_norm(embedded))
         for layer in self.layers[:-1]:
-            hidden_states = self.run_layer(layer, hidden_states, attendable, past)
-        if only is not None and self.config.causal:
-            attendable = (torch.arange(seq, device=only.device) <= only.unsqueeze(1))[:, None, None]
-        return self.final_norm(self.run_layer(self.layers[-1], hidden_states, attendable, past, only))
+            hidden_states = self.run_layer(layer, hidden_states, layer_mask, past)
+        if query_positions is not None and self.config.causal:
+            layer_mask = (torch.arange(seq, device=input_ids.device) <= query_positions.unsqueeze(1))[:, None, None]
+        return self.final_norm(self.run_layer(self.layers[-1], hidden_states, layer_mask, past, query_positions))
 
     def run_layer(self, layer: TransformerLayer, *inputs: Tensor | KeyValueCache | None) -> Tensor:
         """A layer's output; with gradient checkpointing (Chen et al. 2016), only its input is kept for the backward pass."""
@@ -415,15 +431,16 @@ def sinusoids(num_positions: int, embed_dim: int) -> Tensor:
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)  # sine and cosine alternate
 
 
-def attendable_positions(attention_mask: Tensor, causal: bool) -> Tensor:
-    """Boolean mask, broadcastable to [batch, heads, query, key], of the keys that each query may look at."""
-    attendable = attention_mask.bool()[:, None, None, :]
+def expand_mask(attention_mask: Tensor, causal: bool) -> Tensor:
+    """[batch, seq] → a boolean mask, broadcastable to [batch, heads, query, key], of the keys that each query may look at."""
+    mask = attention_mask.bool()[:, None, None, :]
     if causal:
         seq = attention_mask.size(1)
-        attendable = attendable & torch.ones(seq, seq, dtype=torch.bool, device=attention_mask.device).tril()
+        mask = mask & torch.ones(seq, seq, dtype=torch.bool, device=attention_mask.device).tril()
         # A padding token on the left would have nothing to look at, and a softmax over nothing is NaN.
-        attendable = attendable | torch.eye(seq, dtype=torch.bool, device=attention_mask.device)
-    return attendable
+        mask = mask | torch.eye(seq, dtype=torch.bool, device=attention_mask.device)
+    return mask
+
 
 
 def transformer_config(flags: ModelArguments, num_embeddings: int) -> TransformerConfig:

@@ -1,19 +1,18 @@
-"""What AdapterHub's library computes with random weights: run by test_adapterhub.py, in an environment that has the library.
+"""What AdapterHub's library computes with random weights: run by tests/layers/test_adapterhub.py, in an environment that has the library.
 
     python adapterhub.py FOLDER
 
 writes, for each family of models, a folder with the transformer, and for each kind of adapters a file with their weights, the input
-and the hidden states. It stands alone: the library's name is that of our layers/adapters.py, and its transformers are older than ours.
+and the hidden states. It stands alone, since its transformers are older than ours.
 """
 import sys
 from pathlib import Path
 
+import adapters
 import safetensors.torch
 import torch
 import transformers
 from adapters.composition import Fuse
-
-import layers.adapters as adapters
 
 SIZES = {"bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 24},
          "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 64, "n_positions": 24}}  # fmt: skip
