@@ -29,7 +29,7 @@ from checkpoints.finetuned import build_model, max_length
 from checkpoints.pretrained import Checkpoint, describe_base, newest_checkpoint, open_checkpoint
 from config.arguments import UserError
 from config.constants import IGNORE_INDEX
-from data.corpus import Masking
+from data.masking import Masking
 from experiments.notify import notified
 from experiments.restarts import train_restarts
 from finetuning_model import TransformerWithClfHead

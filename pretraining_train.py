@@ -36,8 +36,9 @@ from ignite.metrics import Loss, MetricsLambda
 from torch import nn
 
 from config.constants import IGNORE_INDEX
-from data.corpus import Corpus, CorpusBatches, Masking, evaluation_blocks, load_corpus
-from data.tokenization import Tokenizer
+from data.corpus import Corpus, CorpusBatches, evaluation_blocks, load_corpus
+from data.masking import Masking
+from data.wordpiece import Tokenizer
 from experiments.notify import notified
 from pretraining_model import TransformerWithLMHead, generate, transformer_config
 from training.evaluation import BestWeights

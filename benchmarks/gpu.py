@@ -43,7 +43,7 @@ from ignite.engine import Engine, Events
 from checkpoints.families import FAMILIES
 from checkpoints.files import write_json
 from data.corpus import CorpusBatches
-from data.tokenization import SPECIAL_TOKENS, Tokenizer
+from data.wordpiece import SPECIAL_TOKENS, Tokenizer
 from finetuning_model import HeadConfig, TransformerWithClfHead
 from finetuning_train import FinetuningConfig, finetuning_objective
 from pretraining_model import TransformerConfig, transformer_config

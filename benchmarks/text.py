@@ -24,9 +24,9 @@ from common import (
     side_by_side,
 )
 
-from data.corpus import ENCODING_CHUNK
+from data.cache import ENCODING_CHUNK
 from data.sources import open_source
-from data.tokenization import Tokenizer
+from data.wordpiece import Tokenizer
 
 CORPUS_BYTES = 500_000_000
 PEAK_MEMORY = """
@@ -39,7 +39,7 @@ print(len(corpus.train.ids), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss 
 
 
 def tokenization(texts: list[str]) -> None:
-    """Characters per second, ours in batches as `data/corpus.py` encodes them."""
+    """Characters per second, ours in batches as `data/cache.py` encodes them."""
     from pytorch_pretrained_bert import BertTokenizer
 
     tokenizer = benchmark_corpus().tokenizer

@@ -12,7 +12,8 @@ from sklearn.pipeline import make_pipeline
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from data.sources import open_source, split_rows
+from data.sources import open_source
+from data.splits import split_rows
 from tasks.task import choose_subset
 
 

@@ -8,8 +8,10 @@ from torch import Tensor
 from checkpoints.families import FAMILIES, read_shape, to_ours, todays_name
 from checkpoints.files import CONFIG, WEIGHTS, file_digest, load_into, load_weights, read_run_config
 from config.arguments import UserError
-from data.sources import download
-from data.tokenization import ByteLevelTokenizer, Tokenizer, download_tokenizer, load_tokenizer
+from data.byte_level import ByteLevelTokenizer
+from data.hub import download
+from data.tokenization import download_tokenizer, load_tokenizer
+from data.wordpiece import Tokenizer
 from finetuning_model import HEAD
 from pretraining_model import TransformerConfig, TransformerWithLMHead
 

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.corpus import EncodedTexts
-from data.tokenization import ByteLevelTokenizer, Tokenizer
+from data.byte_level import ByteLevelTokenizer
+from data.cache import EncodedTexts
+from data.wordpiece import Tokenizer
 from utils import Batch
 
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from config.arguments import UserError, suggestion
-from data.corpus import texts_of_row
+from data.byte_level import ByteLevelTokenizer
+from data.cache import texts_of_row
 from data.tables import CHOICE, is_missing
-from data.tokenization import ByteLevelTokenizer, Tokenizer
+from data.wordpiece import Tokenizer
 from tasks.answers import token_f1
 from tasks.examples import Collator, Examples
 from utils import Batch

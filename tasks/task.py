@@ -4,8 +4,9 @@ from dataclasses import asdict
 
 from config.arguments import UserError
 from config.finetuning import TaskArguments
-from data.corpus import EncodedTexts, encode_rows, find_tokenizer
-from data.sources import HUB_DATASETS, KNOWN_DATASETS, SPLIT_FILES, open_source, split_rows
+from data.cache import EncodedTexts, encode_rows, find_tokenizer
+from data.sources import HUB_DATASETS, KNOWN_DATASETS, open_source
+from data.splits import SPLIT_FILES, split_rows
 from data.tables import FIELDS
 from tasks.examples import Examples
 from tasks.kinds import Classification, Kind, KindOptions, MultipleChoice, Regression, as_numbers

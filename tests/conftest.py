@@ -17,8 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from helpers.hub_mirror import HubMirror
 from helpers.runs import SHAPE, STEPS, WORDS, run
 
-import data.sources as data_sources
-from data.tokenization import train_tokenizer
+from data.sources import open_source
+from data.wordpiece import train_tokenizer
 
 # Python runs this at the start of every process that has its folder on PYTHONPATH: retries come at once.
 NO_WAITING = "import time; sleep = time.sleep; time.sleep = lambda seconds: sleep(min(seconds, 0.01))"
@@ -27,7 +27,7 @@ NO_WAITING = "import time; sleep = time.sleep; time.sleep = lambda seconds: slee
 @pytest.fixture(scope="session")
 def reviews():
     """The labelled reviews of IMDb's training split."""
-    return list(data_sources.open_source("imdb").rows("train"))
+    return list(open_source("imdb").rows("train"))
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ def test_half_precision_learns_nearly_the_same(precision, pretraining, tmp_path)
 def test_ids_are_the_references_on_every_review(reviews, tmp_path):
     from pytorch_pretrained_bert import BertTokenizer
 
-    from data.tokenization import train_tokenizer
+    from data.wordpiece import train_tokenizer
 
     texts = [row["text"] for row in reviews]
     tokenizer = train_tokenizer(lambda: iter(texts), 8192, lowercase=False)

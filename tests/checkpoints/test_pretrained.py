@@ -10,7 +10,9 @@ from helpers.runs import call, run
 
 from checkpoints.pretrained import load_pretrained, open_checkpoint
 from config.arguments import UserError
-from data.tokenization import SPECIAL_TOKENS, ByteLevelTokenizer, Tokenizer, load_tokenizer
+from data.byte_level import ByteLevelTokenizer
+from data.tokenization import load_tokenizer
+from data.wordpiece import SPECIAL_TOKENS, Tokenizer
 from finetuning_predict import Predictor
 from tasks.examples import Collator
 

@@ -12,21 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-import data.sources as data_sources
 from config.arguments import UserError
 from config.constants import IGNORE_INDEX
-from data.corpus import (
-    CorpusBatches,
-    Masking,
-    cached,
-    count_words,
-    encode_rows,
-    evaluation_blocks,
-    find_tokenizer,
-    load_corpus,
-)
-from data.sources import open_source, split_rows
-from data.tokenization import SPECIAL_TOKENS, Tokenizer
+from data import splits
+from data.cache import cached, encode_rows, find_tokenizer
+from data.corpus import CorpusBatches, evaluation_blocks, load_corpus
+from data.masking import Masking
+from data.sources import open_source
+from data.splits import split_rows
+from data.wordpiece import SPECIAL_TOKENS, Tokenizer
+from data.words import count_words
 
 WIKITEXT = Path(__file__).parents[3] / "shared/data/wikitext-2"
 
@@ -287,7 +282,7 @@ def test_the_review_corpus_never_holds_a_review_held_out_for_classification(revi
                 rows.writerow([f"{number}: {row['text'][:300]}", int(row["label"] == "pos"), "imdb"])
         rows.writerow(["of the other dataset", 1, "rotten_tomatoes"])
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(data_sources.HELD_OUT, "imdb", 60)
+    monkeypatch.setitem(splits.HELD_OUT, "imdb", 60)
 
     task = {split: {row["text"] for row in rows} for split, rows in split_rows(open_source("imdb")).items()}
     assert len(task["train"]) + len(task["valid"]) == 200 and len(task["valid"]) == 60

@@ -13,8 +13,8 @@ import pyarrow.parquet
 import pytest
 from helpers.hub_mirror import HubMirror
 
-import data.sources as data_sources
 from config.arguments import UserError
+from data import hub, network, sources
 from data.sources import open_source
 from data.tables import read_table
 
@@ -359,12 +359,12 @@ def test_without_a_network_one_sentence_says_so_but_what_was_loaded_is_there(hub
 
 
 def test_a_host_is_unreachable_unless_it_answers_or_a_proxy_stands_before_it(nobody, monkeypatch):
-    assert data_sources.is_unreachable(nobody) and data_sources.is_unreachable("https://no-such-host.invalid")
+    assert network.is_unreachable(nobody) and network.is_unreachable("https://no-such-host.invalid")
     with socket.create_server(("127.0.0.1", 0)) as server:
-        assert not data_sources.is_unreachable(f"http://localhost:{server.getsockname()[1]}")
+        assert not network.is_unreachable(f"http://localhost:{server.getsockname()[1]}")
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid:3128")
-    assert not data_sources.is_unreachable("https://no-such-host.invalid"), "the proxy may know it"
-    assert data_sources.is_unreachable("http://no-such-host.invalid"), "that proxy is for https"
+    assert not network.is_unreachable("https://no-such-host.invalid"), "the proxy may know it"
+    assert network.is_unreachable("http://no-such-host.invalid"), "that proxy is for https"
 
 
 @pytest.fixture
@@ -386,12 +386,12 @@ def test_a_file_that_is_not_there_is_told_from_a_hub_that_is_not_there(hub_root,
     missing = ("google-bert/bert-base-cased", "model.safetensors", "--model_checkpoint")
     with HubMirror(hub_root) as mirror:
         take_for_the_hub(mirror.url)
-        assert data_sources.download_if_there(*missing) is None
+        assert hub.download_if_there(*missing) is None
         with pytest.raises(UserError, match="bert-base-cased: the repository has no model.safetensors; it would be needed"):
-            data_sources.download(*missing, "; it would be needed")
+            hub.download(*missing, "; it would be needed")
     take_for_the_hub(nobody)
     with pytest.raises(UserError, match=f"is not in the local cache, and there is no connection to {nobody}"):
-        data_sources.download(*missing)
+        hub.download(*missing)
 
 
 @pytest.fixture
@@ -407,7 +407,7 @@ def web_cache(tmp_path, monkeypatch):
 def test_text_in_an_archive_on_the_web_is_a_corpus(hub_root, web_cache, monkeypatch):
     with HubMirror(hub_root) as mirror:
         url = f"{mirror.url}/datasets/owner/films/resolve/main/books.zip"
-        monkeypatch.setitem(data_sources.WEB_ARCHIVES, "books", data_sources.WebArchive(url, "books/{split}.txt"))
+        monkeypatch.setitem(sources.WEB_ARCHIVES, "books", hub.WebArchive(url, "books/{split}.txt"))
         for split in ("train", "valid", "train"):
             assert [row["text"] for row in rows_of("books", split)] == [f"{split} line", "", " a second line "]
         assert mirror.requests == ["owner/films/books.zip"], "it is loaded once"
@@ -421,7 +421,7 @@ def test_an_archive_that_is_not_whole_is_not_kept(file, truncate, sentence, hub_
     with HubMirror(hub_root, truncate=truncate) as mirror:
         url = f"{mirror.url}/datasets/owner/films/resolve/main/{file}"
         with pytest.raises(UserError, match=f"^--dataset_path books: .*{sentence}"):
-            data_sources.download_archive(url, "--dataset_path books")
+            hub.download_archive(url, "--dataset_path books")
     assert not list(web_cache.iterdir())
 
 

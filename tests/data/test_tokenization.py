@@ -15,14 +15,9 @@ from pytorch_pretrained_bert import BertTokenizer
 from tokenizers import models, normalizers, pre_tokenizers
 
 from config.arguments import UserError
-from data.tokenization import (
-    SPECIAL_TOKENS,
-    ByteLevelTokenizer,
-    Tokenizer,
-    load_tokenizer,
-    parse_training_request,
-    train_tokenizer,
-)
+from data.byte_level import ByteLevelTokenizer
+from data.tokenization import load_tokenizer, parse_training_request
+from data.wordpiece import SPECIAL_TOKENS, Tokenizer, train_tokenizer
 
 NASTY = [
     "", " ", " \t\r\n\u3000\u2028", "\x00", "\u200b\u200d\ufeff", "word", "A" * 10_000, "ab " * 4000, "a" * 100,
@@ -121,7 +116,7 @@ def test_training_gives_the_same_vocabulary_in_every_process(reviews, run_script
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(row["text"].replace("\n", " ") for row in reviews[:200]), encoding="utf-8")
     code = (
-        "import sys; import data.tokenization as tokenization; lines = open(sys.argv[1], encoding='utf-8').readlines();"
+        "import sys; import data.wordpiece as tokenization; lines = open(sys.argv[1], encoding='utf-8').readlines();"
         "tokenization.train_tokenizer(lambda: iter(lines), 500, False).save(sys.argv[2])"
     )
     for seed in ("1", "2"):
@@ -444,7 +439,7 @@ def test_a_bad_training_request_says_how_to_write_it(name):
 def test_no_reference_is_imported_for_plain_text(run_script):
     """It imports torch and takes seconds."""
     code = (
-        "import sys; import data.tokenization as tokenization; made = tokenization.train_tokenizer(lambda: iter(['a b']), 100, False);"
+        "import sys; import data.wordpiece as tokenization; made = tokenization.train_tokenizer(lambda: iter(['a b']), 100, False);"
         "made.encode('a [MASK] b'); sys.exit('torch' in sys.modules)"
     )
     assert run_script("-c", code).returncode == 0

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.corpus import encode_rows
+from data.cache import encode_rows
 from tasks.examples import Collator, Examples, TaskBatches, choose_subset, evaluation_batches, share
 from tasks.kinds import Classification
 from training.step import split_batch

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from config.arguments import UserError
-from data.sources import open_source, split_rows
+from data.sources import open_source
+from data.splits import split_rows
 from tasks.task import Task
 
 
