@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config.constants import IGNORE_INDEX
+from config.model import TransformerConfig
 from layers.adapters import Tuning, apply_tuning, is_added, is_fused
-from pretraining_model import TransformerConfig, TransformerWithLMHead, initialize
+from pretraining_model import TransformerWithLMHead, initialize
 
 HEAD = "classification_head."  # how the names of its weights begin
 

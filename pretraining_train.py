@@ -36,11 +36,12 @@ from ignite.metrics import Loss, MetricsLambda
 from torch import nn
 
 from config.constants import IGNORE_INDEX
+from config.model import transformer_config
 from data.corpus import Corpus, CorpusBatches, evaluation_blocks, load_corpus
 from data.masking import Masking
 from data.wordpiece import Tokenizer
 from experiments.notify import notified
-from pretraining_model import TransformerWithLMHead, generate, transformer_config
+from pretraining_model import TransformerWithLMHead, generate
 from training.evaluation import BestWeights
 from training.loop import count_parameters, fit
 from training.optimizers import build_optimizers

@@ -21,8 +21,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from checkpoints.files import write_json
+from config.model import TransformerConfig, transformer_config
 from data.corpus import Corpus, load_corpus
-from pretraining_model import TransformerConfig, TransformerWithLMHead, transformer_config
+from pretraining_model import TransformerWithLMHead
 from pretraining_train import PretrainingConfig, create_evaluation, lm_counts, lm_losses, pretrain
 from training.optimizers import build_optimizers
 from training.step import LoopOptions, Objective, TrainingStep, wrap_model

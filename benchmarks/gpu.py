@@ -42,11 +42,11 @@ from ignite.engine import Engine, Events
 
 from checkpoints.families import FAMILIES
 from checkpoints.files import write_json
+from config.model import TransformerConfig, transformer_config
 from data.corpus import CorpusBatches
 from data.wordpiece import SPECIAL_TOKENS, Tokenizer
 from finetuning_model import HeadConfig, TransformerWithClfHead
 from finetuning_train import FinetuningConfig, finetuning_objective
-from pretraining_model import TransformerConfig, transformer_config
 from pretraining_train import PretrainingConfig, lm_counts, lm_losses
 from tasks.examples import Collator, Examples, TaskBatches
 from tasks.kinds import Classification

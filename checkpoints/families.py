@@ -10,7 +10,8 @@ from torch import Tensor
 
 from checkpoints.files import CONFIG, WEIGHTS
 from config.arguments import UserError
-from pretraining_model import ACTIVATIONS, TransformerConfig
+from config.model import TransformerConfig
+from pretraining_model import ACTIVATIONS
 
 
 @dataclass(frozen=True)

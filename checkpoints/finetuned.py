@@ -8,9 +8,9 @@ from checkpoints.files import WEIGHTS, file_digest, load_into, load_weights, rea
 from checkpoints.pretrained import Checkpoint, find_base
 from config.arguments import UserError
 from config.finetuning import FinetuningConfig
+from config.model import TransformerConfig, transformer_config
 from finetuning_model import MODEL_CLASSES, HeadConfig, TransformerWithClfHead, added_parameters
 from layers.adapters import FLAGS, METHODS, Tuning, check_settings
-from pretraining_model import TransformerConfig, transformer_config
 
 
 def load_finetuned(folder: str | Path, flag: str) -> TransformerWithClfHead:

@@ -5,10 +5,10 @@ import torch
 from checkpoints.finetuned import load_finetuned
 from config.arguments import parse_argv
 from config.constants import IGNORE_INDEX
+from config.model import TransformerConfig
 from finetuning_model import HeadConfig, TransformerWithClfHead
 from finetuning_train import FinetuningConfig, finetune
 from layers.adapters import Tuning
-from pretraining_model import TransformerConfig
 
 SHAPE = TransformerConfig(97, 32, 64, 24, 4, 3, 0.0, 0.0)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.runs import ROOT
 
-from pretraining_model import TransformerConfig
+from config.model import TransformerConfig
 
 sys.path.append(
     str(ROOT / "benchmarks")

@@ -9,14 +9,8 @@ from checkpoints.files import save_weights, write_json
 from checkpoints.pretrained import load_pretrained
 from config.arguments import UserError
 from config.constants import IGNORE_INDEX
-from pretraining_model import (
-    EmptySlot,
-    TransformerConfig,
-    TransformerWithLMHead,
-    generate,
-    keep_likeliest,
-    sinusoids,
-)
+from config.model import TransformerConfig
+from pretraining_model import EmptySlot, TransformerWithLMHead, generate, keep_likeliest, sinusoids
 
 SHAPE = {"num_embeddings": 97, "embed_dim": 32, "hidden_dim": 64, "num_max_positions": 24, "num_heads": 4, "num_layers": 3}
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from helpers.runs import NO_DROPOUT, assert_resumes_exactly, call, evaluations, launch, metrics, run
 
-from pretraining_model import TransformerConfig, TransformerWithLMHead
+from config.model import TransformerConfig
+from pretraining_model import TransformerWithLMHead
 from pretraining_train import PretrainingConfig, start_from_counts
 
 

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from helpers.runs import NO_DROPOUT, call, evaluations, launch, metrics, run
 
 from config.arguments import UserError
+from config.model import TransformerConfig
 from finetuning_model import HeadConfig, TransformerWithClfHead
 from layers.adapters import METHODS, Adapter, AdapterFusion, LoRALinear, PfeifferAdapter, Tuning
-from pretraining_model import TransformerConfig, TransformerLayer
+from pretraining_model import TransformerLayer
 from training.loop import attach_unfreezing
 
 SHAPE = TransformerConfig(97, 32, 64, 24, 4, 3, 0.0, 0.0)

@@ -10,6 +10,7 @@ import torch
 
 from config.arguments import UserError
 from config.constants import IGNORE_INDEX
+from config.model import TransformerConfig
 from finetuning_model import (
     Biaffine,
     HeadConfig,
@@ -17,7 +18,6 @@ from finetuning_model import (
     TransformerWithParserHead,
     TransformerWithTokenHead,
 )
-from pretraining_model import TransformerConfig
 from tasks.answers import exact_match, token_f1
 from tasks.examples import Collator
 from tasks.kinds import KindOptions, MultipleChoice

@@ -9,10 +9,11 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from config.arguments import OptimizationArguments
+from config.model import TransformerConfig
 from finetuning_model import HeadConfig, TransformerWithClfHead
 from finetuning_train import FinetuningConfig, finetuning_objective
 from layers.adapters import Tuning
-from pretraining_model import TransformerConfig, TransformerLayer, TransformerWithLMHead
+from pretraining_model import TransformerLayer, TransformerWithLMHead
 from training.optimizers import Muon, build_optimizers, learning_rate_factor
 from training.step import LoopOptions, Objective, TrainingStep, split_batch
 from utils import Run
