@@ -29,8 +29,12 @@ class HeadConfig:
 
 
 class TransformerWithClfHead(TransformerWithLMHead):
-    """Transformer with a head for texts (classes, a number, or the score of a choice), and the language-modelling head for an
-    auxiliary loss. Heads for something else are subclasses, which `--finetuning_model_class` finds by name."""
+    """Transformer with a head for texts (classes, a number, or the score of a choice), and the
+    language-modelling head for an auxiliary loss.
+
+    Heads for something else are subclasses, which `--finetuning_model_class` finds by name; they override
+    `build_head`, `reads_only_cls`, `score` and `task_loss`.
+    """
 
     def __init_subclass__(cls):
         MODEL_CLASSES[cls.__name__] = cls
@@ -49,34 +53,36 @@ class TransformerWithClfHead(TransformerWithLMHead):
         labels: Tensor | None = None,
         lm_labels: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        **of_the_kind: Tensor,
+        **inputs: Tensor,
     ) -> Tensor | dict[str, Tensor]:
         """Score a batch that is padded on the right.
 
         Args:
-            input_ids, attention_mask: [batch, seq], or [batch, choices, seq]; [CLS] last for a causal model, first for a bidirectional one.
-            labels: [batch], class ids, or numbers for regression; what other heads want is in their `task_loss`.
-            lm_labels: like input_ids, aligned with the positions; -100 asks for no loss. Without them no LM logits are computed.
+            input_ids, attention_mask: [batch, seq], or [batch, choices, seq]; [CLS] last for a causal model,
+                first for a bidirectional one.
+            labels: what the head's `task_loss` wants.
+            lm_labels: like input_ids, aligned with the positions; -100 asks for no loss. Without them no LM
+                logits are computed.
             token_type_ids: like input_ids, the segment of each token, for models that have segment embeddings.
-            of_the_kind: what else a batch of this kind of task has (`tasks/kinds.py`).
-        Returns: logits [batch, num_outputs], or [batch, choices]; or, with `labels`, the summed losses `clf` and (if asked for) `lm`.
+            inputs: what else the batch has for the head's `score` and `task_loss`.
+        Returns: logits as `score` has them, in float32; or, with `labels`, the summed losses `clf` and (if
+            asked for) `lm`.
         """
-        shape = input_ids.shape[:-1]
         input_ids, flat_mask = input_ids.flatten(0, -2), attention_mask.flatten(0, -2)
         token_type_ids = None if token_type_ids is None else token_type_ids.flatten(0, -2)
         # Right padding lies in the future: a causal model that gets no mask can use the fastest attention.
         mask = None if self.config.causal else flat_mask
         query_positions = self.cls_positions(flat_mask) if self.reads_only_cls and lm_labels is None else None
-        hidden_states = self.transformer(input_ids, mask, query_positions=query_positions, token_type_ids=token_type_ids)
-        logits = self.score(hidden_states, flat_mask, shape, **of_the_kind).float()
+        hidden_states = self.transformer(
+            input_ids, mask, query_positions=query_positions, token_type_ids=token_type_ids
+        )
+        logits = self.score(hidden_states, flat_mask, inputs).float()
         if labels is None:
             return logits
-        losses = {"clf": self.task_loss(logits, labels, **of_the_kind)}
+        losses = {"clf": self.task_loss(logits, labels, inputs)}
         if lm_labels is not None:
             losses["lm"] = self.loss(hidden_states, lm_labels.flatten(0, -2))
         return losses
-
-    # What subclasses do otherwise.
 
     def build_head(self) -> nn.Module:
         """The module on top of the transformer."""
@@ -84,21 +90,25 @@ class TransformerWithClfHead(TransformerWithLMHead):
 
     @property
     def reads_only_cls(self) -> bool:
-        """Then most of the last layer need not be computed."""
+        """Does `score` read no other state? Then most of the last layer need not be computed."""
         return self.head.pooling == "cls"
 
-    def score(self, hidden_states: Tensor, attention_mask: Tensor, shape: torch.Size, n_choices: Tensor | None = None) -> Tensor:
-        """Logits from the states of all positions (or of [CLS] alone), [texts, seq, embed]."""
+    def score(self, hidden_states: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """Logits from the states of all positions (or of [CLS] alone): [texts, seq, embed] → [texts,
+        num_outputs]; with `n_choices` [batch] → [batch, choices], minus infinity for choices that an example
+        does not have."""
         is_pooled = self.reads_only_cls and hidden_states.size(1) == 1
         pooled = hidden_states.squeeze(1) if is_pooled else self.pool(hidden_states, attention_mask)
         logits = self.classification_head(self.dropout(pooled))
-        if n_choices is None:
+        if "n_choices" not in inputs:
             return logits
-        missing = torch.arange(shape[1], device=logits.device) >= n_choices.unsqueeze(1)
-        return logits.view(shape).masked_fill(missing, -math.inf)
+        n_choices = inputs["n_choices"].unsqueeze(1)
+        logits = logits.view(len(n_choices), -1)
+        return logits.masked_fill(torch.arange(logits.size(1), device=logits.device) >= n_choices, -math.inf)
 
-    def task_loss(self, logits: Tensor, labels: Tensor, n_choices: Tensor | None = None) -> Tensor:
-        """Cross-entropy over classes or choices, or squared error for a single number, summed over the batch."""
+    def task_loss(self, logits: Tensor, labels: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """Cross-entropy over classes or choices, or squared error for a single number, summed over the batch;
+        labels [batch]."""
         if logits.size(1) == 1:
             return F.mse_loss(logits.squeeze(1), labels.float(), reduction="sum")
         return F.cross_entropy(logits, labels, reduction="sum")
@@ -106,9 +116,11 @@ class TransformerWithClfHead(TransformerWithLMHead):
     # Pooling.
 
     def pool(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
-        """The state of [CLS], and the mean and maximum over the real tokens (ULMFiT's concat pooling: Howard & Ruder
-        2018, section 3.3), as far as `pooling` names them: [batch, seq, embed] → [batch, parts * embed]."""
-        rows, mask = torch.arange(len(hidden_states), device=hidden_states.device), attention_mask.unsqueeze(-1)
+        """[batch, seq, embed] → [batch, poolings * embed]: the state of [CLS], and the mean and maximum over
+        the real tokens, as far as `pooling` names them (ULMFiT's concat pooling: Howard & Ruder 2018, section
+        3.3)."""
+        rows = torch.arange(len(hidden_states), device=hidden_states.device)
+        mask = attention_mask.unsqueeze(-1)
         poolings = {
             "cls": lambda: hidden_states[rows, self.cls_positions(attention_mask)],
             "mean": lambda: (hidden_states * mask).sum(1) / mask.sum(1),
@@ -125,8 +137,8 @@ class TransformerWithClfHead(TransformerWithLMHead):
 MODEL_CLASSES: dict[str, type[TransformerWithClfHead]] = {"TransformerWithClfHead": TransformerWithClfHead}
 
 
-class TransformerWithTokenHead(TransformerWithClfHead):
-    """Scores for each token: its tags, or whether an answer begins and ends there (Devlin et al. 2019, figure 4)."""
+class TransformerWithTagHead(TransformerWithClfHead):
+    """Scores of the tags of each token (Devlin et al. 2019, figure 4d)."""
 
     reads_only_cls = False
 
@@ -134,22 +146,33 @@ class TransformerWithTokenHead(TransformerWithClfHead):
         """A linear layer that all positions share."""
         return new_linear(self.config.embed_dim, self.head.num_outputs, self.head)
 
-    def score(
-        self, hidden_states: Tensor, attention_mask: Tensor, shape: torch.Size, word_mask: Tensor | None = None, span_mask: Tensor | None = None
-    ) -> Tensor:
-        """[batch, seq, num_outputs]; with `span_mask` [batch, seq], minus infinity where it is 0."""
-        logits = self.classification_head(self.dropout(hidden_states))
-        return logits if span_mask is None else logits.masked_fill(span_mask.unsqueeze(-1) == 0, -math.inf)
+    def score(self, hidden_states: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """[batch, seq, embed] → [batch, seq, tags]."""
+        return self.classification_head(self.dropout(hidden_states))
 
-    def task_loss(self, logits: Tensor, labels: Tensor, word_mask: Tensor | None = None, span_mask: Tensor | None = None) -> Tensor:
-        """Cross-entropy of tags [batch, seq] (-100: none), or the mean of those of both ends of an answer [batch, 2]; summed."""
-        if span_mask is None:
-            return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
-        return F.cross_entropy(logits, labels, reduction="sum") / 2  # over the positions, for either end
+    def task_loss(self, logits: Tensor, labels: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """Cross-entropy of the tags, labels [batch, seq] (-100: none), summed over words."""
+        return summed_cross_entropy(logits, labels)
+
+
+class TransformerWithAnswerHead(TransformerWithTagHead):
+    """For each token, the scores of an answer beginning and of one ending there (Devlin et al. 2019, figure
+    4c)."""
+
+    def score(self, hidden_states: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """[batch, seq, embed] → [batch, seq, 2], minus infinity where `span_mask` [batch, seq] is 0."""
+        logits = super().score(hidden_states, attention_mask, inputs)
+        return logits.masked_fill(inputs["span_mask"].unsqueeze(-1) == 0, -math.inf)
+
+    def task_loss(self, logits: Tensor, labels: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """The mean of the cross-entropies, over the positions, of both ends of the answer, labels [batch, 2];
+        summed over the batch."""
+        return F.cross_entropy(logits, labels, reduction="sum") / 2
 
 
 class TransformerWithParserHead(TransformerWithClfHead):
-    """Scores of all arcs between words and of the relations on them: deep biaffine attention (Dozat & Manning 2017, section 2)."""
+    """Scores of all arcs between words and of the relations on them: deep biaffine attention (Dozat & Manning
+    2017, section 2)."""
 
     reads_only_cls = False
 
@@ -157,25 +180,34 @@ class TransformerWithParserHead(TransformerWithClfHead):
         """The parser."""
         return Biaffine(self.config.embed_dim, self.head)
 
-    def score(self, hidden_states: Tensor, attention_mask: Tensor, shape: torch.Size, word_mask: Tensor, heads: Tensor | None = None) -> Tensor:
-        """[batch, seq, seq, 1 + relations]: of the arc from a word (second axis) to its head (third), and of each relation on it; what is
-        neither a word nor [CLS], the root, is no head."""
+    def score(self, hidden_states: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """[batch, seq, embed] → [batch, seq, seq, 1 + relations]: of the arc from a word (second axis) to its
+        head (third), and of each relation on it. What is neither a word (`word_mask` [batch, seq]) nor [CLS],
+        the root, is no head."""
         logits = self.classification_head(self.dropout(hidden_states))
         root = F.one_hot(self.cls_positions(attention_mask), hidden_states.size(1))
-        arcs = logits[..., :1].masked_fill(((word_mask + root) == 0)[:, None, :, None], -math.inf)
+        is_head = (inputs["word_mask"] + root) > 0
+        arcs = logits[..., :1].masked_fill(~is_head[:, None, :, None], -math.inf)
         return torch.cat((arcs, logits[..., 1:]), dim=-1)
 
-    def task_loss(self, logits: Tensor, labels: Tensor, word_mask: Tensor, heads: Tensor) -> Tensor:
-        """Cross-entropy of the heads [batch, seq] plus that of the relations `labels` [batch, seq] on the true arcs; summed over words."""
-        arc_loss = F.cross_entropy(logits[..., 0].flatten(0, 1), heads.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+    def task_loss(self, logits: Tensor, labels: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """Cross-entropy of `heads` [batch, seq] plus that of the relations, labels [batch, seq], on the true
+        arcs; summed over words."""
+        heads = inputs["heads"]
         at_heads = heads.clamp(min=0)[:, :, None, None].expand(-1, -1, 1, logits.size(-1))
         relations = logits.gather(2, at_heads).squeeze(2)[..., 1:]
         labels = labels.masked_fill(heads == IGNORE_INDEX, IGNORE_INDEX)
-        return arc_loss + F.cross_entropy(relations.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+        return summed_cross_entropy(logits[..., 0], heads) + summed_cross_entropy(relations, labels)
+
+
+def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Over all positions: logits [batch, seq, classes], labels [batch, seq] (-100: none)."""
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 class Biaffine(nn.Module):
-    """Two views of each word, as a dependent and as a head, and a bilinear form over each pair (Dozat & Manning 2017, equations 4 to 9)."""
+    """Two views of each word, as a dependent and as a head, and a bilinear form over each pair (Dozat &
+    Manning 2017, equations 4 to 9)."""
 
     ARC_DIM, RELATION_DIM = 512, 128
 
@@ -208,5 +240,6 @@ def new_linear(n_inputs: int, n_outputs: int, head: HeadConfig) -> nn.Linear:
 
 
 def added_parameters(model: TransformerWithClfHead) -> tuple[str, ...]:
-    """Names of the parameters that begin untrained: those of the head and of what the tuning adds, but for adapters that are fused."""
+    """Names of the parameters that begin untrained: those of the head and of what the tuning adds, but for
+    adapters that are fused."""
     return tuple(name for name in model.state_dict() if name.startswith(HEAD) or is_added(name) and not is_fused(name))

@@ -34,26 +34,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from checkpoints.files import as_json, read_run_config
 from checkpoints.finetuned import load_finetuned
 from config.arguments import UserError
 from data.tables import FIELDS, read_column, read_table
 from data.tokenization import load_tokenizer
-from tasks.examples import Collator, Examples, evaluation_batches
-from tasks.kinds import KindOptions
-from tasks.task import KINDS, columns_of
-from utils import choose_device, logger
+from tasks.examples import Examples, evaluation_batches
+from tasks.inference import run_inference
+from tasks.kind import KindOptions
+from tasks.kinds import KINDS
+from tasks.task import columns_of
+from utils import Batch, choose_device, logger
 
 CHUNK = 4096  # examples that are read, encoded and sorted by length together
-# What an argument or a line of text holds, between tabs.
-FIELDS_OF_LINES = {
-    "multiple_choice": ("text", "choices"),
-    "tagging": ("text",),
-    "parsing": ("text",),
-    "question_answering": ("text", "text_pair"),
-}
 
 
 class Predictor:
@@ -70,12 +64,14 @@ class Predictor:
         self.model = load_finetuned(run_folder, "RUN_FOLDER").to(self.device).eval()
         config = read_run_config(run_folder, "RUN_FOLDER")
         self.kind = KINDS[config["kind"]](config["labels"], KindOptions(**config["options"]))
+        self.reader = self.kind.reader_class(self.kind.options)
         self.is_pair, arguments, shape = config["is_pair"], config["arguments"], self.model.config
         given = {field: arguments[f"{field}_column"] for field in FIELDS}
-        self.columns = columns_of(arguments["dataset_path"], self.kind, given)  # that training read
+        self.columns = columns_of(arguments["dataset_path"], self.reader, given)  # that training read
         self.tokenizer = load_tokenizer(run_folder)
         length = arguments["max_length"] or shape.num_max_positions
-        self.collate = Collator.for_model(shape, self.tokenizer, length, arguments["truncation"])
+        collator_class = self.kind.collator_class
+        self.collate = collator_class.for_model(shape, self.tokenizer, length, arguments["truncation"])
 
     def predict(self, rows: Iterable[dict]) -> Iterator[dict]:
         """A dict per row, in order. Rows have the fields of their kind: `text`, perhaps `text_pair`, `choices`.
@@ -90,9 +86,8 @@ class Predictor:
                 break
             examples = self.encode(chunk)
             empty += [n_before + number for number in 1 + examples.with_empty_text()]
-            features = self.kind.features(examples, self.collate)
-            outputs = self.kind.by_example(features, self.outputs(features))
-            yield from (self.kind.describe(output, row) for output, row in zip(outputs, chunk, strict=True))
+            outputs = self.compute_outputs(examples)
+            yield from map(self.kind.prediction_as_json, outputs, chunk)
         if empty:
             logger.warning(f"{len(empty)} texts of the input are empty, the first of them text {empty[0]}")
 
@@ -101,26 +96,28 @@ class Predictor:
         where = f"text {number} of the input"
         if "text" not in row:
             raise UserError(f"{where} has no text (it has {', '.join(map(str, row))}); name its column text, or as in training")
-        if self.kind.has_pairs and ("text_pair" in row) != self.is_pair:
+        if self.reader.has_pairs and ("text_pair" in row) != self.is_pair:
             wrong = "is not a pair (text<TAB>other text), but the model was fine-tuned on pairs"
             raise UserError(f"{where} {wrong if self.is_pair else 'is a pair, but the model was fine-tuned on single texts'}")
-        return self.kind.prepare(row, where, labelled=False)
+        return self.reader.prepare(row, where, labelled=False)
 
     def encode(self, rows: list[dict]) -> Examples:
         """The rows as examples, whose labels mean nothing."""
-        texts = [self.kind.texts(row) for row in rows]
-        encoded = self.kind.encode(self.tokenizer, list(itertools.chain.from_iterable(texts)))
-        n_texts = np.array([len(one) for one in texts])
-        return Examples.of_tokens(encoded, n_texts, self.kind.no_labels(rows), self.kind)
+        texts = [self.reader.texts(row) for row in rows]
+        encoded = self.reader.encode(self.tokenizer, list(itertools.chain.from_iterable(texts)))
+        n_texts = np.array([len(of_row) for of_row in texts])
+        return Examples.of_tokens(encoded, n_texts, self.kind.placeholder_labels(rows))
 
-    @torch.inference_mode()
-    def outputs(self, features: Examples) -> list[np.ndarray]:
-        """What the kind keeps of the logits, computed in batches of similar length."""
-        found = {}
-        for indices in evaluation_batches(features, self.collate, self.batch_size):
-            batch = {key: tensor.to(self.device) for key, tensor in features.batch(indices, self.collate).items() if key != "labels"}
-            found.update(zip(indices.tolist(), self.kind.outputs(self.model(**batch), batch), strict=True))
-        return [found[index] for index in range(len(features))]
+    def compute_outputs(self, examples: Examples) -> list:
+        """What the kind keeps of the logits for each example, computed in batches of similar length."""
+        read = self.kind.model_inputs(examples, self.collate)
+        batches = evaluation_batches(read, self.collate, self.batch_size)
+        outputs, _ = run_inference(self.model, self.kind, read, self.collate, batches, self.to_device)
+        return read.by_example([outputs[index] for index in range(len(read))])
+
+    def to_device(self, batch: Batch) -> Batch:
+        """Copy a batch to where the model is."""
+        return {key: tensor.to(self.device) for key, tensor in batch.items()}
 
 
 def predict(config: PredictionConfig) -> None:
@@ -147,7 +144,7 @@ def with_fields(row: dict, predictor: Predictor) -> dict:
     """The fields of a row of a table: from the columns that training read; what is not there, under our own
     names or under those of its kind."""
     found = {}
-    for columns in (predictor.columns, dict(zip(FIELDS, FIELDS, strict=True)), predictor.kind.columns):
+    for columns in (predictor.columns, dict(zip(FIELDS, FIELDS, strict=True)), predictor.reader.columns):
         for key, column in columns.items():
             with contextlib.suppress(KeyError):
                 found.setdefault(key, read_column(row, column))
@@ -156,7 +153,9 @@ def with_fields(row: dict, predictor: Predictor) -> dict:
 
 def split_line(line: str, predictor: Predictor) -> dict:
     """A line of text as a row: the fields of its kind, with tabs between them; the last one may be several choices."""
-    fields = FIELDS_OF_LINES.get(predictor.kind.name, ("text", "text_pair") if predictor.is_pair else ("text",))
+    fields = predictor.reader.line_fields
+    if predictor.reader.has_pairs and not predictor.is_pair:
+        fields = fields[:1]
     if fields[-1] == "choices":
         text, *choices = line.split("\t")
         return {"text": text, "choices": choices}

@@ -20,9 +20,7 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from ignite.engine import Engine
 from torch import Tensor
 
 from checkpoints.finetuned import build_model, max_length
@@ -34,7 +32,8 @@ from experiments.notify import notified
 from experiments.restarts import train_restarts
 from finetuning_model import TransformerWithClfHead
 from layers.adapters import saved_names
-from tasks.examples import Collator, Examples, TaskBatches, choose_subset, evaluation_batches
+from tasks.examples import Collator, Examples, TaskBatches, choose_subset, count_labels, evaluation_batches
+from tasks.inference import run_inference
 from tasks.task import Task, open_task
 from training.evaluation import BestWeights, restore_best
 from training.loop import count_parameters, fit
@@ -68,32 +67,35 @@ def finetune_once(config: FinetuningConfig, whole: Run | None = None) -> dict[st
     best = best_weights(config, task, model, run)
 
     # Its examples as the model reads them.
-    collate = Collator.for_model(model.config, task.tokenizer, max_length(config, model.config), config.truncation)
-    train, valid = (task.kind.features(examples, collate) for examples in (task.train, task.examples("valid")))
+    length = max_length(config, model.config)
+    collate = task.kind.collator_class.for_model(model.config, task.tokenizer, length, config.truncation)
+    train, valid = (task.kind.model_inputs(split, collate) for split in (task.train, task.examples("valid")))
     chosen = choose_subset(task.train.labels, config.train_subset_size or len(task.train), config.seed)
     n_rows = rows_per_process(config, run)
-    batches = TaskBatches(train, task.kind.features_of(train, chosen), collate, n_rows, config.seed, run.rank, run.world_size)
+    batches = TaskBatches(
+        train, train.indices_of(chosen), collate, n_rows, config.seed, run.rank, run.world_size
+    )
     check_resumable(config, run, len(batches))
     mask = Masking(task.tokenizer, config.mlm_probability) if config.lm_loss_coef and not model.config.causal else None
 
     # All input has been read: from here on, there is a run folder.
     describe([whole, run] if whole else [run], task, model, checkpoint, len(chosen), step_sizes(batches))
 
-    def evaluate_split(split: str, features: Examples) -> dict[str, float]:
-        return evaluate(task, split, features, model, collate, run, config.valid_batch_size)
+    def evaluate_on(examples: Examples) -> dict[str, float]:
+        return evaluate(task, examples, model, collate, run, config.valid_batch_size)
 
     part_tokens = config.part_tokens or (1024 if run.device.type == "cpu" else 16_384)
     options = LoopOptions.from_flags(config, batches, part_tokens=part_tokens)
     if config.lm_loss_coef:
         batches = WithLMLabels(batches, mask)
-    validate = functools.partial(evaluate_split, "valid", valid)
+    validate = functools.partial(evaluate_on, valid)
     progress = fit(model, optimizers, finetuning_objective(config), batches, validate, best, run, options)
 
     # The best weights are what counts, in the metrics as in the run folder.
     restore_best(model, run)
     metrics = {f"valid_{name}": value for name, value in best.best.items() if name != "step"} | {"best_step": best.best["step"]}
     if config.eval_test:
-        metrics |= test_metrics(task, collate, evaluate_split)
+        metrics |= test_metrics(task, collate, evaluate_on)
     metrics |= {"n_labels": len(chosen), "n_steps": progress.n_steps, "examples_per_second": progress.examples_per_second}
     return finish_run(run, metrics | {"n_parameters": n_parameters, "n_trained": n_trained})
 
@@ -124,18 +126,13 @@ def finetuning_objective(config: FinetuningConfig) -> Objective:
     def losses(model: torch.nn.Module, batch: Batch) -> dict[str, Tensor]:
         return model(**batch)
 
-    def counts(batch: Batch) -> dict[str, Tensor | int]:
-        found = {"clf": max(1, n_labels(batch["labels"], batch))}
+    def count(batch: Batch) -> dict[str, Tensor | int]:
+        counts = {"clf": max(1, count_labels(batch["labels"], batch))}
         if "lm_labels" in batch:
-            found["lm"] = (batch["lm_labels"] != IGNORE_INDEX).sum().clamp(min=1)
-        return found
+            counts["lm"] = (batch["lm_labels"] != IGNORE_INDEX).sum().clamp(min=1)
+        return counts
 
-    return Objective(losses, counts, {"clf": config.clf_loss_coef, "lm": config.lm_loss_coef})
-
-
-def n_labels(labels: Tensor, batch: Batch) -> int:
-    """How many labels a batch has: one for each row, or for some of its tokens; none if no row has words."""
-    return int((labels != IGNORE_INDEX).sum()) if labels.shape == batch["input_ids"].shape else len(labels)
+    return Objective(losses, count, {"clf": config.clf_loss_coef, "lm": config.lm_loss_coef})
 
 
 @dataclass
@@ -168,39 +165,25 @@ class WithLMLabels:
 
 
 def evaluate(
-    task: Task, split: str, features: Examples, model: TransformerWithClfHead, collate: Collator, run: Run, batch_size: int
+    task: Task,
+    examples: Examples,
+    model: TransformerWithClfHead,
+    collate: Collator,
+    run: Run,
+    batch_size: int,
 ) -> dict[str, float]:
-    """Loss and metrics of the model on a split, computed by all processes together."""
-    outputs, loss = predict(model, features, collate, run, batch_size)
-    return {"loss": loss} | task.kind.measure(features, outputs, lambda: task.rows(split))
-
-
-def predict(
-    model: TransformerWithClfHead, features: Examples, collate: Collator, run: Run, batch_size: int
-) -> tuple[list[np.ndarray], float]:
-    """What the kind keeps of the logits, in the order of the features, and the mean loss; by all processes together."""
-    outputs, losses = {}, torch.zeros(2, dtype=torch.float64)
-
-    @torch.inference_mode()
-    def inference(engine: Engine, indices: np.ndarray) -> None:
-        batch = run.to_device(features.batch(indices, collate))
-        labels = batch.pop("labels")
-        with run.autocast():
-            logits = model(**batch)
-        of_the_kind = {key: tensor for key, tensor in batch.items() if key not in ("input_ids", "attention_mask", "token_type_ids")}
-        losses.add_(torch.tensor([model.task_loss(logits, labels, **of_the_kind).item(), n_labels(labels, batch)]))
-        outputs.update(zip(indices.tolist(), features.kind.outputs(logits, batch), strict=True))
-
-    model.eval()
-    batches = evaluation_batches(features, collate, batch_size, run.rank, run.world_size)
-    if batches:
-        Engine(inference).run(batches)
+    """Loss and metrics of the model on what it reads of a split, computed by all processes together."""
+    batches = evaluation_batches(examples, collate, batch_size, run.rank, run.world_size)
+    outputs, totals = run_inference(
+        model, task.kind, examples, collate, batches, run.to_device, run.autocast, model.task_loss
+    )
     if run.world_size > 1:
         parts = [None] * run.world_size
-        torch.distributed.all_gather_object(parts, (outputs, losses))
+        torch.distributed.all_gather_object(parts, (outputs, totals))
         outputs = {index: output for part, _ in parts for index, output in part.items()}
-        losses = sum(one for _, one in parts)
-    return [outputs[index] for index in range(len(features))], (losses[0] / losses[1].clamp(min=1)).item()
+        totals = sum(part for _, part in parts)
+    loss = (totals[0] / totals[1].clamp(min=1)).item()
+    return {"loss": loss} | task.kind.measure(examples, [outputs[index] for index in range(len(examples))])
 
 
 def best_weights(config: FinetuningConfig, task: Task, model: TransformerWithClfHead, run: Run) -> BestWeights:
@@ -219,15 +202,15 @@ def best_weights(config: FinetuningConfig, task: Task, model: TransformerWithClf
 
 
 def test_metrics(
-    task: Task, collate: Collator, evaluate_split: Callable[[str, Examples], dict[str, float]]
+    task: Task, collate: Collator, evaluate_on: Callable[[Examples], dict[str, float]]
 ) -> dict[str, float]:
     """Metrics of the test split, if there is one that can be read."""
     try:
-        test = task.kind.features(task.examples("test"), collate)
+        test = task.kind.model_inputs(task.examples("test"), collate)
     except UserError as error:
         show(f"no test metrics: {error}")
         return {}
-    return {f"test_{name}": value for name, value in evaluate_split("test", test).items()}
+    return {f"test_{name}": value for name, value in evaluate_on(test).items()}
 
 
 if __name__ == "__main__":

@@ -49,7 +49,6 @@ from finetuning_model import HeadConfig, TransformerWithClfHead
 from finetuning_train import FinetuningConfig, finetuning_objective
 from pretraining_train import PretrainingConfig, lm_counts, lm_losses
 from tasks.examples import Collator, Examples, TaskBatches
-from tasks.kinds import Classification
 from training.loop import attach_schedule
 from training.optimizers import build_optimizers
 from training.step import LoopOptions, Objective, TrainingStep, wrap_model
@@ -429,7 +428,7 @@ def random_examples(task: Finetuning, n_examples: int) -> Examples:
     lengths = random.integers(task.max_length // 8, task.max_length - 1, n_examples)  # and [CLS] and [SEP]
     texts = [random.integers(len(SPECIAL_TOKENS), task.shape.num_embeddings, length) for length in lengths]
     labels = random.integers(2, size=n_examples)
-    return Examples.of_tokens(texts, np.ones(n_examples, dtype=np.int64), labels, Classification(["0", "1"]))
+    return Examples.of_tokens(texts, np.ones(n_examples, dtype=np.int64), labels)
 
 
 def collator(task: Finetuning) -> Collator:

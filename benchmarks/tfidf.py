@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from data.sources import open_source
 from data.splits import split_rows
-from tasks.task import choose_subset
+from tasks.examples import choose_subset
 
 
 def accuracy(n_labels: int, train: list[dict], valid: list[dict], seed: int = 42) -> float:

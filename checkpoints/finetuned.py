@@ -22,7 +22,7 @@ def load_finetuned(folder: str | Path, flag: str) -> TransformerWithClfHead:
     config = read_run_config(folder, flag)
     if "head" not in config:
         raise UserError(f"{flag} {folder} holds a pretrained model without a classification head; fine-tune it first")
-    model_class = find_model_class(config["model_class"])
+    model_class = find_model_class(rename_token_head(config["model_class"], config.get("kind")))
     model = model_class(TransformerConfig(**config["model"]), HeadConfig(**config["head"]))
     weights = load_weights(Path(folder) / WEIGHTS)
     if config["base"]:
@@ -58,6 +58,13 @@ def find_model_class(name: str) -> type[TransformerWithClfHead]:
         known = ", ".join(MODEL_CLASSES)
         raise UserError(f"--finetuning_model_class {name} is not a classifier of finetuning_model.py; take {known}")
     return MODEL_CLASSES[name]
+
+
+def rename_token_head(model_class: str, kind: str | None) -> str:
+    """The name of a model's class today, from config.json: taggers and question answering once shared one."""
+    if model_class != "TransformerWithTokenHead":
+        return model_class
+    return "TransformerWithAnswerHead" if kind == "question_answering" else "TransformerWithTagHead"
 
 
 def choose_shape(config: FinetuningConfig, vocab_size: int, checkpoint: Checkpoint | None) -> TransformerConfig:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from checkpoints.files import CONFIG, WEIGHTS, atomic_write, read_metrics, read_run_config
 from config.arguments import RunArguments
-from tasks.task import KINDS
+from tasks.kinds import KINDS
 from utils import Run, finish_run, from_main, show, start_run
 
 

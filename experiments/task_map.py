@@ -27,7 +27,7 @@ from config.arguments import (
     suggestion,
 )
 from config.finetuning import FinetuningConfig
-from tasks.kinds import Kind
+from tasks.kind import Kind
 
 NO_TRANSFER = "none"
 # What the grid sets for every training, and what has to be the same in all of them, so that the model goes from one to the next.

@@ -1,4 +1,5 @@
 """How much two answers have in common, as SQuAD's evaluation sees it (Rajpurkar et al. 2016, section 6.1)."""
+
 import re
 import string
 from collections import Counter

@@ -1,13 +1,16 @@
-"""Encoded examples of a task and their batches: padded, random in training, the longest first in an evaluation."""
+"""Encoded examples of a task and their batches: random in training, the longest first in an evaluation."""
+
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from config.constants import IGNORE_INDEX
 from data.byte_level import ByteLevelTokenizer
 from data.cache import EncodedTexts
 from data.wordpiece import Tokenizer
@@ -21,51 +24,54 @@ class ModelShape(Protocol):
     num_token_types: int
 
 
-class Batching(Protocol):
-    """What examples have to know of their kind (`kinds.py`)."""
-
-    def n_sequences(self, examples: "Examples") -> np.ndarray | int: ...
-
-    def batch(self, texts: list[list[np.ndarray]], labels: list, collate: "Collator") -> Batch: ...
-
-
 @dataclass
 class Examples:
-    """Encoded examples of one kind: example i has the texts first_texts[i] … first_texts[i + 1], and text j the tokens
+    """Encoded examples: example i has the texts first_texts[i] … first_texts[i + 1], and text j the tokens
     ids[bounds[j, 0]] … ids[bounds[j, 1]]."""
 
     ids: np.ndarray
     bounds: np.ndarray
     first_texts: np.ndarray
-    labels: np.ndarray | list
-    kind: Batching
+    labels: np.ndarray | list[np.ndarray]
     spans: np.ndarray | None = None  # [tokens, 2]: the characters of each token, for questions
+    read_rows: Callable[[], Iterable[dict]] = tuple  # how to get at `rows`
 
     @classmethod
-    def of(cls, texts: EncodedTexts, labels: np.ndarray | list, kind: Batching) -> "Examples":
+    def of(
+        cls, texts: EncodedTexts, labels: np.ndarray | list, read_rows: Callable[[], Iterable[dict]] = tuple
+    ) -> "Examples":
         """All rows of a split."""
         bounds = np.column_stack([texts.offsets[:-1], texts.offsets[1:]])
-        return cls(texts.ids, bounds, np.concatenate([[0], np.cumsum(texts.n_texts)]), labels, kind, texts.spans)
+        first_texts = np.concatenate([[0], np.cumsum(texts.n_texts)])
+        return cls(texts.ids, bounds, first_texts, labels, texts.spans, read_rows)
 
     @classmethod
-    def of_tokens(cls, encoded: list[np.ndarray], n_texts: np.ndarray, labels: np.ndarray | list, kind: Batching) -> "Examples":
-        """Texts that `kind.encode` gave, so many for each example."""
+    def of_tokens(
+        cls, encoded: list[np.ndarray], n_texts: np.ndarray, labels: np.ndarray | list
+    ) -> "Examples":
+        """Texts as `RowReader.encode` gives them, so many for each example."""
         ids = np.concatenate(encoded) if encoded else np.empty(0, dtype=np.int64)
         offsets = np.cumsum([0, *map(len, encoded)])
         ids, spans = (ids[:, 0], ids[:, 1:]) if ids.ndim == 2 else (ids, None)
-        return cls.of(EncodedTexts(ids, offsets, 0, [], n_texts, spans), labels, kind)
+        return cls.of(EncodedTexts(ids, offsets, 0, [], n_texts, spans), labels)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> list[np.ndarray]:
         """The ids of an example's texts."""
-        return [self.ids[start:end] for start, end in self.bounds[self.first_texts[index] : self.first_texts[index + 1]]]
+        bounds = self.bounds[self.first_texts[index] : self.first_texts[index + 1]]
+        return [self.ids[start:end] for start, end in bounds]
+
+    @functools.cached_property
+    def rows(self) -> list[dict]:
+        """What metrics need of the rows, read at first use and then kept: there are many evaluations."""
+        return list(self.read_rows())
 
     def lengths(self) -> np.ndarray:
-        """Tokens of each example's sequences, without special ones; their mean if it has several."""
+        """[examples]: how many tokens the texts of each have in all, without special ones."""
         ends = np.concatenate([[0], np.cumsum(self.bounds[:, 1] - self.bounds[:, 0])])[self.first_texts]
-        return np.diff(ends) // self.kind.n_sequences(self)
+        return np.diff(ends)
 
     def with_empty_text(self) -> np.ndarray:
         """Indices of the examples that have a text without tokens, or no text: a sentence without words."""
@@ -73,13 +79,27 @@ class Examples:
         return np.union1d(np.repeat(np.arange(len(n_texts)), n_texts)[is_empty], np.flatnonzero(n_texts == 0))
 
     def batch(self, indices: np.ndarray, collate: "Collator") -> Batch:
-        """The examples at `indices`: input_ids, attention_mask, labels, and what else the kind's head wants."""
-        return self.kind.batch([self[index] for index in indices], [self.labels[index] for index in indices], collate)
+        """The examples at `indices`: input_ids, attention_mask, labels, and what else a head wants."""
+        return collate.batch([self[index] for index in indices], [self.labels[index] for index in indices])
+
+    # Examples that a model reads in several windows are otherwise (`question_answering.Windows`).
+
+    def indices_of(self, examples: np.ndarray) -> np.ndarray:
+        """Indices of what the model reads of some examples."""
+        return examples
+
+    def by_example(self, outputs: list[np.ndarray]) -> list:
+        """For each example what was computed for it, from the outputs for all that the model read."""
+        return outputs
 
 
 @dataclass
 class Collator:
-    """Examples → padded batches: [CLS] last for a causal model, first for a bidirectional one; [SEP] between texts."""
+    """Examples → padded batches: [CLS] last for a causal model, first for a bidirectional one; [SEP] between
+    texts.
+
+    This one is for one label per example; kinds of tasks with other labels have subclasses.
+    """
 
     tokenizer: Tokenizer | ByteLevelTokenizer
     max_length: int
@@ -88,16 +108,29 @@ class Collator:
     segments: bool = False  # for models that tell the texts of a pair apart
 
     @classmethod
-    def for_model(cls, shape: ModelShape, tokenizer: Tokenizer | ByteLevelTokenizer, max_length: int, truncation: str) -> "Collator":
+    def for_model(
+        cls, shape: ModelShape, tokenizer: Tokenizer | ByteLevelTokenizer, max_length: int, truncation: str
+    ) -> Self:
         """Batches as a model of that shape reads them."""
         return cls(tokenizer, max_length, shape.causal, truncation, shape.num_token_types > 1)
+
+    def lengths(self, examples: Examples) -> np.ndarray:
+        """[examples]: how long their sequences are, but for special tokens, to sort by."""
+        return np.minimum(examples.lengths(), self.max_length)
+
+    def batch(self, texts: list[list[np.ndarray]], labels: list) -> Batch:
+        """input_ids, attention_mask, perhaps token_type_ids [batch, seq], and labels [batch]."""
+        return self(texts) | {"labels": torch.from_numpy(np.array(labels))}
 
     def __call__(self, examples: list[list[np.ndarray]]) -> Batch:
         """input_ids, attention_mask and perhaps token_type_ids, [batch, longest], padded on the right."""
         rows = [self.with_special_tokens(texts) for texts in examples]
-        batch = {"input_ids": pad(rows, self.tokenizer.pad_id), "attention_mask": pad([np.ones_like(row) for row in rows], 0)}
+        masks = [np.ones_like(row) for row in rows]
+        batch = {"input_ids": pad(rows, self.tokenizer.pad_id), "attention_mask": pad(masks, 0)}
         if self.segments:
-            batch["token_type_ids"] = pad([self.token_types(*pair) for pair in zip(examples, rows, strict=True)], 0)
+            batch["token_type_ids"] = pad(
+                [self.token_types(*pair) for pair in zip(examples, rows, strict=True)], 0
+            )
         return batch
 
     def with_special_tokens(self, texts: list[np.ndarray]) -> np.ndarray:
@@ -155,11 +188,12 @@ def share(room: int, lengths: list[int]) -> list[int]:
 
 
 def choose_subset(labels: np.ndarray | list, size: int, seed: int) -> np.ndarray:
-    """Indices of `size` examples, drawn by the seed, with the classes, if there are such, in the proportions of `labels`."""
+    """Indices of `size` examples, drawn by the seed; classes, if there are any, keep their proportions."""
     if size >= len(labels):
         return np.arange(len(labels))
     order = np.random.default_rng(seed).permutation(len(labels))
-    if not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.ndim > 1:  # not one class each
+    has_classes = isinstance(labels, np.ndarray) and labels.dtype == np.int64 and labels.ndim == 1
+    if not has_classes:
         return np.sort(order[:size])
     # Rank every example within its class, and take the lowest ranks relative to the size of the class.
     ranks = np.empty(len(labels))
@@ -173,8 +207,9 @@ def choose_subset(labels: np.ndarray | list, size: int, seed: int) -> np.ndarray
 class TaskBatches:
     """Training batches of a task for one process: `self[step]` is what it sees in that optimizer step.
 
-    Each epoch sees every example in random order, and fills its last batch with others. Within a batch the rows are sorted by
-    length, so that it can be computed in parts of little padding (`training.step.split_batch`).
+    Each epoch sees every example in random order, and fills its last batch with others. Within a batch the
+    rows are sorted by length, so that it can be computed in parts of little padding
+    (`training.step.split_batch`).
     """
 
     examples: Examples
@@ -204,7 +239,7 @@ class TaskBatches:
         n_rows = self.batch_size * self.world_size
         order = np.resize(random.permutation(self.chosen), len(self) * n_rows)
         plan = order.reshape(len(self), n_rows)
-        lengths = np.minimum(self.examples.lengths(), self.collate.max_length)
+        lengths = self.collate.lengths(self.examples)
         return np.take_along_axis(plan, np.argsort(lengths[plan], axis=1, kind="stable"), axis=1)
 
     def starting_at(self, step: int) -> Iterator[Batch]:
@@ -212,8 +247,16 @@ class TaskBatches:
         return (self[one] for one in itertools.count(step))
 
 
-def evaluation_batches(examples: Examples, collate: Collator, batch_size: int, rank: int = 0, world_size: int = 1) -> list[np.ndarray]:
-    """This process's part of a split as lists of indices, longest first; over all processes each example once."""
-    order = np.argsort(-np.minimum(examples.lengths(), collate.max_length), kind="stable")
+def evaluation_batches(
+    examples: Examples, collate: Collator, batch_size: int, rank: int = 0, world_size: int = 1
+) -> list[np.ndarray]:
+    """This process's part of a split as lists of indices, longest first; over all processes each example
+    once."""
+    order = np.argsort(-collate.lengths(examples), kind="stable")
     batches = np.array_split(order, range(batch_size, len(order), batch_size))
     return batches[rank::world_size]
+
+
+def count_labels(labels: Tensor, inputs: Batch) -> int:
+    """How many labels a batch has: one for each row, or for some of its tokens; none if no row has words."""
+    return int((labels != IGNORE_INDEX).sum()) if labels.shape == inputs["input_ids"].shape else len(labels)

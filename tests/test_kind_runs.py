@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pytest
 from helpers.runs import NO_DROPOUT, SHAPE, STEPS, assert_resumes_exactly, call, evaluations, launch, metrics, run
@@ -83,6 +84,15 @@ def test_a_line_of_text_has_tabs_between_its_fields(kind, trained):
     assert field in found
     if kind == "multiple_choice":
         assert found["choice"] == "oslo"
+
+
+@pytest.mark.parametrize("kind", ["tagging", "question_answering"], indirect=True)
+def test_a_run_from_before_the_two_had_heads_of_their_own_predicts_the_same(kind, trained, tmp_path):
+    old = shutil.copytree(trained, tmp_path / "old")
+    config = json.loads((old / "config.json").read_text())
+    (old / "config.json").write_text(json.dumps(config | {"model_class": "TransformerWithTokenHead"}))
+    line = "which place ?\tanna lives in paris 1"
+    assert call("finetuning_predict.py", old, line) == call("finetuning_predict.py", trained, line)
 
 
 def test_two_processes_equal_one(kind, options, tmp_path):

@@ -125,7 +125,7 @@ for name in names:
         metrics = finetune(config)
         task = open_task(config, vocab)
         print(json.dumps({"name": name, "metrics": metrics, "labels": task.kind.label_names, "row": next(iter(task.rows("train"))),
-            "texts": task.kind.texts(next(iter(task.rows("train"))))[:4], "metric": config.patience_metric}), flush=True)
+            "texts": task.reader.texts(next(iter(task.rows("train"))))[:4], "metric": config.patience_metric}), flush=True)
     except Exception as error:
         print(json.dumps({"name": name, "error": repr(error)}), flush=True)
 """

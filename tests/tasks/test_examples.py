@@ -7,7 +7,6 @@ import torch
 
 from data.cache import encode_rows
 from tasks.examples import Collator, Examples, TaskBatches, choose_subset, evaluation_batches, share
-from tasks.kinds import Classification
 from training.step import split_batch
 
 # -------------------------------------------------------------------------------------------------------------- subsets
@@ -108,7 +107,7 @@ def examples(reviews, tokenizer, tmp_path_factory):
     rows = [row["text"] for row in reviews[::20]]
     cache = str(tmp_path_factory.mktemp("cache"))
     encoded = encode_rows(lambda: ({"text": text} for text in rows), tokenizer, "reviews", cache, "reviews")
-    return Examples.of(encoded, np.arange(len(rows)), Classification())
+    return Examples.of(encoded, np.arange(len(rows)))
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,17 @@ from finetuning_model import (
     HeadConfig,
     TransformerWithClfHead,
     TransformerWithParserHead,
-    TransformerWithTokenHead,
+    TransformerWithTagHead,
 )
 from tasks.answers import exact_match, token_f1
-from tasks.examples import Collator
-from tasks.kinds import KindOptions, MultipleChoice
-from tasks.question_answering import QuestionAnswering, window_starts
-from tasks.task import KINDS, Task
-from tasks.words import Tagging, best_tree
+from tasks.kind import KindOptions
+from tasks.kinds import KINDS
+from tasks.labels import label_name
+from tasks.multiple_choice import ChoiceReader
+from tasks.question_answering import QuestionReader, window_starts
+from tasks.tagging import TagReader
+from tasks.task import Task
+from tasks.trees import best_tree
 
 CLS, SEP = 2, 3
 CAUSAL = pytest.mark.parametrize("causal", [True, False])
@@ -50,6 +53,10 @@ def make_model(model_class, num_outputs, causal):
     return model
 
 
+def collator(made, max_length, causal, **options):
+    return made.kind.collator_class(made.tokenizer, max_length, causal, **options)
+
+
 def call(model, batch):
     return model(**{key: tensor for key, tensor in batch.items() if key != "labels"})
 
@@ -70,7 +77,7 @@ CHOICES = [
 @CAUSAL
 def test_choices_are_scored_alone_as_in_company(task, causal):
     made = task("multiple_choice", *CHOICES)
-    model, collate = make_model(TransformerWithClfHead, 1, causal), Collator(made.tokenizer, 64, causal)
+    model, collate = make_model(TransformerWithClfHead, 1, causal), collator(made, 64, causal)
     together = made.train.batch(np.array([0, 1]), collate)
     assert together["input_ids"].shape[:2] == (2, 3) and together["labels"].tolist() == [1, 0]
     logits = call(model, together)
@@ -79,7 +86,7 @@ def test_choices_are_scored_alone_as_in_company(task, causal):
     torch.testing.assert_close(call(model, alone), logits[1:, :2], atol=1e-5, rtol=1e-5)
     total = sum(loss(model, made.train.batch(np.array([one]), collate)) for one in (0, 1))
     torch.testing.assert_close(loss(model, together), total, atol=1e-5, rtol=1e-5)
-    assert [len(one) for one in made.kind.outputs(logits.detach(), together)] == [3, 2]
+    assert [len(one) for one in made.kind.outputs_per_row(logits.detach(), together)] == [3, 2]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +100,7 @@ def test_choices_are_scored_alone_as_in_company(task, causal):
     ],
 )
 def test_a_choice_stands_where_the_text_has_room_for_it(row, options, texts):
-    assert MultipleChoice(options=KindOptions(**options)).texts(row) == texts
+    assert ChoiceReader(KindOptions(**options)).texts(row) == texts
 
 
 @pytest.mark.parametrize(
@@ -105,13 +112,14 @@ def test_a_choice_stands_where_the_text_has_room_for_it(row, options, texts):
     ],
 )  # fmt: skip
 def test_the_right_choice_has_a_number_a_name_or_its_text(label, names, right):
-    assert MultipleChoice(options=KindOptions(names)).prepare({"text": "q", "choices": ["x", "y"], "label": label}, "here")["label"] == [right]
+    row = {"text": "q", "choices": ["x", "y"], "label": label}
+    assert ChoiceReader(KindOptions(names)).prepare(row, "here")["label"] == [right]
 
 
 def test_any_of_several_right_choices_will_do(task):
     rows = [{"text": "q", "choices": ["Rome", "the old Oslo", "Oslo"], "label": label} for label in (["Rome", "Oslo"], ["Rome", "Oslo"], ["the old Oslo"])]
     made = task("multiple_choice", *rows)
-    found = made.kind.measure(made.train, [np.eye(3)[one] for one in (2, 1, 1)], lambda: made.rows("train"))
+    found = made.kind.measure(made.train, [np.eye(3)[one] for one in (2, 1, 1)])
     assert found == {"accuracy": pytest.approx(2 / 3), "f1": pytest.approx((1 + 2 / 3 + 1) / 3)}
     assert made.kind.has_metric("f1") and not task("multiple_choice", *rows[2:]).kind.has_metric("f1")
 
@@ -127,7 +135,7 @@ TAGS = ["B-PER", "O", "O", "B-LOC", "O"]
 @pytest.mark.parametrize("max_length", [64, 9])
 def test_a_tag_stands_at_the_first_token_of_its_word(task, causal, max_length):
     made = task("tagging", {"tokens": WORDS, "tags": TAGS})
-    batch = made.train.batch(np.array([0]), Collator(made.tokenizer, max_length, causal, truncation="tail"))
+    batch = made.train.batch(np.array([0]), collator(made, max_length, causal, truncation="tail"))
     pieces = made.tokenizer.encode_words(WORDS)
     assert max(map(len, pieces)) > 2, "words of several tokens"
     ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
@@ -159,7 +167,7 @@ def test_tags_without_entities_are_measured_by_word(task):
 def test_a_tag_that_training_does_not_have_is_never_right(task):
     made = task("tagging", {"tokens": ["a", "b"], "tags": ["N", "V"]}, valid=[{"tokens": ["a", "b"], "tags": ["N", "new"]}])
     valid = made.examples("valid")
-    batch = valid.batch(np.array([0]), Collator(made.tokenizer, 64, False))
+    batch = valid.batch(np.array([0]), collator(made, 64, False))
     assert (batch["labels"] != IGNORE_INDEX).sum() == 1 and batch["word_mask"].sum() == 2
     assert made.kind.measure(valid, [np.array([0, 1])])["accuracy"] == 0.5
 
@@ -167,7 +175,7 @@ def test_a_tag_that_training_does_not_have_is_never_right(task):
 @CAUSAL
 def test_padding_does_not_change_tags(task, causal):
     made = task("tagging", {"tokens": WORDS, "tags": TAGS}, {"tokens": ["Bob", "was"], "tags": ["B-PER", "O"]})
-    model, collate = make_model(TransformerWithTokenHead, 3, causal), Collator(made.tokenizer, 64, causal)
+    model, collate = make_model(TransformerWithTagHead, 3, causal), collator(made, 64, causal)
     together, alone = (made.train.batch(np.array(one), collate) for one in ([0, 1], [1]))
     width = alone["input_ids"].size(1)
     torch.testing.assert_close(call(model, together)[1:, :width], call(model, alone), atol=1e-5, rtol=1e-5)
@@ -190,8 +198,8 @@ def question(context=LONG, answers=ANSWER, text="Where was it made?"):
 @pytest.mark.parametrize(("max_length", "stride"), [(40, 8), (40, 128), (63, 20), (400, 128)])
 def test_windows_cover_the_context_and_know_where_the_answer_is(task, causal, max_length, stride):
     made = task("question_answering", question(), doc_stride=stride)
-    collate = Collator(made.tokenizer, max_length, causal)
-    windows = made.kind.features(made.train, collate)
+    collate = collator(made, max_length, causal)
+    windows = made.kind.model_inputs(made.train, collate)
     ids, spans = made.train[0][1], made.train.spans[made.train.bounds[1, 0] :]
     covered, n_with_answer = set(), 0
     for index in range(len(windows)):
@@ -216,8 +224,8 @@ def test_windows_cover_the_context_and_know_where_the_answer_is(task, causal, ma
 @pytest.mark.parametrize("max_length", [5, 6, 12, 17])
 def test_a_long_question_leaves_half_of_the_input_to_the_context(task, causal, max_length):
     made = task("question_answering", question(text="Where was it made? " * 40), doc_stride=8)
-    collate = Collator(made.tokenizer, max_length, causal)
-    windows = made.kind.features(made.train, collate)
+    collate = collator(made, max_length, causal)
+    windows = made.kind.model_inputs(made.train, collate)
     batch = windows.batch(np.arange(len(windows)), collate)
     n_context = batch["span_mask"].sum(1)[:-1] - 1  # but for [CLS]; the last window is shorter
     half = (max_length - collate.n_special(2) + 1) // 2
@@ -233,7 +241,7 @@ def test_a_long_question_leaves_half_of_the_input_to_the_context(task, causal, m
 def test_an_input_without_room_for_a_context_is_a_sentence(task):
     made = task("question_answering", question())
     with pytest.raises(UserError, match="--max_length 3 leaves no room for the context"):
-        made.kind.features(made.train, Collator(made.tokenizer, 3, False))
+        made.kind.model_inputs(made.train, collator(made, 3, False))
 
 
 @pytest.mark.parametrize(("n_tokens", "room", "stride"), [(1, 5, 2), (5, 5, 2), (6, 5, 2), (7, 5, 9), (50, 7, 3)])
@@ -247,18 +255,19 @@ def test_no_window_is_in_vain(n_tokens, room, stride):
 @pytest.mark.parametrize("unanswerable", [True, False])
 def test_the_best_answer_comes_from_all_windows(task, causal, unanswerable):
     made = task("question_answering", question(), doc_stride=8, unanswerable=unanswerable)
-    collate = Collator(made.tokenizer, 40, causal)
-    windows = made.kind.features(made.train, collate)
+    collate = collator(made, 40, causal)
+    windows = made.kind.model_inputs(made.train, collate)
     batch = windows.batch(np.arange(len(windows)), collate)
     sure = torch.zeros(*batch["input_ids"].shape, 2)
     for row, ends in enumerate(batch["labels"]):
         for end in (0, 1):
             sure[row, ends[end], end] = 9.0
-    outputs = made.kind.outputs(sure.masked_fill(batch["span_mask"].unsqueeze(-1) == 0, -math.inf), batch)
-    described = made.kind.describe(made.kind.by_example(windows, outputs)[0], question() | {"text_pair": LONG})
+    logits = sure.masked_fill(batch["span_mask"].unsqueeze(-1) == 0, -math.inf)
+    outputs = made.kind.outputs_per_row(logits, batch)
+    described = made.kind.prediction_as_json(windows.by_example(outputs)[0], question() | {"text_pair": LONG})
     assert (described["answer"], LONG[described["start"] : described["end"]]) == ("Kyoto", "Kyoto")
     assert any(one["answer"] == "" for one in described["n_best"]) <= unanswerable
-    found = made.kind.measure(windows, outputs, lambda: made.rows("valid"))
+    found = made.kind.measure(windows, outputs)
     assert found == {"exact_match": 1.0, "f1": 1.0}
 
 
@@ -266,16 +275,16 @@ def test_a_question_without_an_answer_wants_none(task):
     rows = [question(), question(answers={"text": [], "answer_start": []}, text="Who sang?")]
     assert len(task("question_answering", *rows).train) == 1, "not part of the task: not trained on"
     made = task("question_answering", *rows, unanswerable=True)
-    collate = Collator(made.tokenizer, 400, False)
-    windows = made.kind.features(made.train, collate)
+    collate = collator(made, 400, False)
+    windows = made.kind.model_inputs(made.train, collate)
     assert windows.batch(np.array([1]), collate)["labels"].tolist() == [[0, 0]]
     nothing = np.concatenate([[[9.0, 9.0]], np.zeros((len(made.train[1][1]), 2))])
-    assert made.kind.measure(windows, [nothing, nothing], lambda: made.rows("valid"))["exact_match"] == 0.5
+    assert made.kind.measure(windows, [nothing, nothing])["exact_match"] == 0.5
 
 
 @pytest.mark.parametrize("answers", ["Kyoto", ["kyoto"], ["nowhere", "Kyoto"], {"text": ["Kyoto"], "answer_start": [LONG.index("Kyoto")]}])
 def test_answers_come_in_several_forms(answers):
-    row = QuestionAnswering().prepare({"text": "q", "text_pair": LONG, "label": answers}, "here")
+    row = QuestionReader().prepare({"text": "q", "text_pair": LONG, "label": answers}, "here")
     assert LONG[slice(*row["span"])] == "Kyoto"
 
 
@@ -294,7 +303,7 @@ SENTENCE = {"tokens": WORDS, "head": [2, 0, 4, 2, 2], "deprel": ["nsubj", "root"
 @CAUSAL
 def test_heads_are_positions_of_first_tokens(task, causal):
     made = task("parsing", SENTENCE)
-    batch = made.train.batch(np.array([0]), Collator(made.tokenizer, 64, causal))
+    batch = made.train.batch(np.array([0]), collator(made, 64, causal))
     words = torch.nonzero(batch["word_mask"][0]).flatten().tolist()
     root = batch["input_ids"][0].tolist().index(CLS)
     assert batch["heads"][0, words].tolist() == [[root, *words][head] for head in SENTENCE["head"]]
@@ -304,12 +313,12 @@ def test_heads_are_positions_of_first_tokens(task, causal):
 @CAUSAL
 def test_a_parser_that_knows_the_arcs_is_right(task, causal):
     made = task("parsing", SENTENCE, {"tokens": ["go"], "head": [0], "deprel": ["root"]})
-    batch = made.train.batch(np.array([0, 1]), Collator(made.tokenizer, 64, causal))
+    batch = made.train.batch(np.array([0, 1]), collator(made, 64, causal))
     logits = torch.zeros(2, batch["input_ids"].size(1), batch["input_ids"].size(1), 1 + made.kind.num_outputs)
     for row, word in torch.nonzero(batch["word_mask"]).tolist():
         head = batch["heads"][row, word]
         logits[row, word, head, 0] = logits[row, word, head, 1 + batch["labels"][row, word]] = 5
-    outputs = made.kind.outputs(logits, batch)
+    outputs = made.kind.outputs_per_row(logits, batch)
     assert outputs[0][0].tolist() == SENTENCE["head"]
     assert made.kind.measure(made.train, outputs) == {"las": 1.0, "uas": 1.0}
     outputs[0][1, 0] += 1  # one relation
@@ -322,7 +331,8 @@ def test_a_parser_that_knows_the_arcs_is_right(task, causal):
 @CAUSAL
 def test_padding_does_not_change_a_parse(task, causal):
     made = task("parsing", SENTENCE, {"tokens": ["go", "there"], "head": [0, 1], "deprel": ["root", "obl"]})
-    model, collate = make_model(TransformerWithParserHead, made.kind.num_outputs, causal), Collator(made.tokenizer, 64, causal)
+    model = make_model(TransformerWithParserHead, made.kind.num_outputs, causal)
+    collate = collator(made, 64, causal)
     together, alone = (made.train.batch(np.array(one), collate) for one in ([0, 1], [1]))
     width = alone["input_ids"].size(1)
     torch.testing.assert_close(call(model, together)[1:, :width, :width], call(model, alone), atol=1e-4, rtol=1e-4)
@@ -364,6 +374,23 @@ def test_the_best_tree_is_the_best_of_all_trees(seed):
     scores[:, 0] += 4 * (seed % 2)  # the root is tempting
     best = max(trees(n_words), key=lambda heads: sum(scores[word, head] for word, head in enumerate(heads, start=1)))
     assert tuple(best_tree(scores)) == best
+
+
+# ------------------------------------------------------------------------------------------------- what is measured
+
+
+@pytest.mark.parametrize("has_valid_file", [True, False])
+def test_evaluations_read_the_rows_once(has_valid_file, tiny_vocab, tmp_path):
+    rows = [question(text=f"Where was it made? {number}") for number in range(20)]
+    for split in ("train", "valid") if has_valid_file else ("train",):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = Task(str(tmp_path), str(tiny_vocab), str(tmp_path / "cache"), kind="question_answering")
+    valid = made.kind.model_inputs(made.examples("valid"), collator(made, 400, False))
+    outputs = [np.zeros((1 + end - start, 2)) for start, end in valid.bounds[1::2]]
+    first = made.kind.measure(valid, outputs)
+    for file in tmp_path.glob("*.jsonl"):
+        file.unlink()
+    assert made.kind.measure(valid, outputs) == first
 
 
 # ---------------------------------------------------------------------------------------------------------- bad rows
@@ -418,13 +445,13 @@ def test_a_group_is_right_if_all_of_it_is(task, tmp_path):
     rows = [{"text": "a", "group": group, "label": label} for group, label in (("x", 0), ("x", 1), ("y", 0), ("y", 1), ("z", 1))]
     made = task("classification", *rows, grouped=True)
     outputs = [np.eye(2)[one] for one in (0, 1, 0, 0, 1)]
-    assert made.kind.measure(made.train, outputs, lambda: made.rows("train"))["exact_match"] == pytest.approx(2 / 3)
+    assert made.kind.measure(made.train, outputs)["exact_match"] == pytest.approx(2 / 3)
 
 
 def test_label_names_name_numbers(task):
     made = task("auto", {"text": "a", "label": 1}, {"text": "b", "label": 0}, label_names=["bad", "good"])
     assert made.kind.label_names == ["bad", "good"] and made.train.labels.tolist() == [1, 0]
-    tagging = Tagging(options=KindOptions(["O", "B-X"]))
+    tagging = TagReader(KindOptions(["O", "B-X"]))
     for row in ({"text": ["a"], "label": [1]}, {"text": "a", "label": "1"}):
         assert tagging.prepare(row, "here")["label"] == ["B-X"]
 
@@ -444,8 +471,8 @@ def test_label_names_name_numbers(task):
     ],
 )  # fmt: skip
 def test_a_number_as_text_is_a_number_unless_it_is_a_name(label, names, name):
-    kind = KINDS["classification"](options=KindOptions(names.split(",") if names else []))
-    assert kind.named(label) == name and type(kind.named(label)) is type(name)
+    found = label_name(label, names.split(",") if names else [])
+    assert found == name and type(found) is type(name)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
