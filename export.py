@@ -1,15 +1,17 @@
+# PYTHON_ARGCOMPLETE_OK
 """Write a pretrained or fine-tuned transformer as a folder that the transformers library loads.
 
     python export.py RUN_FOLDER OUTPUT_FOLDER
 """
 from dataclasses import dataclass
 
-from config.arguments import Arguments, parse_arguments, positional, run_script
+from config.command_line import parse_arguments, run_script
+from config.flags import Arguments, positional
 
 
 @dataclass
 class ExportConfig(Arguments):
-    """export"""
+    title = "export"
 
     run_folder: str = positional("run folder of a pretraining, or of a fine-tuning without adapters")
     output_folder: str = positional("folder to write")
@@ -23,7 +25,7 @@ from pathlib import Path
 from checkpoints.families import find_family, to_theirs
 from checkpoints.files import CONFIG, WEIGHTS, read_run_config, save_weights, write_json
 from checkpoints.pretrained import open_checkpoint
-from config.arguments import UserError
+from config.errors import UserError
 from data.tokenization import load_tokenizer
 
 

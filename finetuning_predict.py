@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Apply a fine-tuned model: one JSON object a line, in the order of the input.
 
     python finetuning_predict.py RUN_FOLDER "A wonderful film." "A boring one."
@@ -10,12 +11,13 @@ text, text_pair, choices.
 """
 from dataclasses import dataclass
 
-from config.arguments import Arguments, flag, parse_arguments, positional, run_script
+from config.command_line import parse_arguments, run_script
+from config.flags import Arguments, flag, positional
 
 
 @dataclass
 class PredictionConfig(Arguments):
-    """prediction"""
+    title = "prediction"
 
     run_folder: str = positional("run folder of a fine-tuning")
     texts: list[str] = positional("texts (default: the lines of --input_file or of standard input)", nargs="*")
@@ -37,7 +39,7 @@ import numpy as np
 
 from checkpoints.files import as_json, read_run_config
 from checkpoints.finetuned import load_finetuned
-from config.arguments import UserError
+from config.errors import UserError
 from data.tables import FIELDS, read_column, read_table
 from data.tokenization import load_tokenizer
 from tasks.examples import Examples, evaluation_batches

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Fine-tune a pretrained transformer on a labelled task: in full, with adapters, or from scratch for comparison.
 
     python finetuning_train.py --model_checkpoint RUN_FOLDER                       IMDb
@@ -9,7 +10,7 @@
     python finetuning_train.py --dataset_path my_folder                            train/valid/test files of your own
     python finetuning_train.py squad --model_checkpoint hf:bert-base-uncased       a task of run_configs/
 """
-from config.arguments import parse_arguments, run_script
+from config.command_line import parse_arguments, run_script
 from config.finetuning import FinetuningConfig
 
 if __name__ == "__main__":
@@ -25,8 +26,8 @@ from torch import Tensor
 
 from checkpoints.finetuned import build_model, max_length
 from checkpoints.pretrained import Checkpoint, describe_base, newest_checkpoint, open_checkpoint
-from config.arguments import UserError
 from config.constants import IGNORE_INDEX
+from config.errors import UserError
 from data.masking import Masking
 from experiments.notify import notified
 from experiments.restarts import train_restarts

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Sequential transfer: from each of many source tasks to each of many targets, by full models or adapters (or fusions of several).
 
     python finetuning_transfer.py TASK_MAP.json --model_checkpoint RUN_FOLDER --output_dir runs/grid
@@ -9,13 +10,14 @@ on one grid together. experiments/task_map.py tells what a task map holds, docs/
 """
 from dataclasses import dataclass
 
-from config.arguments import flag, parse_arguments, positional, run_script
+from config.command_line import parse_arguments, run_script
 from config.finetuning import FinetuningConfig
+from config.flags import flag, positional
 
 
 @dataclass
 class TransferConfig(FinetuningConfig):
-    """transfer (all other flags are those of finetuning_train.py, for all trainings)"""
+    title = "transfer (all other flags are those of finetuning_train.py, for all trainings)"
 
     task_map: str = positional('JSON file: "from", "to", "fusion" and "defaults" (see experiments/task_map.py)')
     output_dir: str | None = flag(None, "folder of the grid (default: runs/<name of the task map>)")
@@ -48,7 +50,8 @@ import torch
 from checkpoints.files import CHECKPOINTS, CONFIG, METRICS, WEIGHTS, atomic_write, read_metrics, write_json
 from checkpoints.finetuned import build_model, max_length
 from checkpoints.pretrained import Checkpoint, newest_checkpoint, open_checkpoint
-from config.arguments import UserError, read_json
+from config.errors import UserError
+from config.presets import read_json
 from experiments.claims import Claims
 from experiments.notify import describe, notified, termination_as_exit
 from experiments.restarts import sample_deviation

@@ -1,15 +1,17 @@
+# PYTHON_ARGCOMPLETE_OK
 """Continue a prompt with a pretrained causal model.
 
     python pretraining_generate.py runs/quickstart/pretrained "This film is"
 """
 from dataclasses import dataclass
 
-from config.arguments import Arguments, flag, parse_arguments, positional, run_script
+from config.command_line import parse_arguments, run_script
+from config.flags import Arguments, flag, positional
 
 
 @dataclass
 class GenerationConfig(Arguments):
-    """sampling"""
+    title = "sampling"
 
     run_folder: str = positional("run folder of a pretraining")
     prompt: str = positional("text to continue")
@@ -28,7 +30,7 @@ if __name__ == "__main__":
 import torch
 
 from checkpoints.pretrained import load_pretrained
-from config.arguments import UserError
+from config.errors import UserError
 from pretraining_model import generate
 from utils import choose_device
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from config.arguments import UserError
 from config.constants import IGNORE_INDEX
+from config.errors import UserError
 from config.model import TransformerConfig
 
 # By the names of the transformers library. gelu_new is GPT-2's, approximated by tanh; gelu is BERT's.

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Pretrain a transformer with a language-modelling objective, on one device or many.
 
     python pretraining_train.py                                    the tutorial's 50M model on WikiText-103
@@ -6,12 +7,14 @@
 """
 from dataclasses import dataclass
 
-from config.arguments import ModelArguments, OptimizationArguments, flag, parse_arguments, run_script
+from config.command_line import parse_arguments, run_script
+from config.flags import flag
+from config.groups import ModelArguments, OptimizationArguments
 
 
 @dataclass
 class PretrainingConfig(ModelArguments, OptimizationArguments):
-    """data"""
+    title = "data"
 
     dataset_path: str = flag("wikitext-103", "corpus: a short name, hub:owner/name[:config], a folder or a file")
     text_column: str | None = flag(None, "column of the texts, for data from the Hub or in tables (default: text)")

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 from checkpoints.files import read_evaluations, write_json
-from config.arguments import load_preset, run_script
+from config.command_line import run_script
+from config.presets import load_preset
 from finetuning_train import FinetuningConfig, finetune
 from pretraining_train import PretrainingConfig, pretrain
 

@@ -23,8 +23,9 @@ import torch
 from tqdm import tqdm
 
 from checkpoints.files import CONFIG, EVALUATIONS, METRICS, as_json, write_json
-from config.arguments import RunArguments, UserError
 from config.constants import LOGGER
+from config.errors import UserError
+from config.groups import RunArguments
 
 try:
     import resource

@@ -12,7 +12,7 @@ from common import CACHE, record
 
 from checkpoints.files import read_evaluations
 from checkpoints.pretrained import open_checkpoint
-from config.arguments import load_preset
+from config.presets import load_preset
 from finetuning_train import FinetuningConfig, finetune
 from tasks.task import open_task
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.files import CONFIG, WEIGHTS
-from config.arguments import UserError
+from config.errors import UserError
 from config.model import TransformerConfig
 from pretraining_model import ACTIVATIONS
 

@@ -12,7 +12,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from config.arguments import UserError, read_json
+from config.errors import UserError
+from config.presets import read_json
 
 WEIGHTS, CONFIG, METRICS = "model.safetensors", "config.json", "metrics.json"
 EVALUATIONS, CHECKPOINTS = "metrics.jsonl", "checkpoints"

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from checkpoints.files import WEIGHTS, file_digest, load_into, load_weights, read_run_config
 from checkpoints.pretrained import Checkpoint, find_base
-from config.arguments import UserError
+from config.errors import UserError
 from config.finetuning import FinetuningConfig
 from config.model import TransformerConfig, transformer_config
 from finetuning_model import MODEL_CLASSES, HeadConfig, TransformerWithClfHead, added_parameters

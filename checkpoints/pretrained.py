@@ -7,7 +7,7 @@ from torch import Tensor
 
 from checkpoints.families import FAMILIES, read_shape, to_ours, todays_name
 from checkpoints.files import CONFIG, WEIGHTS, file_digest, load_into, load_weights, read_run_config
-from config.arguments import UserError
+from config.errors import UserError
 from config.model import TransformerConfig
 from data.byte_level import ByteLevelTokenizer
 from data.hub import download

@@ -1,1 +1,1 @@
-"""What a user may say: errors, flags, presets; one file of flags per system."""
+"""What a user may say: errors, flags, presets, the command line; one file of flags per system."""

@@ -1,7 +1,8 @@
 """The shape of a transformer."""
 from dataclasses import dataclass, fields
 
-from config.arguments import ModelArguments, UserError
+from config.errors import UserError
+from config.groups import ModelArguments
 
 
 @dataclass

@@ -6,7 +6,8 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from config.arguments import UserError, read_json
+from config.errors import UserError
+from config.presets import read_json
 from data.fast_tokenizers import export_tokenizer, ids_of, never_empty, spans_of
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from checkpoints.files import as_json
-from config.arguments import UserError
+from config.errors import UserError
 from data.splits import Source
 from data.tokenization import load_tokenizer, parse_training_request
 from data.wordpiece import Tokenizer, train_tokenizer

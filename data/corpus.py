@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config.arguments import UserError
 from config.constants import IGNORE_INDEX
+from config.errors import UserError
 from data.cache import EncodedTexts, encode_rows, find_tokenizer
 from data.masking import Masking
 from data.sources import PACKAGED, open_source

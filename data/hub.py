@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from checkpoints.files import atomic_write
-from config.arguments import UserError
+from config.errors import UserError
 from data.network import WITHOUT_NETWORK, hub_errors
 from data.splits import SPLIT_FILES, Source, Split, choose_splits, text_digest
 from data.tables import first_line, rename

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from config.arguments import UserError
 from config.constants import IGNORE_INDEX
+from config.errors import UserError
 from data.wordpiece import Tokenizer
 from utils import Batch, derive_seed
 

@@ -8,7 +8,7 @@ import urllib.parse
 import urllib.request
 from contextlib import contextmanager
 
-from config.arguments import UserError
+from config.errors import UserError
 from data.tables import first_line
 from utils import logger
 

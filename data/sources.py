@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from config.arguments import UserError, suggestion
+from config.errors import UserError, suggestion
 from data.hub import HubDataset, WebArchive, archive_source, hub_source
 from data.splits import Source, choose_splits
 from data.tables import FILE_TYPES, check_file, read_rows, rename

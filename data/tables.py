@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from config.arguments import UserError
+from config.errors import UserError
 
 FILE_TYPES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet", ".conll", ".conllu")
 FIELDS = ("text", "text_pair", "choices", "heads", "group", "label")  # what a row of a task may have

@@ -5,7 +5,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
-from config.arguments import UserError
+from config.errors import UserError
 from data.byte_level import ByteLevelTokenizer
 from data.tokenizer_settings import SETTINGS_FILE, bert_normalizer, read_settings
 from data.wordpiece import Tokenizer

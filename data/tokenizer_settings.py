@@ -3,7 +3,8 @@ from pathlib import Path
 
 from tokenizers import normalizers
 
-from config.arguments import UserError, read_json
+from config.errors import UserError
+from config.presets import read_json
 
 SETTINGS_FILE = "tokenizer_config.json"  # lies beside them
 

@@ -13,7 +13,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from config.arguments import UserError
+from config.errors import UserError
 from data.fast_tokenizers import LONE_SURROGATE, export_tokenizer, ids_of, never_empty, spans_of
 from data.tokenizer_settings import bert_normalizer, read_settings
 

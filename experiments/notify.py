@@ -13,8 +13,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from config.arguments import RunArguments, UserError
 from config.constants import LOGGER
+from config.errors import UserError
+from config.groups import RunArguments
 
 HELP = "github.com/caronc/apprise lists them"
 logger = logging.getLogger(LOGGER)

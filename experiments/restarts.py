@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from checkpoints.files import CONFIG, WEIGHTS, atomic_write, read_metrics, read_run_config
-from config.arguments import RunArguments
+from config.groups import RunArguments
 from tasks.kinds import KINDS
 from utils import Run, finish_run, from_main, show, start_run
 

@@ -16,17 +16,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from config.arguments import (
-    RUN_CONFIGS,
-    ModelArguments,
-    UserError,
-    check_types,
-    flag,
-    read_json,
-    read_preset,
-    suggestion,
-)
+from config.errors import UserError, suggestion
 from config.finetuning import FinetuningConfig
+from config.flags import check_types, flag
+from config.groups import ModelArguments
+from config.presets import RUN_CONFIGS, read_json, read_preset
 from tasks.kind import Kind
 
 NO_TRANSFER = "none"
@@ -122,15 +116,16 @@ def check_top(content: dict, file: str) -> dict:
 
 def read_defaults(values: dict, where: str) -> dict:
     """What all tasks share."""
-    for key in sorted((SET_BY_GRID | {"name", "dataset_path"}) & values.keys()):
+    defaults = check_types(Defaults, values, where)
+    for key in sorted((SET_BY_GRID | {"name", "dataset_path"}) & defaults.keys()):
         raise UserError(f"{where}: {key} cannot be the same for all tasks")
-    return check_types(Defaults, values, where)
+    return defaults
 
 
 def typed_values(config: FinetuningConfig, file: str) -> dict:
     """The flags for fine-tuning that were given on the command line, or from Python that differ from their defaults."""
     fields = dataclasses.fields(FinetuningConfig)
-    given = {one.name: getattr(config, one.name) for one in fields if one.name in config.typed or getattr(config, one.name) != one.default}
+    given = {one.name: getattr(config, one.name) for one in fields if one.name in config.explicit_flags or getattr(config, one.name) != one.default}
     for key in sorted({"dataset_path", "adapters"} & given.keys()):
         raise UserError(f"--{key} does not apply to a grid; {file} names its tasks")
     if given.get("tuning") == "fusion":
@@ -141,7 +136,7 @@ def typed_values(config: FinetuningConfig, file: str) -> dict:
 def not_from_the_map(typed: dict, config: FinetuningConfig) -> dict:
     """What the command line says about sizes and seeds of targets takes the place of the map's lists."""
     sizes = {"sizes": None} if "train_subset_size" in typed else {}
-    return sizes | ({"seeds": None} if {"seed", "restarts"} & config.typed else {})
+    return sizes | ({"seeds": None} if {"seed", "restarts"} & config.explicit_flags else {})
 
 
 def read_tasks(entries: list | dict, where: str, task_class: type, defaults: dict, typed: dict) -> dict:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config.arguments import UserError
+from config.errors import UserError
 from pretraining_model import ACTIVATIONS, Transformer, TransformerLayer, initialize
 
 

@@ -4,7 +4,7 @@ from typing import Self
 
 import numpy as np
 
-from config.arguments import UserError
+from config.errors import UserError
 from tasks.examples import Examples
 from tasks.kind import Kind, KindOptions, softmax
 from tasks.labels import as_numbers, class_ids, class_names

@@ -15,7 +15,7 @@ from typing import ClassVar, Self
 import numpy as np
 from torch import Tensor
 
-from config.arguments import UserError
+from config.errors import UserError
 from data.byte_level import ByteLevelTokenizer
 from data.cache import texts_of_row
 from data.tables import is_missing

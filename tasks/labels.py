@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from config.arguments import UserError, suggestion
+from config.errors import UserError, suggestion
 
 
 def as_numbers(labels: list) -> list[float] | None:

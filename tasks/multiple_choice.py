@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config.arguments import UserError
+from config.errors import UserError
 from data.cache import texts_of_row
 from data.tables import CHOICE, is_missing
 from tasks.answers import token_f1

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config.arguments import UserError
+from config.errors import UserError
 from data.byte_level import ByteLevelTokenizer
 from data.tables import is_missing
 from data.wordpiece import Tokenizer

@@ -6,8 +6,8 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
-from config.arguments import UserError
 from config.constants import IGNORE_INDEX
+from config.errors import UserError
 from tasks.examples import Examples
 from tasks.kind import Kind, KindOptions
 from tasks.labels import label_name

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
-from config.arguments import UserError
+from config.errors import UserError
 from config.finetuning import TaskArguments
 from data.cache import EncodedTexts, encode_rows, find_tokenizer
 from data.sources import HUB_DATASETS, KNOWN_DATASETS, open_source

@@ -64,7 +64,7 @@ class Hub:
 
     LOAD = """
 import itertools, json, sys
-from config.arguments import UserError
+from config.errors import UserError
 from data.sources import open_source
 found = {}
 for request in map(json.loads, sys.argv[1:]):

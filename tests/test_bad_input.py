@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from checkpoints.files import atomic_write, load_into, load_weights, save_weights, write_json
-from config.arguments import UserError, parse_argv
+from config.command_line import parse_argv
+from config.errors import UserError
 from finetuning_predict import PredictionConfig, predict
 from finetuning_train import FinetuningConfig, finetune
 from pretraining_generate import GenerationConfig, continue_prompt

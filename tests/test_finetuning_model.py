@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from checkpoints.finetuned import load_finetuned
-from config.arguments import parse_argv
+from config.command_line import parse_argv
 from config.constants import IGNORE_INDEX
 from config.model import TransformerConfig
 from finetuning_model import HeadConfig, TransformerWithClfHead

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from checkpoints.files import save_weights, write_json
 from checkpoints.pretrained import load_pretrained
-from config.arguments import UserError
 from config.constants import IGNORE_INDEX
+from config.errors import UserError
 from config.model import TransformerConfig
 from pretraining_model import EmptySlot, TransformerWithLMHead, generate, keep_likeliest, sinusoids
 

@@ -10,7 +10,7 @@ import pytest
 from helpers.runs import NO_DROPOUT, ROOT, call, evaluations, launch, metrics, run
 
 from checkpoints.files import write_json
-from config.arguments import UserError
+from config.errors import UserError
 from finetuning_train import FinetuningConfig
 from training.resuming import check_resumable, rows_per_process
 from utils import Run, own_gpu

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from config.arguments import RUN_CONFIGS, parse_arguments
+from config.command_line import parse_arguments
+from config.presets import RUN_CONFIGS
 from finetuning_train import FinetuningConfig
 
 PUBLISHED = json.loads((Path(__file__).parent / "helpers" / "published_columns.json").read_text())
@@ -113,7 +114,8 @@ def published(tmp_path_factory):
 TRAIN = """
 import json, sys
 from pathlib import Path
-from config.arguments import UserError, parse_arguments
+from config.command_line import parse_arguments
+from config.errors import UserError
 from finetuning_train import FinetuningConfig, finetune, open_task
 folder, vocab, *names = sys.argv[1:]
 for name in names:

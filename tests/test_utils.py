@@ -58,7 +58,7 @@ import sys
 from pathlib import Path
 sys.modules["resource"] = None  # as on Windows, an import fails
 import torch
-from config.arguments import RunArguments
+from config.groups import RunArguments
 from utils import Run, finish_run
 run = Run(RunArguments(), Path(sys.argv[1]), torch.device("cpu"), torch.float32, 0, 1)
 finish_run(run, {"valid_loss": 1.0})

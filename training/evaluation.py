@@ -6,7 +6,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from checkpoints.files import WEIGHTS, load_weights, save_weights
-from config.arguments import UserError
+from config.errors import UserError
 from training.step import LoopOptions
 from utils import Run, from_main, show
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from config.arguments import OptimizationArguments
+from config.groups import OptimizationArguments
 
 
 class TrainableModel(Protocol):

@@ -8,7 +8,8 @@ from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, DiskSaver
 
 from checkpoints.files import CHECKPOINTS, EVALUATIONS, as_json, atomic_write, read_evaluations, read_run_config
-from config.arguments import OptimizationArguments, UserError
+from config.errors import UserError
+from config.groups import OptimizationArguments
 from training.step import Batches
 from utils import Run, from_main, show
 

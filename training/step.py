@@ -11,7 +11,7 @@ from ignite.engine import Engine
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from config.arguments import OptimizationArguments
+from config.groups import OptimizationArguments
 from training.optimizers import JointOptimizer
 from utils import Batch, Run, derive_seed
 

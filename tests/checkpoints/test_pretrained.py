@@ -9,7 +9,7 @@ import transformers
 from helpers.runs import call, run
 
 from checkpoints.pretrained import load_pretrained, open_checkpoint
-from config.arguments import UserError
+from config.errors import UserError
 from data.byte_level import ByteLevelTokenizer
 from data.tokenization import load_tokenizer
 from data.wordpiece import SPECIAL_TOKENS, Tokenizer

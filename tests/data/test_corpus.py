@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from config.arguments import UserError
 from config.constants import IGNORE_INDEX
+from config.errors import UserError
 from data import splits
 from data.cache import cached, encode_rows, find_tokenizer
 from data.corpus import CorpusBatches, evaluation_blocks, load_corpus

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 from helpers.hub_mirror import HubMirror
 
-from config.arguments import UserError
+from config.errors import UserError
 from data import hub, network, sources
 from data.sources import open_source
 from data.tables import read_table

@@ -14,7 +14,7 @@ import transformers
 from pytorch_pretrained_bert import BertTokenizer
 from tokenizers import models, normalizers, pre_tokenizers
 
-from config.arguments import UserError
+from config.errors import UserError
 from data.byte_level import ByteLevelTokenizer
 from data.tokenization import load_tokenizer, parse_training_request
 from data.wordpiece import SPECIAL_TOKENS, Tokenizer, train_tokenizer

@@ -10,7 +10,10 @@ import pytest
 from helpers.runs import run
 
 from checkpoints.files import read_metrics
-from config.arguments import RunArguments, UserError, check_types, parse_argv
+from config.command_line import parse_argv
+from config.errors import UserError
+from config.flags import check_types
+from config.groups import RunArguments
 from experiments.notify import notified
 from finetuning_train import FinetuningConfig, finetune
 

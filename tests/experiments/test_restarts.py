@@ -7,7 +7,8 @@ import statistics
 import pytest
 from helpers.runs import NO_DROPOUT, launch, metrics, run, same_weights
 
-from config.arguments import UserError, parse_argv
+from config.command_line import parse_argv
+from config.errors import UserError
 from experiments.restarts import best_seed, summarize
 from finetuning_predict import Predictor
 from finetuning_train import FinetuningConfig, finetune

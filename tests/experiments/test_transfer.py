@@ -17,7 +17,8 @@ from helpers.runs import STEPS, WORDS, kill_when_there_is, metrics, spawn
 from matplotlib.figure import Figure
 
 from checkpoints.finetuned import load_finetuned
-from config.arguments import UserError, parse_argv
+from config.command_line import parse_argv
+from config.errors import UserError
 from experiments.claims import Claims
 from finetuning_train import FinetuningConfig, finetune
 from finetuning_transfer import TransferConfig, draw_heat_map, main, transfer
@@ -281,6 +282,7 @@ def test_the_claim_of_the_dead_is_taken_over(tmp_path):
         ({"to": {"TASKS/one": {"label_column": "sentiment"}}}, ["to one", "'sentiment'"]),
         ({"from": ["TASKS/one"], "fusion": {"both": ["on"]}, "to": ["TASKS/two"]}, ["fusion both: 'on' is not under \"from\"; did you mean one?"]),
         ({"defaults": {"dataset_path": "x"}, "to": ["TASKS/two"]}, ["defaults: dataset_path cannot be the same"]),
+        ({"defaults": {"dataset_name": "x"}, "to": ["TASKS/two"]}, ["defaults: dataset_path cannot be the same"]),
     ],
 )
 def test_a_mistake_in_the_map_stops_it_before_anything_is_trained(content, words, tasks, common, tmp_path):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from helpers.runs import NO_DROPOUT, call, evaluations, launch, metrics, run
 
-from config.arguments import UserError
+from config.errors import UserError
 from config.model import TransformerConfig
 from finetuning_model import HeadConfig, TransformerWithClfHead
 from layers.adapters import METHODS, Adapter, AdapterFusion, LoRALinear, PfeifferAdapter, Tuning

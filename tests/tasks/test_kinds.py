@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from config.arguments import UserError
 from config.constants import IGNORE_INDEX
+from config.errors import UserError
 from config.model import TransformerConfig
 from finetuning_model import (
     Biaffine,

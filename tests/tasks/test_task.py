@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from config.arguments import UserError
+from config.errors import UserError
 from data.sources import open_source
 from data.splits import split_rows
 from tasks.task import Task

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from checkpoints.files import load_weights, read_evaluations
-from config.arguments import OptimizationArguments
+from config.groups import OptimizationArguments
 from training.evaluation import BestWeights
 from training.loop import fit
 from training.optimizers import build_optimizers

@@ -1,0 +1,90 @@
+"""Presets: JSON files with values for the flags of a script, in run_configs/ or anywhere."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from config.errors import UserError, suggestion
+from config.flags import check_types
+
+RUN_CONFIGS = Path(__file__).parents[1] / "run_configs"
+Config = TypeVar("Config")
+
+
+def load_preset(config_class: type[Config], *names: str, **overrides) -> Config:
+    """A config from JSON presets (paths, or names in run_configs/), for use from Python."""
+    return config_class(**read_presets(config_class, names) | overrides)
+
+
+def read_presets(config_class: type, names: Iterable[str]) -> dict:
+    """The values of presets, later ones overriding earlier ones. Raises UserError for a mistake in one."""
+    values = {}
+    for name in names:
+        file = find_preset(name)
+        values |= check_types(config_class, read_preset(file), str(file))
+    return values
+
+
+def arguments_of_run(config_class: type, folder: str) -> dict:
+    """The arguments that a run was started with. Raises UserError if `folder` is no run folder."""
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise UserError(f"--resume {folder}: no run folder there (it has no config.json)")
+    arguments = check_types(config_class, read_json(file).get("arguments", {}), str(file))
+    return arguments | {"output_dir": folder, "overwrite": False}
+
+
+def find_preset(name: str) -> Path:
+    """The file of a preset. Raises UserError if there is none, or if several have that name."""
+    paths = paths_of_preset(name)
+    if not paths:
+        hint = suggestion(name, preset_names())
+        raise UserError(
+            f"no preset {name}: it is neither a file nor the name of one in {RUN_CONFIGS.name}/{hint}"
+        )
+    if len(paths) > 1:
+        choices = " or ".join(path.relative_to(RUN_CONFIGS).with_suffix("").as_posix() for path in paths)
+        raise UserError(f"several presets are called {name}; name {choices}")
+    return paths[0]
+
+
+def paths_of_preset(name: str) -> list[Path]:
+    """Where a preset of that name is: at that path, else in run_configs/, else in all subfolders of it."""
+    subfolders = sorted(folder for folder in RUN_CONFIGS.iterdir() if folder.is_dir())
+    for places in ([Path(name)], in_folders([RUN_CONFIGS], name), in_folders(subfolders, name)):
+        if paths := [path for path in places if os.path.isfile(path)]:  # False for what cannot be a path, too
+            return paths
+    return []
+
+
+def in_folders(folders: list[Path], name: str) -> list[Path]:
+    return [folder / file for folder in folders for file in (name, f"{name}.json")]
+
+
+def preset_names() -> list[str]:
+    """The names that `find_preset` understands, with and without the subfolder of run_configs/."""
+    paths = [path.relative_to(RUN_CONFIGS).with_suffix("") for path in RUN_CONFIGS.rglob("*.json")]
+    return sorted({path.as_posix() for path in paths} | {path.name for path in paths})
+
+
+def read_preset(file: Path) -> dict:
+    """The values of a preset. Raises UserError for a task whose data can no longer be had."""
+    values = read_json(file)
+    if "unavailable" in values:
+        raise UserError(f"{file}: the data of this task can no longer be had. {values['unavailable']}")
+    return {key: value for key, value in values.items() if key != "description"}
+
+
+def read_json(path: str | Path) -> dict:
+    """The JSON object in a file. Raises UserError if there is none."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold one JSON object")
+    return value
