@@ -38,13 +38,13 @@ class TagCollator(WordCollator):
     """Batches of sentences with tags."""
 
     def batch(self, texts: list[list[np.ndarray]], labels: list[np.ndarray]) -> Batch:
-        """labels [batch, seq]: a tag at each word's first token, else -100; word_mask [batch, seq]: 1 there."""
+        """labels [batch, seq]: tags of words at their first tokens, else -100; word_mask: 1 there."""
         batch, positions = self.sentences(texts)
         return batch | {"labels": scatter(labels, positions, batch["input_ids"].shape, IGNORE_INDEX)}
 
 
 class Tagging(Kind):
-    """Labels are an array [words] per sentence (-1: a tag that training lacks, so that no answer is right)."""
+    """Labels are an array [words] per sentence (-1: a tag that training lacks, no answer is right)."""
 
     name = "tagging"
     metrics = ("f1", "accuracy", "loss", "precision", "recall")
