@@ -21,8 +21,10 @@ SHAPE = ["--embed_dim", "32", "--hidden_dim", "64", "--num_layers", "2", "--num_
 STEPS = ["--train_batch_size", "4", "--valid_batch_size", "8", "--n_warmup", "2", "--log_every", "2"]
 MAIN = {
     "pretraining_train.py": ("PretrainingConfig", "pretrain"),
+    "pretraining_generate.py": ("GenerationConfig", "continue_prompt"),
     "finetuning_train.py": ("FinetuningConfig", "finetune"),
     "finetuning_predict.py": ("PredictionConfig", "predict"),
+    "finetuning_transfer.py": ("TransferConfig", "transfer"),
     "export.py": ("ExportConfig", "export"),
 }
 NO_DROPOUT = ["--dropout", 0, "--attention_dropout", 0]
@@ -42,12 +44,21 @@ def run(script: str, *arguments, launcher: list[str] = (), check=True, stdin=Non
     return result
 
 
+def parse(script: str, *arguments):
+    """The config that a script makes of its flags."""
+    return parse_argv(config_class_of(script), "", list(map(str, arguments)))
+
+
+def config_class_of(script: str) -> type:
+    """The dataclass of a script's flags."""
+    return getattr(importlib.import_module(script.removesuffix(".py")), MAIN[script][0])
+
+
 def call(script: str, *arguments) -> str:
     """Call a script's main function with its flags, without the seconds that a process takes to start; return what it prints."""
-    config_class, function = MAIN[script]
-    module = importlib.import_module(script.removesuffix(".py"))
+    function = getattr(importlib.import_module(script.removesuffix(".py")), MAIN[script][1])
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        getattr(module, function)(parse_argv(getattr(module, config_class), "", list(map(str, arguments))))
+        function(parse(script, *arguments))
     return printed.getvalue()
 
 
