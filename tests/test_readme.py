@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from helpers.runs import MAIN, ROOT, SHAPE, STEPS, call, config_class_of, parse
 
+from config.flags import ALIASES
+
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = DOCS[0].read_text(encoding="utf-8")
 SOURCES = {".py", ".md", ".toml", ".cff"}
@@ -189,7 +191,7 @@ def lines_of(file: Path, names: list[str]) -> int:
 def flags_of_scripts() -> set[str]:
     """The flags of all scripts; those that are switches have a form with `no-`."""
     fields = [field for script in MAIN for field in dataclasses.fields(config_class_of(script))]
-    return {f"--{prefix}{field.name}" for field in fields for prefix in ("", "no-")} | {"--help"}
+    return {f"--{prefix}{field.name}" for field in fields for prefix in ("", "no-")} | {"--help", *(f"--{alias}" for alias in ALIASES)}
 
 
 @pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.name)
