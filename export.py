@@ -1,8 +1,9 @@
 # PYTHON_ARGCOMPLETE_OK
 """Write a pretrained or fine-tuned transformer as a folder that the transformers library loads.
 
-    python export.py RUN_FOLDER OUTPUT_FOLDER
+python export.py RUN_FOLDER OUTPUT_FOLDER
 """
+
 from dataclasses import dataclass
 
 from config.command_line import parse_arguments, run_script
@@ -40,12 +41,22 @@ def export(config: ExportConfig) -> None:
     if read_run_config(folder, "RUN_FOLDER").get("base"):
         raise UserError(f"RUN_FOLDER {folder} holds adapters alone, which transformers has no place for")
     checkpoint = open_checkpoint(str(folder), "RUN_FOLDER")
-    settings, weights = to_theirs(checkpoint.config, checkpoint.weights, find_family(checkpoint.config, f"RUN_FOLDER {folder}"))
+    settings, weights = to_theirs(
+        checkpoint.config, checkpoint.weights, find_family(checkpoint.config, f"RUN_FOLDER {folder}")
+    )
     tokenizer = load_tokenizer(str(folder))
     output.mkdir(parents=True, exist_ok=True)
     tokenizer.export(output, checkpoint.config.causal, checkpoint.config.num_max_positions)
     save_weights(output / WEIGHTS, weights)
-    write_json(output / CONFIG, settings | {"pad_token_id": tokenizer.pad_id, "bos_token_id": tokenizer.cls_id, "eos_token_id": tokenizer.sep_id})
+    write_json(
+        output / CONFIG,
+        settings
+        | {
+            "pad_token_id": tokenizer.pad_id,
+            "bos_token_id": tokenizer.cls_id,
+            "eos_token_id": tokenizer.sep_id,
+        },
+    )
     print(f"{settings['architectures'][0]} in {output}")
 
 

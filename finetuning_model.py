@@ -1,4 +1,5 @@
 """The pretrained transformer with a classification head, and how a fine-tuned one is read back."""
+
 import math
 from dataclasses import dataclass, field
 
@@ -86,7 +87,9 @@ class TransformerWithClfHead(TransformerWithLMHead):
 
     def build_head(self) -> nn.Module:
         """The module on top of the transformer."""
-        return new_linear(self.config.embed_dim * len(self.head.pooling.split("_")), self.head.num_outputs, self.head)
+        return new_linear(
+            self.config.embed_dim * len(self.head.pooling.split("_")), self.head.num_outputs, self.head
+        )
 
     @property
     def reads_only_cls(self) -> bool:
@@ -214,14 +217,20 @@ class Biaffine(nn.Module):
     def __init__(self, embed_dim: int, head: HeadConfig):
         super().__init__()
         self.arc_dependent, self.arc_head = (new_linear(embed_dim, self.ARC_DIM, head) for _ in range(2))
-        self.relation_dependent, self.relation_head = (new_linear(embed_dim, self.RELATION_DIM, head) for _ in range(2))
+        self.relation_dependent, self.relation_head = (
+            new_linear(embed_dim, self.RELATION_DIM, head) for _ in range(2)
+        )
         self.arc = nn.Parameter(torch.zeros(1, self.ARC_DIM + 1, self.ARC_DIM))
-        self.relation = nn.Parameter(torch.zeros(head.num_outputs, self.RELATION_DIM + 1, self.RELATION_DIM + 1))
+        self.relation = nn.Parameter(
+            torch.zeros(head.num_outputs, self.RELATION_DIM + 1, self.RELATION_DIM + 1)
+        )
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[batch, seq, embed] → [batch, dependent, head, 1 + relations]."""
         arc_dependent, arc_head = (F.gelu(one(hidden_states)) for one in (self.arc_dependent, self.arc_head))
-        relation_dependent, relation_head = (with_one(F.gelu(one(hidden_states))) for one in (self.relation_dependent, self.relation_head))
+        relation_dependent, relation_head = (
+            with_one(F.gelu(one(hidden_states))) for one in (self.relation_dependent, self.relation_head)
+        )
         arcs = torch.einsum("bdi,rij,bhj->bdhr", with_one(arc_dependent), self.arc, arc_head)
         relations = torch.einsum("bdi,rij,bhj->bdhr", relation_dependent, self.relation, relation_head)
         return torch.cat((arcs, relations), dim=-1)
@@ -242,4 +251,6 @@ def new_linear(n_inputs: int, n_outputs: int, head: HeadConfig) -> nn.Linear:
 def added_parameters(model: TransformerWithClfHead) -> tuple[str, ...]:
     """Names of the parameters that begin untrained: those of the head and of what the tuning adds, but for
     adapters that are fused."""
-    return tuple(name for name in model.state_dict() if name.startswith(HEAD) or is_added(name) and not is_fused(name))
+    return tuple(
+        name for name in model.state_dict() if name.startswith(HEAD) or is_added(name) and not is_fused(name)
+    )

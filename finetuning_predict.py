@@ -9,6 +9,7 @@ What an argument or a line holds: a text, text<TAB>other text, question<TAB>cont
 parsers words with spaces between them. A file of another type has it in the columns that training read, or in
 text, text_pair, choices.
 """
+
 from dataclasses import dataclass
 
 from config.command_line import parse_arguments, run_script
@@ -20,8 +21,12 @@ class PredictionConfig(Arguments):
     title = "prediction"
 
     run_folder: str = positional("run folder of a fine-tuning")
-    texts: list[str] = positional("texts (default: the lines of --input_file or of standard input)", nargs="*")
-    input_file: str | None = flag(None, ".txt with one text a line, or .jsonl, .csv, .tsv, .parquet, .conll, .conllu")
+    texts: list[str] = positional(
+        "texts (default: the lines of --input_file or of standard input)", nargs="*"
+    )
+    input_file: str | None = flag(
+        None, ".txt with one text a line, or .jsonl, .csv, .tsv, .parquet, .conll, .conllu"
+    )
     batch_size: int = flag(64, "texts per forward pass", least=1)
     device: str = flag("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, mps …")
 
@@ -83,7 +88,10 @@ class Predictor:
         """
         rows, empty = iter(rows), []
         for n_before in itertools.count(step=CHUNK):
-            chunk = [self.prepare(row, number) for number, row in enumerate(itertools.islice(rows, CHUNK), start=n_before + 1)]
+            chunk = [
+                self.prepare(row, number)
+                for number, row in enumerate(itertools.islice(rows, CHUNK), start=n_before + 1)
+            ]
             if not chunk:
                 break
             examples = self.encode(chunk)
@@ -97,10 +105,14 @@ class Predictor:
         """The row with the fields that its kind wants."""
         where = f"text {number} of the input"
         if "text" not in row:
-            raise UserError(f"{where} has no text (it has {', '.join(map(str, row))}); name its column text, or as in training")
+            raise UserError(
+                f"{where} has no text (it has {', '.join(map(str, row))}); name its column text, or as in training"
+            )
         if self.reader.has_pairs and ("text_pair" in row) != self.is_pair:
             wrong = "is not a pair (text<TAB>other text), but the model was fine-tuned on pairs"
-            raise UserError(f"{where} {wrong if self.is_pair else 'is a pair, but the model was fine-tuned on single texts'}")
+            raise UserError(
+                f"{where} {wrong if self.is_pair else 'is a pair, but the model was fine-tuned on single texts'}"
+            )
         return self.reader.prepare(row, where, labelled=False)
 
     def encode(self, rows: list[dict]) -> Examples:

@@ -1,15 +1,16 @@
 # PYTHON_ARGCOMPLETE_OK
 """Fine-tune a pretrained transformer on a labelled task: in full, with adapters, or from scratch for comparison.
 
-    python finetuning_train.py --model_checkpoint RUN_FOLDER                       IMDb
-    python finetuning_train.py --model_checkpoint RUN_FOLDER --adapters_dim 32     train adapters alone
-    python finetuning_train.py --model_checkpoint hf:roberta-base --tuning lora    somebody else's model, by LoRA
-    python finetuning_train.py --model_checkpoint RUN_FOLDER --tuning fusion --adapters runs/a,runs/b
-    python finetuning_train.py --model_checkpoint runs/mnli --dataset_path rte     sequential transfer: on from another task
-    python finetuning_train.py --model_checkpoint none --tokenizer bert-base-cased from scratch
-    python finetuning_train.py --dataset_path my_folder                            train/valid/test files of your own
-    python finetuning_train.py squad --model_checkpoint hf:bert-base-uncased       a task of run_configs/
+python finetuning_train.py --model_checkpoint RUN_FOLDER                       IMDb
+python finetuning_train.py --model_checkpoint RUN_FOLDER --adapters_dim 32     train adapters alone
+python finetuning_train.py --model_checkpoint hf:roberta-base --tuning lora    somebody else's model, by LoRA
+python finetuning_train.py --model_checkpoint RUN_FOLDER --tuning fusion --adapters runs/a,runs/b
+python finetuning_train.py --model_checkpoint runs/mnli --dataset_path rte     sequential transfer: on from another task
+python finetuning_train.py --model_checkpoint none --tokenizer bert-base-cased from scratch
+python finetuning_train.py --dataset_path my_folder                            train/valid/test files of your own
+python finetuning_train.py squad --model_checkpoint hf:bert-base-uncased       a task of run_configs/
 """
+
 from config.command_line import parse_arguments, run_script
 from config.finetuning import FinetuningConfig
 
@@ -56,11 +57,17 @@ def finetune(config: FinetuningConfig) -> dict[str, float]:
 
 def finetune_once(config: FinetuningConfig, whole: Run | None = None) -> dict[str, float]:
     """One training; `whole` is the run that it is a restart of."""
-    checkpoint = None if config.model_checkpoint == "none" else open_checkpoint(config.model_checkpoint, "--model_checkpoint")
+    checkpoint = (
+        None
+        if config.model_checkpoint == "none"
+        else open_checkpoint(config.model_checkpoint, "--model_checkpoint")
+    )
     run = start_run(config)
 
     # The task, and a model with a head for it that begins where the checkpoint ends.
-    task = open_task(config, config.tokenizer or (str(checkpoint.folder) if checkpoint else "bert-base-cased"))
+    task = open_task(
+        config, config.tokenizer or (str(checkpoint.folder) if checkpoint else "bert-base-cased")
+    )
     model = build_model(config, task.kind.model_class, task.kind.num_outputs, len(task.tokenizer), checkpoint)
     model.transformer.gradient_checkpointing = config.gradient_checkpointing
     optimizers = build_optimizers(model.to(run.device), config)
@@ -77,7 +84,11 @@ def finetune_once(config: FinetuningConfig, whole: Run | None = None) -> dict[st
         train, train.indices_of(chosen), collate, n_rows, config.seed, run.rank, run.world_size
     )
     check_resumable(config, run, len(batches))
-    mask = Masking(task.tokenizer, config.mlm_probability) if config.lm_loss_coef and not model.config.causal else None
+    mask = (
+        Masking(task.tokenizer, config.mlm_probability)
+        if config.lm_loss_coef and not model.config.causal
+        else None
+    )
 
     # All input has been read: from here on, there is a run folder.
     describe([whole, run] if whole else [run], task, model, checkpoint, len(chosen), step_sizes(batches))
@@ -94,28 +105,50 @@ def finetune_once(config: FinetuningConfig, whole: Run | None = None) -> dict[st
 
     # The best weights are what counts, in the metrics as in the run folder.
     restore_best(model, run)
-    metrics = {f"valid_{name}": value for name, value in best.best.items() if name != "step"} | {"best_step": best.best["step"]}
+    metrics = {f"valid_{name}": value for name, value in best.best.items() if name != "step"} | {
+        "best_step": best.best["step"]
+    }
     if config.eval_test:
         metrics |= test_metrics(task, collate, evaluate_on)
-    metrics |= {"n_labels": len(chosen), "n_steps": progress.n_steps, "examples_per_second": progress.examples_per_second}
+    metrics |= {
+        "n_labels": len(chosen),
+        "n_steps": progress.n_steps,
+        "examples_per_second": progress.examples_per_second,
+    }
     return finish_run(run, metrics | {"n_parameters": n_parameters, "n_trained": n_trained})
 
 
 # -------------------------------------------------------------------------------------------- the task and the model
 
 
-def describe(runs: list[Run], task: Task, model: TransformerWithClfHead, checkpoint: Checkpoint | None, n_examples: int, sizes: dict) -> None:
+def describe(
+    runs: list[Run],
+    task: Task,
+    model: TransformerWithClfHead,
+    checkpoint: Checkpoint | None,
+    n_examples: int,
+    sizes: dict,
+) -> None:
     """Make the run folders self-contained: config.json and the tokenizer; adapters name the base that they belong to."""
     shape = {"model": dataclasses.asdict(model.config), "head": dataclasses.asdict(model.head)}
-    kind = {"kind": task.kind.name, "options": dataclasses.asdict(task.kind.options), "labels": task.kind.label_names, "is_pair": task.is_pair}
+    kind = {
+        "kind": task.kind.name,
+        "options": dataclasses.asdict(task.kind.options),
+        "labels": task.kind.label_names,
+        "is_pair": task.is_pair,
+    }
     for run in runs:
         base = None if model.head.tuning.is_full else describe_base(checkpoint, run.folder)
         open_folder(run, **shape, model_class=type(model).__name__, **kind, base=base, **sizes)
         if run.is_main:
             task.tokenizer.save(run.folder / task.tokenizer.file)
     n_parameters, n_trained = count_parameters(model)
-    kind = task.kind.name.replace("_", " ") + (f", {len(task.kind.label_names)} labels" if task.kind.label_names else "")
-    show(f"{n_trained:,} of {n_parameters:,} parameters train ({n_trained / n_parameters:.2%}) · {n_examples:,} training examples · {kind}")
+    kind = task.kind.name.replace("_", " ") + (
+        f", {len(task.kind.label_names)} labels" if task.kind.label_names else ""
+    )
+    show(
+        f"{n_trained:,} of {n_parameters:,} parameters train ({n_trained / n_parameters:.2%}) · {n_examples:,} training examples · {kind}"
+    )
 
 
 # ------------------------------------------------------------------------------------------------- losses and metrics
@@ -149,7 +182,9 @@ class WithLMLabels:
     def starting_at(self, step: int) -> Iterator[Batch]:
         """The endless stream of batches from an optimizer step on."""
         for number, batch in enumerate(self.batches.starting_at(step), start=step):
-            yield batch | (self.next_tokens(batch) if self.mask is None else self.masked_tokens(batch, number))
+            yield batch | (
+                self.next_tokens(batch) if self.mask is None else self.masked_tokens(batch, number)
+            )
 
     def next_tokens(self, batch: Batch) -> Batch:
         """For a causal model."""
@@ -187,7 +222,9 @@ def evaluate(
     return {"loss": loss} | task.kind.measure(examples, [outputs[index] for index in range(len(examples))])
 
 
-def best_weights(config: FinetuningConfig, task: Task, model: TransformerWithClfHead, run: Run) -> BestWeights:
+def best_weights(
+    config: FinetuningConfig, task: Task, model: TransformerWithClfHead, run: Run
+) -> BestWeights:
     """Keep the best model by `--patience_metric`; of a frozen one, only what its base does not have."""
     metric = task.kind.metrics[0] if config.patience_metric == "auto" else config.patience_metric
     if not task.kind.has_metric(metric):

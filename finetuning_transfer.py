@@ -8,6 +8,7 @@
 The same command again goes on where it stopped; started several times, also on several machines with a common folder, it works
 on one grid together. experiments/task_map.py tells what a task map holds, docs/transfer.md how it all works.
 """
+
 from dataclasses import dataclass
 
 from config.command_line import parse_arguments, run_script
@@ -19,13 +20,25 @@ from config.flags import flag, positional
 class TransferConfig(FinetuningConfig):
     title = "transfer (all other flags are those of finetuning_train.py, for all trainings)"
 
-    task_map: str = positional('JSON file: "from", "to", "fusion" and "defaults" (see experiments/task_map.py)')
+    task_map: str = positional(
+        'JSON file: "from", "to", "fusion" and "defaults" (see experiments/task_map.py)'
+    )
     output_dir: str | None = flag(None, "folder of the grid (default: runs/<name of the task map>)")
     restarts: int = flag(1, "train each cell so many times, with the seeds seed, seed + 1, …", least=1)
-    source_restarts: int = flag(1, "train each source so many times; the restarts of a cell take turns with them", least=1)
-    train_subset_size: int | None = flag(None, "train on so many examples of each target (default: all, or what the map says)", least=1)
-    source_train_subset_size: int | None = flag(None, "train on so many examples of each source (default: all, or what the map says)", least=1)
-    claim_timeout: float = flag(1.0, "hours without a sign of life after which the work of a process on another machine is taken over", least=0.05)
+    source_restarts: int = flag(
+        1, "train each source so many times; the restarts of a cell take turns with them", least=1
+    )
+    train_subset_size: int | None = flag(
+        None, "train on so many examples of each target (default: all, or what the map says)", least=1
+    )
+    source_train_subset_size: int | None = flag(
+        None, "train on so many examples of each source (default: all, or what the map says)", least=1
+    )
+    claim_timeout: float = flag(
+        1.0,
+        "hours without a sign of life after which the work of a process on another machine is taken over",
+        least=0.05,
+    )
     keep_models: bool = flag(True, "keep the weights of finished cells; those of sources are always kept")
 
 
@@ -63,7 +76,17 @@ from utils import git_commit, logger, show, show_messages
 TABLE, HEAT_MAP = "results.csv", "heatmap.png"
 POLL = 2.0  # seconds between two looks for work that others may have made possible
 # Arguments that may differ when a grid goes on: they change where and how, not what is trained.
-FREE = {"output_dir", "overwrite", "resume", "local_rank", "notify", "device", "log_every", "save_every", "dataset_cache"}
+FREE = {
+    "output_dir",
+    "overwrite",
+    "resume",
+    "local_rank",
+    "notify",
+    "device",
+    "log_every",
+    "save_every",
+    "dataset_cache",
+}
 
 
 class CellsFailed(RuntimeError):
@@ -87,7 +110,9 @@ def transfer(config: TransferConfig) -> dict[str, float]:
     failed = [job for job in grid.jobs.values() if grid.is_failed(job)]
     if failed:
         first = f"{failed[0].name}: {grid.failure(failed[0]).read_text(encoding='utf-8')}"
-        raise CellsFailed(f"{len(failed)} of {len(grid.jobs)} trainings failed (the same command tries them again); the first was {first}")
+        raise CellsFailed(
+            f"{len(failed)} of {len(grid.jobs)} trainings failed (the same command tries them again); the first was {first}"
+        )
     return {f"{row['source']} → {row['target']}": row["mean"] for row in table(grid)}
 
 
@@ -125,7 +150,9 @@ class Grid:
     def is_failed(self, job: Job) -> bool:
         """Has it failed since this process began, here or elsewhere? What failed before is tried again. So has what needs it."""
         file = self.failure(job)
-        return (file.is_file() and file.stat().st_mtime >= self.started) or any(self.is_failed(self.jobs[name]) for name in job.needs)
+        return (file.is_file() and file.stat().st_mtime >= self.started) or any(
+            self.is_failed(self.jobs[name]) for name in job.needs
+        )
 
     def is_ready(self, job: Job) -> bool:
         """Is all that it starts from finished?"""
@@ -136,7 +163,9 @@ def open_grid(config: TransferConfig) -> Grid:
     """Read and check everything, then make the folder or go on with it. Raises UserError before anything is written."""
     if config.resume or config.overwrite:
         wrong = "resume" if config.resume else "overwrite"
-        raise UserError(f"--{wrong} is not for grids: the same command goes on with one; delete its folder to begin anew")
+        raise UserError(
+            f"--{wrong} is not for grids: the same command goes on with one; delete its folder to begin anew"
+        )
     folder = Path(config.output_dir or Path("runs") / Path(config.task_map).stem)
     check_folder(folder)
     task_map = read_task_map(config.task_map, config)
@@ -146,7 +175,15 @@ def open_grid(config: TransferConfig) -> Grid:
         check_unchanged(job, folder / job.name)
     arguments = dataclasses.asdict(config) | {"output_dir": None, "notify": None, "local_rank": -1}
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CONFIG, {"script": Path(__file__).name, "git_commit": git_commit(), "arguments": arguments, "task_map": read_json(config.task_map)})
+    write_json(
+        folder / CONFIG,
+        {
+            "script": Path(__file__).name,
+            "git_commit": git_commit(),
+            "arguments": arguments,
+            "task_map": read_json(config.task_map),
+        },
+    )
     show(f"{len(jobs)} trainings in {folder}")
     return Grid(folder, jobs, Claims(folder / "claims", 3600 * config.claim_timeout), config.keep_models)
 
@@ -162,7 +199,9 @@ def check_folder(folder: Path) -> None:
 
 def check_tasks(task_map: TaskMap) -> None:
     """Read all tasks, so that a mistake costs no training; settle their metrics. Raises UserError for what cannot be used."""
-    tasks = [("from", one) for one in task_map.sources.values()] + [("to", one) for one in task_map.targets.values()]
+    tasks = [("from", one) for one in task_map.sources.values()] + [
+        ("to", one) for one in task_map.targets.values()
+    ]
     name = tasks[0][1].model_checkpoint or newest_checkpoint()
     checkpoint = None if name == "none" else open_checkpoint(name, "--model_checkpoint")
     for where, task in tasks:
@@ -177,7 +216,9 @@ def check_tasks(task_map: TaskMap) -> None:
 
 def check_training(config: FinetuningConfig, checkpoint: Checkpoint | None):
     """The kind of a task that can be read and fits the model."""
-    task = open_task(config, config.tokenizer or (str(checkpoint.folder) if checkpoint else "bert-base-cased"))
+    task = open_task(
+        config, config.tokenizer or (str(checkpoint.folder) if checkpoint else "bert-base-cased")
+    )
     task.examples("valid")
     if str(getattr(config, "metric", None)).startswith("test_"):
         task.examples("test")
@@ -194,7 +235,9 @@ def check_unchanged(job: Job, folder: Path) -> None:
     given_by_name = {"model_checkpoint", "adapters"} if job.needs else set()
     for key in sorted(now.keys() & before.keys() - FREE - given_by_name):
         if before[key] != now[key]:
-            raise UserError(f"{folder} was trained with {key} {before[key]}, not {now[key]}; take another --output_dir, or delete it to train it anew")
+            raise UserError(
+                f"{folder} was trained with {key} {before[key]}, not {now[key]}; take another --output_dir, or delete it to train it anew"
+            )
 
 
 # ----------------------------------------------------------------------------------------------------------- the work
@@ -203,7 +246,9 @@ def check_unchanged(job: Job, folder: Path) -> None:
 def work(grid: Grid) -> None:
     """Train what nobody else trains until all is finished or has failed."""
     is_waiting = False
-    while remaining := [job for job in grid.jobs.values() if not grid.is_finished(job) and not grid.is_failed(job)]:
+    while remaining := [
+        job for job in grid.jobs.values() if not grid.is_finished(job) and not grid.is_failed(job)
+    ]:
         if any(train_if_free(grid, job) for job in remaining if grid.is_ready(job)):
             is_waiting = False
             continue
@@ -268,9 +313,18 @@ def table(grid: Grid) -> list[dict]:
     for (source, target), by_seed in values.items():
         sign = -1 if metrics[target].endswith("_loss") else 1
         without_transfer = values.get((NO_TRANSFER, target), {})
-        gains = [sign * (value - without_transfer[seed]) for seed, value in by_seed.items() if seed in without_transfer]
+        gains = [
+            sign * (value - without_transfer[seed])
+            for seed, value in by_seed.items()
+            if seed in without_transfer
+        ]
         row = {"source": source, "target": target, "metric": metrics[target], "n": len(by_seed)}
-        row |= {"mean": mean(by_seed.values()), "std": deviation(by_seed.values()), "gain": mean(gains), "gain_std": deviation(gains)}
+        row |= {
+            "mean": mean(by_seed.values()),
+            "std": deviation(by_seed.values()),
+            "gain": mean(gains),
+            "gain_std": deviation(gains),
+        }
         rows.append(row | {"seeds": " ".join(map(str, by_seed))})
     return rows
 
@@ -298,7 +352,9 @@ def write_table(grid: Grid) -> None:
 def rows_by_source(grid: Grid) -> list[dict]:
     """The table in the order of the task map: no transfer, the sources, their fusions."""
     rows = table(grid)
-    trained = [Path(job.name).name for job in grid.jobs.values() if not job.target]  # a source that is the first target is late among the rows
+    trained = [
+        Path(job.name).name for job in grid.jobs.values() if not job.target
+    ]  # a source that is the first target is late among the rows
     order = [NO_TRANSFER, *trained, *(row["source"] for row in rows)]
     return sorted(rows, key=lambda row: order.index(row["source"]))
 
@@ -325,12 +381,25 @@ def draw_heat_map(rows: list[dict], file: Path) -> None:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.set_facecolor("0.8")
-    image = axes.imshow([[float("nan") if gain is None else gain for gain in line] for line in gains], cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+    image = axes.imshow(
+        [[float("nan") if gain is None else gain for gain in line] for line in gains],
+        cmap="RdBu",
+        vmin=-most,
+        vmax=most,
+        aspect="auto",
+    )
     axes.set_xticks(range(len(targets)), column_labels, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(sources)), row_labels)
     for (source, target), row in cells.items():
         is_dark = abs(row["gain"] or 0) > 0.6 * most
-        axes.text(targets.index(target), sources.index(source), f"{row['mean']:.3f}", ha="center", va="center", color="white" if is_dark else "black")
+        axes.text(
+            targets.index(target),
+            sources.index(source),
+            f"{row['mean']:.3f}",
+            ha="center",
+            va="center",
+            color="white" if is_dark else "black",
+        )
     figure.colorbar(image, label="gain over no transfer", fraction=0.7 / width, pad=0.2 / width)
     with atomic_write(file) as tmp_path:
         figure.savefig(tmp_path, format="png", dpi=150)

@@ -3,6 +3,7 @@
 The layer has two named slots, `after_attention` and `after_feed_forward`, that change nothing until
 somebody fills them: adapters (`layers/adapters.py`) plug in there and never copy a `forward`.
 """
+
 import math
 import re
 from collections.abc import Iterator
@@ -68,7 +69,9 @@ class SelfAttention(nn.Module):
             value,
             attn_mask=attention_mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=self.causal and attention_mask is None and not continues,  # one new token sees all of the past
+            is_causal=self.causal
+            and attention_mask is None
+            and not continues,  # one new token sees all of the past
         )
         return self.projection(attended.transpose(1, 2).flatten(2))
 
@@ -123,7 +126,9 @@ class TransformerLayer(nn.Module):
         """[batch, seq, embed] → [batch, seq, embed], or [batch, 1, embed] for the `query_positions` [batch]."""
         residual = at_positions(hidden_states, query_positions)
         if self.pre_norm:
-            attended = self.attention(self.attention_norm(hidden_states), attention_mask, past, query_positions)
+            attended = self.attention(
+                self.attention_norm(hidden_states), attention_mask, past, query_positions
+            )
             hidden_states = residual + self.after_attention(self.dropout(attended), residual, None)
             mixed = self.feed_forward(self.feed_forward_norm(hidden_states))
             return hidden_states + self.after_feed_forward(self.dropout(mixed), hidden_states, None)
@@ -163,11 +168,17 @@ class Transformer(nn.Module):
         self.gradient_checkpointing = False  # trade a second forward pass of each layer for its activations
         self.token_embeddings = nn.Embedding(config.num_embeddings, config.embed_dim)
         self.position_embeddings = nn.Embedding(config.num_max_positions, config.embed_dim)
-        self.token_type_embeddings = nn.Embedding(config.num_token_types, config.embed_dim) if config.num_token_types else None
-        self.embedding_norm = nn.LayerNorm(config.embed_dim, config.layer_norm_eps) if config.embedding_norm else nn.Identity()
+        self.token_type_embeddings = (
+            nn.Embedding(config.num_token_types, config.embed_dim) if config.num_token_types else None
+        )
+        self.embedding_norm = (
+            nn.LayerNorm(config.embed_dim, config.layer_norm_eps) if config.embedding_norm else nn.Identity()
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
-        self.final_norm = nn.LayerNorm(config.embed_dim, config.layer_norm_eps) if config.pre_norm else nn.Identity()
+        self.final_norm = (
+            nn.LayerNorm(config.embed_dim, config.layer_norm_eps) if config.pre_norm else nn.Identity()
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -179,7 +190,9 @@ class Transformer(nn.Module):
         for module in self.modules():
             initialize(module, std)
         # 2 * num_layers branches add up in the residual stream: scaled, its variance stays at one branch's.
-        residual_std = 0.0 if self.config.residual_init == "zero" else std / math.sqrt(2 * self.config.num_layers)
+        residual_std = (
+            0.0 if self.config.residual_init == "zero" else std / math.sqrt(2 * self.config.num_layers)
+        )
         for layer in self.layers:
             nn.init.normal_(layer.attention.projection.weight, std=residual_std)
             nn.init.normal_(layer.feed_forward.projection.weight, std=residual_std)
@@ -211,7 +224,9 @@ class Transformer(nn.Module):
         n_past = next(iter(past.values()))[0].size(2) if past else 0
         seq = n_past + input_ids.size(1)
         if seq > self.config.num_max_positions:
-            raise UserError(f"a sequence of {seq} tokens is longer than num_max_positions {self.config.num_max_positions}")
+            raise UserError(
+                f"a sequence of {seq} tokens is longer than num_max_positions {self.config.num_max_positions}"
+            )
         if attention_mask is None:
             positions, layer_mask = torch.arange(n_past, seq, device=input_ids.device), None
         else:
@@ -219,13 +234,19 @@ class Transformer(nn.Module):
             layer_mask = expand_mask(attention_mask, self.config.causal)
         embedded = self.token_embeddings(input_ids) + self.position_embeddings(positions)
         if self.token_type_embeddings is not None:
-            embedded = embedded + self.token_type_embeddings(torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids)
+            embedded = embedded + self.token_type_embeddings(
+                torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+            )
         hidden_states = self.dropout(self.embedding_norm(embedded))
         for layer in self.layers[:-1]:
             hidden_states = self.run_layer(layer, hidden_states, layer_mask, past)
         if query_positions is not None and self.config.causal:
-            layer_mask = (torch.arange(seq, device=input_ids.device) <= query_positions.unsqueeze(1))[:, None, None]
-        return self.final_norm(self.run_layer(self.layers[-1], hidden_states, layer_mask, past, query_positions))
+            layer_mask = (torch.arange(seq, device=input_ids.device) <= query_positions.unsqueeze(1))[
+                :, None, None
+            ]
+        return self.final_norm(
+            self.run_layer(self.layers[-1], hidden_states, layer_mask, past, query_positions)
+        )
 
     def run_layer(self, layer: TransformerLayer, *inputs: Tensor | KeyValueCache | None) -> Tensor:
         """A layer's output; with gradient checkpointing (Chen et al. 2016), only its input is kept for the backward pass."""
@@ -244,7 +265,9 @@ class TransformerWithLMHead(nn.Module):
         self.output_transform = OutputTransform(config) if config.output_transform else nn.Identity()
         self.output_bias = nn.Parameter(torch.zeros(config.num_embeddings)) if config.output_bias else None
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor:
         """Logits [batch, seq, num_embeddings]; or, with `labels`, the loss summed over all labels.
 
         `labels` [batch, seq] are aligned with the positions (labels[:, t] is what position t has to predict: the
@@ -280,7 +303,9 @@ class TransformerWithLMHead(nn.Module):
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """[..., embed] → [..., num_embeddings]."""
-        return F.linear(self.output_transform(hidden_states), self.transformer.token_embeddings.weight, self.output_bias)
+        return F.linear(
+            self.output_transform(hidden_states), self.transformer.token_embeddings.weight, self.output_bias
+        )
 
     def loss(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
         """Summed negative log-likelihood of `labels` [batch, seq], without ever holding all logits in memory."""
@@ -293,11 +318,15 @@ class TransformerWithLMHead(nn.Module):
             hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
         weight, bias = self.transformer.token_embeddings.weight, self.output_bias
         if self.training and self.config.sampled_softmax:
-            candidates, correction, labels = sample_vocabulary(labels, len(weight), self.config.sampled_softmax)
+            candidates, correction, labels = sample_vocabulary(
+                labels, len(weight), self.config.sampled_softmax
+            )
             weight, bias = weight[candidates], correction if bias is None else bias[candidates] + correction
         # The library sums the losses in the dtype of its input: the sum of 65,536 tokens was 6 % too small in bf16, infinite in fp16.
         is_half = hidden_states.dtype.itemsize == 2
-        precision = {"acc_policy": "auto", "acc_dtype": torch.float32} if is_half else {"acc_policy": "balanced"}
+        precision = (
+            {"acc_policy": "auto", "acc_dtype": torch.float32} if is_half else {"acc_policy": "balanced"}
+        )
         options = nn.LinearCrossEntropyOptions(
             batch_chunk_size=LOSS_CHUNK_ON_GPU if hidden_states.is_cuda else LOSS_CHUNK,
             chunking_method=None,
@@ -329,12 +358,19 @@ def sample_vocabulary(labels: Tensor, num_embeddings: int, n_sampled: int) -> tu
     Returns: the tokens, a bias for their logits, and the labels as indices into the tokens.
     """
     present = labels[labels != IGNORE_INDEX].unique()
-    absent = torch.ones(num_embeddings, dtype=torch.bool, device=labels.device).index_fill(0, present, False).nonzero().squeeze(1)
+    absent = (
+        torch.ones(num_embeddings, dtype=torch.bool, device=labels.device)
+        .index_fill(0, present, False)
+        .nonzero()
+        .squeeze(1)
+    )
     chosen = absent[torch.randperm(len(absent), device=labels.device)[:n_sampled]]
     tokens = torch.cat((present, chosen))
     bias = torch.zeros(len(tokens), device=labels.device)
     bias[len(present) :] = math.log(len(absent) / max(1, len(chosen)) or 1)
-    index_of = torch.full((num_embeddings,), IGNORE_INDEX, device=labels.device).scatter(0, tokens, torch.arange(len(tokens), device=labels.device))
+    index_of = torch.full((num_embeddings,), IGNORE_INDEX, device=labels.device).scatter(
+        0, tokens, torch.arange(len(tokens), device=labels.device)
+    )
     return tokens, bias, torch.where(labels == IGNORE_INDEX, labels, index_of[labels.clamp(min=0)])
 
 
@@ -377,7 +413,9 @@ def keep_likeliest(logits: Tensor, top_k: int, top_p: float) -> Tensor:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
     if top_p < 1:
         sorted_logits, order = logits.sort(descending=True)
-        before = sorted_logits.softmax(-1).cumsum(-1) - sorted_logits.softmax(-1)  # probability of the likelier tokens
+        before = sorted_logits.softmax(-1).cumsum(-1) - sorted_logits.softmax(
+            -1
+        )  # probability of the likelier tokens
         outside = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before >= top_p)
         logits = logits.masked_fill(outside, -math.inf)
     return logits

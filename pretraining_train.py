@@ -1,10 +1,11 @@
 # PYTHON_ARGCOMPLETE_OK
 """Pretrain a transformer with a language-modelling objective, on one device or many.
 
-    python pretraining_train.py                                    the tutorial's 50M model on WikiText-103
-    python pretraining_train.py run_configs/wikitext-2.json        a preset; flags override it
-    torchrun --nproc_per_node 8 pretraining_train.py               8 GPUs
+python pretraining_train.py                                    the tutorial's 50M model on WikiText-103
+python pretraining_train.py run_configs/wikitext-2.json        a preset; flags override it
+torchrun --nproc_per_node 8 pretraining_train.py               8 GPUs
 """
+
 from dataclasses import dataclass
 
 from config.command_line import parse_arguments, run_script
@@ -16,13 +17,22 @@ from config.groups import ModelArguments, OptimizationArguments
 class PretrainingConfig(ModelArguments, OptimizationArguments):
     title = "data"
 
-    dataset_path: str = flag("wikitext-103", "corpus: a short name, hub:owner/name[:config], a folder or a file")
-    text_column: str | None = flag(None, "column of the texts, for data from the Hub or in tables (default: text)")
+    dataset_path: str = flag(
+        "wikitext-103", "corpus: a short name, hub:owner/name[:config], a folder or a file"
+    )
+    text_column: str | None = flag(
+        None, "column of the texts, for data from the Hub or in tables (default: text)"
+    )
     dataset_cache: str = flag("dataset_cache", "folder for encoded corpora")
-    tokenizer: str = flag("bert-base-cased", "a model of the Hub, a vocab.txt or tokenizer.json, train:SIZE or train:SIZE:uncased")
+    tokenizer: str = flag(
+        "bert-base-cased",
+        "a model of the Hub, a vocab.txt or tokenizer.json, train:SIZE or train:SIZE:uncased",
+    )
     mlm_probability: float = flag(0.15, "fraction of the tokens to predict, for mlm", least=0.001, most=1)
     eval_at_start: bool = flag(False, "evaluate before the first step, too")
-    initial_embeddings: str = flag("random", "lsa: start from latent semantic analysis of the corpus", ("random", "lsa"))
+    initial_embeddings: str = flag(
+        "random", "lsa: start from latent semantic analysis of the corpus", ("random", "lsa")
+    )
 
 
 if __name__ == "__main__":
@@ -65,7 +75,9 @@ def pretrain(config: PretrainingConfig) -> dict[str, float]:
     corpus = load_corpus(config.dataset_path, config.tokenizer, config.dataset_cache, config.text_column)
     mask = Masking(corpus.tokenizer, config.mlm_probability) if config.mlm else None
     n_rows = rows_per_process(config, run)
-    batches = CorpusBatches(corpus.train.ids, config.num_max_positions, n_rows, config.seed, run.rank, run.world_size, mask)
+    batches = CorpusBatches(
+        corpus.train.ids, config.num_max_positions, n_rows, config.seed, run.rank, run.world_size, mask
+    )
     check_resumable(config, run, len(batches))
 
     # The model, on its device before the optimizers see its parameters.
@@ -80,7 +92,9 @@ def pretrain(config: PretrainingConfig) -> dict[str, float]:
     evaluate = create_evaluation(model, corpus, mask, run, config)
     best = BestWeights(run, model.state_dict, "loss", higher_is_better=False)
     objective = Objective(lm_losses, lm_counts, {"lm": 1.0})
-    progress = fit(model, optimizers, objective, batches, evaluate, best, run, LoopOptions.from_flags(config, batches))
+    progress = fit(
+        model, optimizers, objective, batches, evaluate, best, run, LoopOptions.from_flags(config, batches)
+    )
 
     n_parameters, n_trained = count_parameters(model)
     metrics = {"n_steps": progress.n_steps, "tokens_per_second": progress.tokens_per_second}
@@ -96,7 +110,9 @@ def start_from_counts(model: TransformerWithLMHead, corpus: Corpus, config: Pret
     if config.initial_embeddings == "lsa":
         from data.lsa import latent_semantic_analysis  # scikit-learn takes a second to import
 
-        embeddings.data = latent_semantic_analysis(embeddings.data, corpus.train.ids, config.num_max_positions)
+        embeddings.data = latent_semantic_analysis(
+            embeddings.data, corpus.train.ids, config.num_max_positions
+        )
 
 
 def describe(run: Run, corpus: Corpus, model: nn.Module, sizes: dict[str, int]) -> None:
@@ -125,7 +141,9 @@ def create_evaluation(
 ) -> Callable[[], dict[str, float]]:
     """A function that evaluates the model on the validation corpus and returns loss, ppl and word_ppl."""
     ids, n_words = corpus.valid.ids, corpus.valid.n_words
-    blocks = evaluation_blocks(ids, config.num_max_positions, config.valid_batch_size, run.rank, run.world_size, mask)
+    blocks = evaluation_blocks(
+        ids, config.num_max_positions, config.valid_batch_size, run.rank, run.world_size, mask
+    )
 
     @torch.inference_mode()
     def inference(engine: Engine, batch: Batch):
@@ -136,7 +154,9 @@ def create_evaluation(
             return model(**batch) / n_labels.clamp(min=1), n_labels
 
     evaluator = Engine(inference)
-    nll = Loss(lambda loss, n_labels: loss, batch_size=lambda n_labels: n_labels, device=run.device)  # a mean per token
+    nll = Loss(
+        lambda loss, n_labels: loss, batch_size=lambda n_labels: n_labels, device=run.device
+    )  # a mean per token
     nll.attach(evaluator, "loss")
     MetricsLambda(perplexity, nll).attach(evaluator, "ppl")
     if mask is None:  # http://sjmielke.com/comparing-perplexities.htm

@@ -2,6 +2,7 @@
 
 Every number of the table comes from a run whose preset is run_configs/quickstart_*.json.
 """
+
 import dataclasses
 import sys
 import time
@@ -27,11 +28,16 @@ def quickstart() -> dict[str, float]:
     for number, (name, description) in enumerate(FINETUNING.items(), start=2):
         announce(f"{number}/4 classifying reviews: {description}")
         config = stage(FinetuningConfig, name, FOLDER / name)
-        start = "tokenizer" if config.model_checkpoint == "none" else "model_checkpoint"  # the same vocabulary for all
+        start = (
+            "tokenizer" if config.model_checkpoint == "none" else "model_checkpoint"
+        )  # the same vocabulary for all
         config = dataclasses.replace(config, **{start: str(pretrained)})
         results[name] = finetune(config)
 
-    summary = {"word_ppl_before": read_evaluations(pretrained)[0]["word_ppl"], "word_ppl_after": pretraining["word_ppl"]}
+    summary = {
+        "word_ppl_before": read_evaluations(pretrained)[0]["word_ppl"],
+        "word_ppl_after": pretraining["word_ppl"],
+    }
     summary |= {f"accuracy_{name}": one["valid_accuracy"] for name, one in results.items()}
     summary |= {
         "trained_fraction_adapters": results["adapters"]["n_trained"] / results["adapters"]["n_parameters"],
@@ -69,7 +75,9 @@ def table(summary: dict[str, float], results: dict[str, dict]) -> str:
     for name, description in FINETUNING.items():
         one = results[name]
         share = one["n_trained"] / one["n_parameters"]
-        rows.append(f"    {description:26}{one['valid_accuracy']:>10.1%}{share:>18.1%}{one['seconds']:>6.0f} s")
+        rows.append(
+            f"    {description:26}{one['valid_accuracy']:>10.1%}{share:>18.1%}{one['seconds']:>6.0f} s"
+        )
     rows += [
         "",
         f"All of it took {summary['seconds_total'] / 60:.1f} minutes. The same numbers: {FOLDER}/summary.json",

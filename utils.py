@@ -1,4 +1,5 @@
 """A run: its processes, device, precision, folder, messages and logs."""
+
 import atexit
 import dataclasses
 import datetime
@@ -102,7 +103,16 @@ def start_run(config: RunArguments) -> Run:
     torch.manual_seed(config.seed)
     torch.set_float32_matmul_precision("high")  # TensorFloat-32 where the GPU has it
     folder = from_main(lambda: choose_folder(config))
-    return Run(config, folder, device, choose_dtype(config.precision, device), rank, world_size, owns_processes, is_resumed=bool(config.resume))
+    return Run(
+        config,
+        folder,
+        device,
+        choose_dtype(config.precision, device),
+        rank,
+        world_size,
+        owns_processes,
+        is_resumed=bool(config.resume),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- processes
@@ -121,11 +131,15 @@ def local_rank() -> int:
 def form_process_group(device: torch.device) -> None:
     """Join the other processes that torchrun, torch.distributed.launch or `srun` started."""
     if "WORLD_SIZE" in os.environ:
-        os.environ.pop("SLURM_JOB_ID", None)  # ignite would go by SLURM's variables, which count torchruns, not their processes
+        os.environ.pop(
+            "SLURM_JOB_ID", None
+        )  # ignite would go by SLURM's variables, which count torchruns, not their processes
     if device.type == "cuda":
         os.environ["SLURM_LOCALID"] = str(device.index)  # the GPU that ignite takes under `srun`
     else:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # or ignite would take a GPU for each process, though there may be fewer
+        os.environ["CUDA_VISIBLE_DEVICES"] = (
+            ""  # or ignite would take a GPU for each process, though there may be fewer
+        )
     idist.initialize("nccl" if device.type == "cuda" else "gloo")
     atexit.register(end_group_threads, [torch.distributed.group.WORLD])
 
@@ -185,7 +199,9 @@ def open_folder(run: Run, **sections: object) -> None:
         from tensorboardX import SummaryWriter
 
         run.writer = SummaryWriter(str(run.folder))
-    show(f"run folder {run.folder} · {run.device} × {run.world_size} · {str(run.dtype).removeprefix('torch.')}")
+    show(
+        f"run folder {run.folder} · {run.device} × {run.world_size} · {str(run.dtype).removeprefix('torch.')}"
+    )
 
 
 def make_folder(run: Run) -> None:
@@ -200,17 +216,34 @@ def make_folder(run: Run) -> None:
 
 def write_config(run: Run, sections: dict) -> None:
     """config.json: every argument, and what else describes the run."""
-    unsaved = {"output_dir": None, "resume": None, "overwrite": False, "local_rank": -1, "notify": None}  # addresses hold passwords
+    unsaved = {
+        "output_dir": None,
+        "resume": None,
+        "overwrite": False,
+        "local_rank": -1,
+        "notify": None,
+    }  # addresses hold passwords
     arguments = dataclasses.asdict(run.config) | unsaved
-    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
-    about = {"script": Path(sys.argv[0]).name, "git_commit": git_commit(), "world_size": run.world_size, "versions": versions}
+    versions = {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in PACKAGES
+    }
+    about = {
+        "script": Path(sys.argv[0]).name,
+        "git_commit": git_commit(),
+        "world_size": run.world_size,
+        "versions": versions,
+    }
     write_json(run.folder / CONFIG, about | {"arguments": arguments} | sections)
 
 
 def finish_run(run: Run, metrics: dict[str, float]) -> dict[str, float]:
     """Write metrics.json, close the logs, leave the process group if the run set it up; return the metrics."""
     memory = peak_memory_mb(run.device)
-    metrics = {"seconds": time.perf_counter() - run.started} | ({} if memory is None else {"peak_memory_mb": memory}) | metrics
+    metrics = (
+        {"seconds": time.perf_counter() - run.started}
+        | ({} if memory is None else {"peak_memory_mb": memory})
+        | metrics
+    )
     if run.is_main:
         write_json(run.folder / METRICS, metrics)
         if run.writer is not None:
@@ -233,9 +266,13 @@ def choose_folder(config: RunArguments) -> Path:
         raise UserError(f"--output_dir {folder} is a file, not a folder")
     if folder.is_dir() and any(folder.iterdir()):
         if not config.overwrite:
-            raise UserError(f"--output_dir {folder} is not empty; add --overwrite to replace it, or --resume {folder} to go on")
+            raise UserError(
+                f"--output_dir {folder} is not empty; add --overwrite to replace it, or --resume {folder} to go on"
+            )
         if not (folder / CONFIG).is_file():
-            raise UserError(f"--output_dir {folder} is not a run folder (it has no {CONFIG}); refusing to overwrite it")
+            raise UserError(
+                f"--output_dir {folder} is not a run folder (it has no {CONFIG}); refusing to overwrite it"
+            )
     return folder
 
 
@@ -268,7 +305,9 @@ def own_gpu(local_rank: int, n_gpus: int) -> int:
     if "LOCAL_RANK" not in os.environ and n_gpus == 1:
         return 0  # `srun --gpus-per-task 1` shows each process its own GPU alone
     if local_rank >= n_gpus:
-        raise UserError(f"process {local_rank + 1} of this machine has no GPU, there are {n_gpus}; start at most {n_gpus}, or take --device cpu")
+        raise UserError(
+            f"process {local_rank + 1} of this machine has no GPU, there are {n_gpus}; start at most {n_gpus}, or take --device cpu"
+        )
     return local_rank
 
 

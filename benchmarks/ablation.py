@@ -5,6 +5,7 @@
 Starts from plain GPT-2 training (AdamW, cosine, N(0, 0.02) embeddings, full softmax), changes one thing at a time, and in
 the end all of them. Muon comes with a learning rate of its own for AdamW's part, as it does in the recipe.
 """
+
 import argparse
 import tempfile
 
@@ -27,14 +28,25 @@ CHOICES = {
 
 def loss_of(n_steps: int, **options) -> dict[str, float]:
     """Validation loss and speed of a short run."""
-    common = SHAPE | NO_DROPOUT | {"dataset_path": "imdb", "tokenizer": TOKENIZER, "dataset_cache": CACHE, "train_batch_size": BATCH_SIZE}
+    common = (
+        SHAPE
+        | NO_DROPOUT
+        | {
+            "dataset_path": "imdb",
+            "tokenizer": TOKENIZER,
+            "dataset_cache": CACHE,
+            "train_batch_size": BATCH_SIZE,
+        }
+    )
     found = pretrain(PretrainingConfig(n_steps=n_steps, output_dir=tempfile.mkdtemp(), **common | options))
     return {name: round(found[name], 3) for name in ("loss", "tokens_per_second")}
 
 
 def main() -> None:
     """Measure and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--n_steps", type=int, default=60)
     n_steps = parser.parse_args().n_steps
     rows = {"plain": loss_of(n_steps, **PLAIN)}

@@ -4,6 +4,7 @@
 
 A bidirectional transformer of MiniLM's shape (6 layers × 384, segments aside), reviews of at most 128 tokens, AdamW.
 """
+
 import itertools
 import json
 import statistics
@@ -15,22 +16,41 @@ from common import CACHE, NO_DROPOUT, parse, pretrained, record, side_by_side
 from data.sources import open_source
 from finetuning_train import FinetuningConfig, finetune
 
-SHAPE = {"embed_dim": 384, "hidden_dim": 1536, "num_layers": 6, "num_heads": 12, "num_max_positions": 128, "mlm": True, "n_steps": 1}
+SHAPE = {
+    "embed_dim": 384,
+    "hidden_dim": 1536,
+    "num_layers": 6,
+    "num_heads": 12,
+    "num_max_positions": 128,
+    "mlm": True,
+    "n_steps": 1,
+}
 N_STEPS, ROUNDS = 20, 3
 
 
 def few_reviews() -> Path:
     """A folder of reviews, with few for the evaluation that ends each training and is not timed."""
-    folder, reviews = Path(tempfile.mkdtemp()), itertools.islice(open_source("imdb").rows("train"), 0, None, 40)
+    folder, reviews = (
+        Path(tempfile.mkdtemp()),
+        itertools.islice(open_source("imdb").rows("train"), 0, None, 40),
+    )
     for split, size in (("train", 500), ("valid", 32)):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in itertools.islice(reviews, size)))
+        (folder / f"{split}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in itertools.islice(reviews, size))
+        )
     return folder
 
 
 def speed(checkpoint: Path, reviews: Path, tuning: str) -> float:
     """Examples per second."""
     options = NO_DROPOUT | {"tuning": tuning, "n_steps": N_STEPS, "eval_every": 10**6, "eval_test": False}
-    config = FinetuningConfig(model_checkpoint=str(checkpoint), dataset_path=str(reviews), dataset_cache=CACHE, output_dir=tempfile.mkdtemp(), **options)
+    config = FinetuningConfig(
+        model_checkpoint=str(checkpoint),
+        dataset_path=str(reviews),
+        dataset_cache=CACHE,
+        output_dir=tempfile.mkdtemp(),
+        **options,
+    )
     return finetune(config)["examples_per_second"]
 
 
@@ -39,9 +59,18 @@ def main() -> None:
     parse(__doc__)
     checkpoint, reviews = pretrained(**SHAPE), few_reviews()
     names = ("full", "pfeiffer", "houlsby", "lora", "bitfit", "head")
-    found = side_by_side(ROUNDS, **{name: lambda name=name: speed(checkpoint, reviews, name) for name in names})
-    ratios = {name: statistics.median(one / full for one, full in zip(found[name], found["full"], strict=True)) for name in names}
-    record("adapters_vs_full", ratios=ratios, examples_per_second={name: statistics.median(speeds) for name, speeds in found.items()})
+    found = side_by_side(
+        ROUNDS, **{name: lambda name=name: speed(checkpoint, reviews, name) for name in names}
+    )
+    ratios = {
+        name: statistics.median(one / full for one, full in zip(found[name], found["full"], strict=True))
+        for name in names
+    }
+    record(
+        "adapters_vs_full",
+        ratios=ratios,
+        examples_per_second={name: statistics.median(speeds) for name, speeds in found.items()},
+    )
 
 
 if __name__ == "__main__":

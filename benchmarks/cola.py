@@ -4,6 +4,7 @@
 
 Three epochs, AdamW at 5e-5, batches of 16, at most 128 tokens; the figures are Matthews correlations after each epoch.
 """
+
 import argparse
 import tempfile
 from pathlib import Path
@@ -40,7 +41,10 @@ def theirs(config: FinetuningConfig) -> list[float]:
         found = list(task.rows(split))
         labels = task.kind.label_ids([row["label"] for row in found], split)
         texts = tokenizer([row["text"] for row in found], truncation=True, max_length=MAX_LENGTH)
-        return [{"input_ids": input_ids, "labels": int(label)} for input_ids, label in zip(texts["input_ids"], labels, strict=True)]
+        return [
+            {"input_ids": input_ids, "labels": int(label)}
+            for input_ids, label in zip(texts["input_ids"], labels, strict=True)
+        ]
 
     arguments = transformers.TrainingArguments(
         tempfile.mkdtemp(), per_device_train_batch_size=BATCH_SIZE, per_device_eval_batch_size=64, num_train_epochs=N_EPOCHS, learning_rate=LR,
@@ -56,8 +60,14 @@ def theirs(config: FinetuningConfig) -> list[float]:
 
 def main() -> None:
     """Measure and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_checkpoint", default="hf:sentence-transformers/all-MiniLM-L6-v2", help="an encoder of the transformers library")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model_checkpoint",
+        default="hf:sentence-transformers/all-MiniLM-L6-v2",
+        help="an encoder of the transformers library",
+    )
     parser.add_argument("--dataset_path", help="a folder with CoLA; without one, it comes from the Hub")
     arguments = parser.parse_args()
     place = {"dataset_path": arguments.dataset_path, "text_column": None} if arguments.dataset_path else {}
@@ -65,7 +75,9 @@ def main() -> None:
         FinetuningConfig, "cola", model_checkpoint=arguments.model_checkpoint, dataset_cache=CACHE, output_dir=tempfile.mkdtemp(), tuning="full", lr=LR,
         train_batch_size=BATCH_SIZE, n_epochs=N_EPOCHS, n_warmup=N_WARMUP, max_norm=MAX_NORM, max_length=MAX_LENGTH, patience=0, seed=SEED, eval_test=False, **place,
     )  # fmt: skip
-    record("cola_vs_transformers", ours=ours(config), transformers=theirs(config), peer="transformers' Trainer")
+    record(
+        "cola_vs_transformers", ours=ours(config), transformers=theirs(config), peer="transformers' Trainer"
+    )
 
 
 if __name__ == "__main__":

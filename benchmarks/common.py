@@ -1,4 +1,5 @@
 """What the benchmarks share: corpus, shape, peers, clocks, and the file of results."""
+
 import argparse
 import importlib.util
 import json
@@ -44,8 +45,14 @@ RECIPE = {
 
 def parse(description: str) -> argparse.Namespace:
     """The flags of a benchmark."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nanogpt", default=os.environ.get("NANOGPT"), help="a nanoGPT checkout; without one, transformers is the peer")
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--nanogpt",
+        default=os.environ.get("NANOGPT"),
+        help="a nanoGPT checkout; without one, transformers is the peer",
+    )
     return parser.parse_args()
 
 
@@ -66,7 +73,15 @@ def command() -> str:
 def machine() -> str:
     """Processor, threads and the version of torch."""
     cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.is_file() else []
+    names = (
+        [
+            line.split(":")[1].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if cpuinfo.is_file()
+        else []
+    )
     return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
@@ -104,7 +119,11 @@ def operations_per_token(config: TransformerConfig, seq_len: int) -> float:
     many, since each product has two in the backward pass.
     """
     d, h, n_layers = config.embed_dim, config.hidden_dim, config.num_layers
-    return 2 * n_layers * (4 * d * d + 2 * d * h) + 2 * n_layers * d * (seq_len + 1) + 2 * d * config.num_embeddings
+    return (
+        2 * n_layers * (4 * d * d + 2 * d * h)
+        + 2 * n_layers * d * (seq_len + 1)
+        + 2 * d * config.num_embeddings
+    )
 
 
 def matmul_rate(config: TransformerConfig, n_tokens: int) -> float:
@@ -130,10 +149,15 @@ def benchmark_corpus() -> Corpus:
 
 def our_side(corpus: Corpus, batch_size: int = BATCH_SIZE, **changes):
     """Model, engine and evaluation as pretraining_train.py builds them."""
-    config = PretrainingConfig(**SHAPE | NO_DROPOUT | {"train_batch_size": batch_size, "valid_batch_size": batch_size} | changes)
+    config = PretrainingConfig(
+        **SHAPE | NO_DROPOUT | {"train_batch_size": batch_size, "valid_batch_size": batch_size} | changes
+    )
     run = Run(config, Path(tempfile.mkdtemp()), torch.device("cpu"), torch.float32, 0, 1)
     model = make_model(config, len(corpus.tokenizer))
-    objective, options = Objective(lm_losses, lm_counts, {"lm": 1.0}), LoopOptions(0, batch_size, max_norm=config.max_norm)
+    objective, options = (
+        Objective(lm_losses, lm_counts, {"lm": 1.0}),
+        LoopOptions(0, batch_size, max_norm=config.max_norm),
+    )
     step = TrainingStep(wrap_model(model, run), build_optimizers(model, config), objective, run, options)
     return model, Engine(step), create_evaluation(model, corpus, None, run, config)
 
@@ -200,7 +224,16 @@ def pretrained(**changes) -> Path:
     folder = ROOT / "runs" / "benchmarks" / f"pretrained-{name}"
     if not (folder / "metrics.json").is_file():
         options = RECIPE | SHAPE | NO_DROPOUT | {"train_batch_size": BATCH_SIZE, "n_steps": 60} | changes
-        pretrain(PretrainingConfig(dataset_path="imdb", tokenizer=TOKENIZER, dataset_cache=CACHE, output_dir=str(folder), overwrite=folder.exists(), **options))
+        pretrain(
+            PretrainingConfig(
+                dataset_path="imdb",
+                tokenizer=TOKENIZER,
+                dataset_cache=CACHE,
+                output_dir=str(folder),
+                overwrite=folder.exists(),
+                **options,
+            )
+        )
     return folder
 
 
@@ -218,7 +251,9 @@ class TransformersPeer(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
-        return torch.optim.AdamW(self.parameters(), learning_rate, betas, weight_decay=weight_decay, fused=device_type == "cuda")
+        return torch.optim.AdamW(
+            self.parameters(), learning_rate, betas, weight_decay=weight_decay, fused=device_type == "cuda"
+        )
 
 
 def import_file(path: Path):

@@ -5,6 +5,7 @@
 Both take 800 labelled IMDb reviews twice, at most 512 tokens of each, in batches of 16 that are padded to their longest
 review, with AdamW at the same learning rates, and classify the state of the last token; figures are means over three seeds.
 """
+
 import itertools
 import tempfile
 
@@ -28,7 +29,15 @@ def ours(folder, **changes) -> dict[str, float]:
     output_dir = tempfile.mkdtemp()
     options = NO_DROPOUT | {"train_subset_size": N_LABELS, "n_epochs": N_EPOCHS, "lr": LR, "n_warmup": N_WARMUP, "max_norm": 1.0,
                "eval_every": 10**6, "log_every": 25}  # fmt: skip
-    found = finetune(FinetuningConfig(model_checkpoint=str(folder), dataset_cache=CACHE, output_dir=output_dir, eval_test=False, **options | changes))
+    found = finetune(
+        FinetuningConfig(
+            model_checkpoint=str(folder),
+            dataset_cache=CACHE,
+            output_dir=output_dir,
+            eval_test=False,
+            **options | changes,
+        )
+    )
     predictor = Predictor(output_dir)
     rows = list(itertools.islice(open_source("imdb").rows("train"), N_LABELS))
     return found | {"predicted_per_second": N_LABELS / seconds(lambda: list(predictor.predict(rows)))}
@@ -59,7 +68,12 @@ def transformers_trainer(folder, seed: int) -> dict[str, float]:
         lr_scheduler_type="linear", adam_beta2=0.95, weight_decay=0.0, max_grad_norm=1.0, logging_steps=50, save_strategy="no",
         report_to="none", use_cpu=True, remove_unused_columns=False, seed=seed,
     )  # fmt: skip
-    trainer = transformers.Trainer(peer, arguments, train_dataset=Rows(), data_collator=lambda rows: task.train.batch(np.array(rows), collate))
+    trainer = transformers.Trainer(
+        peer,
+        arguments,
+        train_dataset=Rows(),
+        data_collator=lambda rows: task.train.batch(np.array(rows), collate),
+    )
     speed = trainer.train().metrics["train_samples_per_second"]
     peer.eval()
     correct = 0
@@ -92,7 +106,11 @@ def main() -> None:
         peer="transformers' Trainer",
     )
     predicted = np.mean([one["ours"]["predicted_per_second"] for one in found])
-    record("prediction_vs_training", ratio=predicted / speed["ours"], reviews_per_second={"prediction": predicted, "training": speed["ours"]})
+    record(
+        "prediction_vs_training",
+        ratio=predicted / speed["ours"],
+        reviews_per_second={"prediction": predicted, "training": speed["ours"]},
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Generating 200 tokens beside transformers' `generate`, with the same weights and the same tokens.
 
-    python benchmarks/generation.py
+python benchmarks/generation.py
 """
+
 import statistics
 
 import torch
@@ -24,23 +25,38 @@ def main() -> None:
     peer.transformer.load_state_dict(gpt2_weights(model))
     figures = {}
     for batch in (1, 16):
-        prompt = torch.randint(5, model.config.num_embeddings, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
+        prompt = torch.randint(
+            5, model.config.num_embeddings, (batch, PROMPT), generator=torch.Generator().manual_seed(0)
+        )
 
         def ours(prompt=prompt) -> torch.Tensor:
             return torch.stack(list(generate(model, prompt, N_TOKENS, temperature=0)), 1)
 
         def theirs(prompt=prompt) -> torch.Tensor:
-            options = {"do_sample": False, "max_new_tokens": N_TOKENS, "min_new_tokens": N_TOKENS, "pad_token_id": 0, "eos_token_id": None}
+            options = {
+                "do_sample": False,
+                "max_new_tokens": N_TOKENS,
+                "min_new_tokens": N_TOKENS,
+                "pad_token_id": 0,
+                "eos_token_id": None,
+            }
             return peer.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[:, PROMPT:]
 
         same = (ours() == theirs()).float().mean().item()
         spent = side_by_side(5, ours=lambda: seconds(ours), theirs=lambda: seconds(theirs))
         figures[f"batch_{batch}"] = {
             "ratio": median_ratio(spent["theirs"], spent["ours"]),
-            "tokens_per_second": {name: round(batch * N_TOKENS / statistics.median(values)) for name, values in spent.items()},
+            "tokens_per_second": {
+                name: round(batch * N_TOKENS / statistics.median(values)) for name, values in spent.items()
+            },
             "same_tokens": same,
         }
-    record("generation_vs_transformers", ratio=figures["batch_1"]["ratio"], **figures, peer="transformers' generate")
+    record(
+        "generation_vs_transformers",
+        ratio=figures["batch_1"]["ratio"],
+        **figures,
+        peer="transformers' generate",
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ says so. Without such a card it says so and does nothing. Both sides of a race t
 process, on the same batches of random tokens; a rate is the median over the rounds. Exit code 1: the losses
 of the precisions differ, or something failed.
 """
+
 import os
 
 if __name__ == "__main__":  # before anything asks for the cards: transformers' Trainer would take all of them
@@ -112,8 +113,18 @@ GPT2_SMALL = Pretraining(
 )
 BERT_BASE = Finetuning(
     TransformerConfig(
-        30_522, 768, 3072, 512, 12, 12, activation="gelu", causal=False, pre_norm=False, embedding_norm=True,
-        num_token_types=2, layer_norm_eps=1e-12,
+        30_522,
+        768,
+        3072,
+        512,
+        12,
+        12,
+        activation="gelu",
+        causal=False,
+        pre_norm=False,
+        embedding_norm=True,
+        num_token_types=2,
+        layer_norm_eps=1e-12,
     )  # fmt: skip
 )
 

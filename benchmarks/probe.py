@@ -1,7 +1,8 @@
 """How much a pretrained model's token embeddings know of a task: logistic regression on their mean over each review.
 
-    python benchmarks/probe.py RUN_FOLDER
+python benchmarks/probe.py RUN_FOLDER
 """
+
 import sys
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from tasks.examples import Collator, Examples, choose_subset
 from tasks.task import Task
 
 
-def mean_embeddings(embeddings: np.ndarray, examples: Examples, chosen: np.ndarray, collate: Collator) -> np.ndarray:
+def mean_embeddings(
+    embeddings: np.ndarray, examples: Examples, chosen: np.ndarray, collate: Collator
+) -> np.ndarray:
     """[chosen, embed]: the mean over the tokens that fine-tuning would see."""
     return np.stack([embeddings[collate.with_special_tokens(examples[index])].mean(0) for index in chosen])
 
@@ -30,8 +33,12 @@ def probe(run_folder: str, n_labels: int = 4000) -> float:
     embeddings, valid = model.transformer.token_embeddings.weight.detach().numpy(), task.examples("valid")
     train_rows, valid_rows = choose_subset(task.train.labels, n_labels, 42), np.arange(0, len(valid), 2)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
-    classifier.fit(mean_embeddings(embeddings, task.train, train_rows, collate), task.train.labels[train_rows])
-    return float(classifier.score(mean_embeddings(embeddings, valid, valid_rows, collate), valid.labels[valid_rows]))
+    classifier.fit(
+        mean_embeddings(embeddings, task.train, train_rows, collate), task.train.labels[train_rows]
+    )
+    return float(
+        classifier.score(mean_embeddings(embeddings, valid, valid_rows, collate), valid.labels[valid_rows])
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 
 One dimension at a time is doubled, from a shape of 4 layers × 256; every measurement is a process of its own.
 """
+
 import json
 import subprocess
 import sys
@@ -43,12 +44,18 @@ def measure(shape: dict) -> dict[str, float]:
     step()
     spent = sorted(seconds(step) for _ in range(N_STEPS))[N_STEPS // 2]
     operations = 3 * operations_per_token(model.config, model.config.num_max_positions) * input_ids.numel()
-    return {"seconds": spent, "gigaoperations": operations / 1e9, "memory_mb": peak_memory_mb(torch.device("cpu")) - before}
+    return {
+        "seconds": spent,
+        "gigaoperations": operations / 1e9,
+        "memory_mb": peak_memory_mb(torch.device("cpu")) - before,
+    }
 
 
 def measure_apart(shape: dict) -> dict[str, float]:
     """The same in a process of its own."""
-    printed = subprocess.run([sys.executable, __file__, json.dumps(shape)], check=True, capture_output=True, text=True).stdout
+    printed = subprocess.run(
+        [sys.executable, __file__, json.dumps(shape)], check=True, capture_output=True, text=True
+    ).stdout
     return json.loads(printed)
 
 
@@ -63,7 +70,9 @@ def draw(rows: dict[str, list[dict]], file: Path) -> None:
         operations = [row["gigaoperations"] for row in measured]
         left.loglog(operations, [row["seconds"] for row in measured], marker=marker, markersize=5, label=name)
         right.loglog(operations, [row["memory_mb"] for row in measured], marker=marker, markersize=5)
-    slowest, fastest = (extreme(row["gigaoperations"] for one in rows.values() for row in one) for extreme in (min, max))
+    slowest, fastest = (
+        extreme(row["gigaoperations"] for one in rows.values() for row in one) for extreme in (min, max)
+    )
     base = next(row for row in rows["depth"] if row["num_layers"] == BASE["num_layers"])
     proportional = [base["seconds"] * one / base["gigaoperations"] for one in (slowest, fastest)]
     left.loglog([slowest, fastest], proportional, "k:", label="in proportion to the operations")

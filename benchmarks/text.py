@@ -1,7 +1,8 @@
 """Text to tokens beside pytorch_pretrained_bert, the memory of encoding 500 MB, and how soon a script starts.
 
-    python benchmarks/text.py
+python benchmarks/text.py
 """
+
 import statistics
 import subprocess
 import sys
@@ -45,7 +46,9 @@ def tokenization(texts: list[str]) -> None:
     tokenizer = benchmark_corpus().tokenizer
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder) / "vocab.txt")
-        reference = BertTokenizer(str(Path(folder) / "vocab.txt"), do_lower_case=tokenizer.lowercase, max_len=10**9)
+        reference = BertTokenizer(
+            str(Path(folder) / "vocab.txt"), do_lower_case=tokenizer.lowercase, max_len=10**9
+        )
     few = texts[:200]
 
     def encode() -> None:
@@ -56,11 +59,19 @@ def tokenization(texts: list[str]) -> None:
     spent = side_by_side(
         5,
         ours=lambda: seconds(encode) / len(texts),
-        theirs=lambda: seconds(lambda: [reference.convert_tokens_to_ids(reference.tokenize(text)) for text in few]) / len(few),
+        theirs=lambda: (
+            seconds(lambda: [reference.convert_tokens_to_ids(reference.tokenize(text)) for text in few])
+            / len(few)
+        ),
     )
     n_characters = statistics.mean(map(len, texts))
     rates = {name: round(n_characters / statistics.median(values)) for name, values in spent.items()}
-    record("tokenization_vs_reference", ratio=median_ratio(spent["theirs"], spent["ours"]), characters_per_second=rates, peer="pytorch_pretrained_bert")
+    record(
+        "tokenization_vs_reference",
+        ratio=median_ratio(spent["theirs"], spent["ours"]),
+        characters_per_second=rates,
+        peer="pytorch_pretrained_bert",
+    )
 
 
 def encoding_memory(texts: list[str]) -> None:
@@ -93,7 +104,9 @@ def start_up() -> None:
                                "output_dir": f"{folder}/run", "save_every": 1}  # fmt: skip
             flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
             started = time.perf_counter()
-            process = subprocess.Popen([sys.executable, ROOT / "pretraining_train.py", *flags], stderr=subprocess.PIPE)
+            process = subprocess.Popen(
+                [sys.executable, ROOT / "pretraining_train.py", *flags], stderr=subprocess.PIPE
+            )
             while not Path(f"{folder}/run/checkpoints/checkpoint_1.pt").is_file():
                 if process.poll() is not None:
                     raise RuntimeError(process.stderr.read().decode())
@@ -104,11 +117,18 @@ def start_up() -> None:
             return spent
 
     def help_text() -> float:
-        return seconds(lambda: subprocess.run([sys.executable, ROOT / "pretraining_train.py", "--help"], check=True, capture_output=True))
+        return seconds(
+            lambda: subprocess.run(
+                [sys.executable, ROOT / "pretraining_train.py", "--help"], check=True, capture_output=True
+            )
+        )
 
     benchmark_corpus()  # so that it is in the cache
     spent = side_by_side(
-        5, help=help_text, first_step_with_batch_1=lambda: first_step(1), first_step_with_batch_16=lambda: first_step(BATCH_SIZE)
+        5,
+        help=help_text,
+        first_step_with_batch_1=lambda: first_step(1),
+        first_step_with_batch_16=lambda: first_step(BATCH_SIZE),
     )
     record("start_up", seconds={name: statistics.median(values) for name, values in spent.items()})
 

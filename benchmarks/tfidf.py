@@ -1,7 +1,8 @@
 """The yardstick for held-out IMDb accuracy: TF-IDF with logistic regression on the labels that fine-tuning gets.
 
-    python benchmarks/tfidf.py [N_LABELS …]
+python benchmarks/tfidf.py [N_LABELS …]
 """
+
 import sys
 from pathlib import Path
 
@@ -21,7 +22,10 @@ def accuracy(n_labels: int, train: list[dict], valid: list[dict], seed: int = 42
     """Accuracy on the held-out reviews after training on the reviews that `--train_subset_size n_labels` chooses."""
     labels = np.array([row["label"] == "pos" for row in train], dtype=np.int64)
     chosen = choose_subset(labels, n_labels, seed)
-    classifier = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True), LogisticRegression(C=10, max_iter=1000))
+    classifier = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
+        LogisticRegression(C=10, max_iter=1000),
+    )
     classifier.fit([train[index]["text"] for index in chosen], labels[chosen])
     return float(classifier.score([row["text"] for row in valid], [row["label"] == "pos" for row in valid]))
 

@@ -5,6 +5,7 @@
 Both sides train the same shape (4 layers × 256, vocabulary 8,192, context 256, batch 16) with AdamW on the same tokens,
 in turns within one process. The operations counted are those of the formula in `common.operations_per_token`.
 """
+
 import itertools
 import statistics
 
@@ -43,7 +44,11 @@ def main() -> None:
     optimizer = peer.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
 
     def run_ours(engine) -> float:
-        return N_STEPS * N_TOKENS / seconds(lambda: engine.run(itertools.cycle(batches), max_epochs=1, epoch_length=N_STEPS))
+        return (
+            N_STEPS
+            * N_TOKENS
+            / seconds(lambda: engine.run(itertools.cycle(batches), max_epochs=1, epoch_length=N_STEPS))
+        )
 
     def run_peer() -> float:  # nanoGPT's loop: forward, backward, clip, step
         def steps() -> None:
@@ -68,7 +73,9 @@ def main() -> None:
         sampled=lambda: run_ours(sampled), muon=lambda: run_ours(muon), evaluation=run_evaluation,
     )  # fmt: skip
     per_token = operations_per_token(model.config, SHAPE["num_max_positions"])
-    tokens_per_second = {name: round(statistics.median(values)) for name, values in rates.items() if name != "matmul"}
+    tokens_per_second = {
+        name: round(statistics.median(values)) for name, values in rates.items() if name != "matmul"
+    }
     record(
         "throughput_vs_matmul",
         ratio=median_ratio([3 * per_token * rate for rate in rates["ours"]], rates["matmul"]),
@@ -85,7 +92,11 @@ def main() -> None:
         tokens_per_second=tokens_per_second,
         peer=peer_name,
     )
-    record("evaluation_vs_training", ratio=median_ratio(rates["evaluation"], rates["ours"]), tokens_per_second=tokens_per_second)
+    record(
+        "evaluation_vs_training",
+        ratio=median_ratio(rates["evaluation"], rates["ours"]),
+        tokens_per_second=tokens_per_second,
+    )
 
 
 if __name__ == "__main__":

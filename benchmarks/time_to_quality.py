@@ -6,6 +6,7 @@ The peer runs with each of three learning rates, and its best loss is the mark. 
 the shortest that gets below the mark counts. All losses are over the whole validation corpus. Times are of training alone, on both sides; ours has
 the latent semantic analysis in it.
 """
+
 import json
 import pickle
 import re
@@ -75,12 +76,18 @@ def run_nanogpt(checkout: str, corpus: Corpus, lr: float) -> dict[str, float]:
         command = [sys.executable, "train.py", *(f"--{name}={value}" for name, value in options.items())]
         printed = subprocess.run(command, cwd=copy, check=True, capture_output=True, text=True).stdout
         # The first iteration's time has an evaluation in it, and so has the last one's, which is one too many.
-        times = [float(one) / 1000 for one in re.findall(r"^iter \d+:.* time ([\d.]+)ms", printed, re.M)][1:-1]
+        times = [float(one) / 1000 for one in re.findall(r"^iter \d+:.* time ([\d.]+)ms", printed, re.M)][
+            1:-1
+        ]
         checkpoint = torch.load(copy / "out" / "ckpt.pt", weights_only=True)
         module = import_file(copy / "model.py")
         model = module.GPT(module.GPTConfig(**checkpoint["model_args"]))
         model.load_state_dict(checkpoint["model"])
-        return {"loss": validation_loss(model, corpus), "seconds": sum(times) * N_STEPS / len(times), "lr": lr}
+        return {
+            "loss": validation_loss(model, corpus),
+            "seconds": sum(times) * N_STEPS / len(times),
+            "lr": lr,
+        }
 
 
 def run_transformers(corpus: Corpus, lr: float) -> dict[str, float]:
@@ -103,19 +110,32 @@ def run_transformers(corpus: Corpus, lr: float) -> dict[str, float]:
         tempfile.mkdtemp(), per_device_train_batch_size=BATCH_SIZE, max_steps=N_STEPS, learning_rate=lr, warmup_steps=N_WARMUP,
         lr_scheduler_type="cosine", adam_beta2=0.95, weight_decay=0.1, logging_steps=50, save_strategy="no", report_to="none", use_cpu=True,
     )  # fmt: skip
-    spent = transformers.Trainer(peer.model, arguments, train_dataset=Blocks()).train().metrics["train_runtime"]
+    spent = (
+        transformers.Trainer(peer.model, arguments, train_dataset=Blocks()).train().metrics["train_runtime"]
+    )
     return {"loss": validation_loss(peer, corpus), "seconds": spent, "lr": lr}
 
 
 def run_ours(corpus: Corpus, n_steps: int) -> dict[str, float]:
     """Our own script's function, in our own way of pretraining."""
-    options = RECIPE | SHAPE | NO_DROPOUT | {"dataset_path": "imdb", "tokenizer": TOKENIZER, "dataset_cache": CACHE}
+    options = (
+        RECIPE | SHAPE | NO_DROPOUT | {"dataset_path": "imdb", "tokenizer": TOKENIZER, "dataset_cache": CACHE}
+    )
     folder = tempfile.mkdtemp()
-    found = pretrain(PretrainingConfig(train_batch_size=BATCH_SIZE, n_steps=n_steps, output_dir=folder, overwrite=True, **options))
+    found = pretrain(
+        PretrainingConfig(
+            train_batch_size=BATCH_SIZE, n_steps=n_steps, output_dir=folder, overwrite=True, **options
+        )
+    )
     n_tokens = n_steps * BATCH_SIZE * SEQ
     embeddings = torch.randn(len(corpus.tokenizer), SHAPE["embed_dim"])
     analysis = seconds(lambda: latent_semantic_analysis(embeddings, corpus.train.ids, SEQ))
-    return {"loss": found["loss"], "seconds": n_tokens / found["tokens_per_second"] + analysis, "seconds_of_analysis": analysis, "tokens": n_tokens}
+    return {
+        "loss": found["loss"],
+        "seconds": n_tokens / found["tokens_per_second"] + analysis,
+        "seconds_of_analysis": analysis,
+        "tokens": n_tokens,
+    }
 
 
 def main() -> None:
@@ -124,7 +144,10 @@ def main() -> None:
     corpus = benchmark_corpus()
     ours = [run_ours(corpus, n_steps) for n_steps in OUR_STEPS]
     print(json.dumps(ours), flush=True)
-    peers = [run_nanogpt(flags.nanogpt, corpus, lr) if flags.nanogpt else run_transformers(corpus, lr) for lr in LEARNING_RATES]
+    peers = [
+        run_nanogpt(flags.nanogpt, corpus, lr) if flags.nanogpt else run_transformers(corpus, lr)
+        for lr in LEARNING_RATES
+    ]
     best = min(peers, key=lambda one: one["loss"])
     reached = [one["seconds"] for one in ours if one["loss"] <= best["loss"]]
     record(

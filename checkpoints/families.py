@@ -3,6 +3,7 @@
 A family is a table of names: what we call a module, and what `transformers` calls it. The table is read from left to
 right to load, and from right to left to export.
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,9 @@ ENCODER = {
     "position_embeddings": "embeddings.position_embeddings",
     "token_type_embeddings": "embeddings.token_type_embeddings",
     "embedding_norm": "embeddings.LayerNorm",
-    "layers.{}.attention.query_key_value": tuple(f"encoder.layer.{{}}.attention.self.{name}" for name in ("query", "key", "value")),
+    "layers.{}.attention.query_key_value": tuple(
+        f"encoder.layer.{{}}.attention.self.{name}" for name in ("query", "key", "value")
+    ),
     "layers.{}.attention.projection": "encoder.layer.{}.attention.output.dense",
     "layers.{}.attention_norm": "encoder.layer.{}.attention.output.LayerNorm",
     "layers.{}.feed_forward.expansion": "encoder.layer.{}.intermediate.dense",
@@ -64,19 +67,47 @@ DECODER_SETTINGS = {
     "num_max_positions": "n_positions", "layer_norm_eps": "layer_norm_epsilon", "activation": "activation_function",
     "initializer_range": "initializer_range", "dropout": "resid_pdrop", "attention_dropout": "attn_pdrop",
 }  # fmt: skip
-DECODER_CONSTANTS = {"causal": True, "pre_norm": True, "embedding_norm": False, "num_token_types": 0, "output_bias": False}
+DECODER_CONSTANTS = {
+    "causal": True,
+    "pre_norm": True,
+    "embedding_norm": False,
+    "num_token_types": 0,
+    "output_bias": False,
+}
 BERT_HEAD = {
     "output_transform.linear": "cls.predictions.transform.dense",
     "output_transform.norm": "cls.predictions.transform.LayerNorm",
     "output_bias": "cls.predictions.bias",
 }
-ROBERTA_HEAD = {"output_transform.linear": "lm_head.dense", "output_transform.norm": "lm_head.layer_norm", "output_bias": "lm_head.bias"}
+ROBERTA_HEAD = {
+    "output_transform.linear": "lm_head.dense",
+    "output_transform.norm": "lm_head.layer_norm",
+    "output_bias": "lm_head.bias",
+}
 FAMILIES = {
     one.model_type: one
     for one in (
-        Family("gpt2", "GPT2LMHeadModel", "transformer.", DECODER, {}, DECODER_SETTINGS, DECODER_CONSTANTS, transposed=True),
+        Family(
+            "gpt2",
+            "GPT2LMHeadModel",
+            "transformer.",
+            DECODER,
+            {},
+            DECODER_SETTINGS,
+            DECODER_CONSTANTS,
+            transposed=True,
+        ),
         Family("bert", "BertForMaskedLM", "bert.", ENCODER, BERT_HEAD, ENCODER_SETTINGS, ENCODER_CONSTANTS),
-        Family("roberta", "RobertaForMaskedLM", "roberta.", ENCODER, ROBERTA_HEAD, ENCODER_SETTINGS, ENCODER_CONSTANTS, first_position=2),
+        Family(
+            "roberta",
+            "RobertaForMaskedLM",
+            "roberta.",
+            ENCODER,
+            ROBERTA_HEAD,
+            ENCODER_SETTINGS,
+            ENCODER_CONSTANTS,
+            first_position=2,
+        ),
     )
 }
 # Settings that change what a model computes, and the only values of them that our transformer has.
@@ -96,15 +127,23 @@ def read_shape(config: dict, family: Family, has_head: bool, where: str) -> Tran
     for key, value in REQUIRED.items():
         if config.get(key, value) != value:
             raise UserError(f"{where}: {key} {config[key]!r} is not known here, only {value!r}")
-    missing = [theirs for theirs in family.settings.values() if theirs in ("vocab_size", "n_embd", "hidden_size") and theirs not in config]
+    missing = [
+        theirs
+        for theirs in family.settings.values()
+        if theirs in ("vocab_size", "n_embd", "hidden_size") and theirs not in config
+    ]
     if missing:
         raise UserError(f"{where}: its {CONFIG} lacks {missing[0]}")
-    found = {ours: config[theirs] for ours, theirs in family.settings.items() if config.get(theirs) is not None} | family.constants
+    found = {
+        ours: config[theirs] for ours, theirs in family.settings.items() if config.get(theirs) is not None
+    } | family.constants
     found.setdefault("hidden_dim", 4 * found["embed_dim"])
     found["num_max_positions"] -= family.first_position
     found["activation"] = {"gelu_pytorch_tanh": "gelu_new"}.get(found["activation"], found["activation"])
     if found["activation"] not in ACTIVATIONS:
-        raise UserError(f"{where}: the activation {found['activation']} is not known here; known: {', '.join(ACTIVATIONS)}")
+        raise UserError(
+            f"{where}: the activation {found['activation']} is not known here; known: {', '.join(ACTIVATIONS)}"
+        )
     return TransformerConfig(**found | {"output_transform": has_head, "output_bias": has_head})
 
 
@@ -115,14 +154,23 @@ def tensor_names(family: Family, config: TransformerConfig) -> dict[str, list[st
         modules = [theirs] if isinstance(theirs, str) else theirs
         for layer in range(config.num_layers if "{}" in ours else 1):
             for kind in ("weight",) if is_embedding(ours) else ("weight", "bias"):
-                names[f"transformer.{ours.format(layer)}.{kind}"] = [f"{one.format(layer)}.{kind}" for one in modules]
+                names[f"transformer.{ours.format(layer)}.{kind}"] = [
+                    f"{one.format(layer)}.{kind}" for one in modules
+                ]
     if config.output_transform:
-        names |= {f"{ours}.{kind}": [f"{theirs}.{kind}"] for ours, theirs in family.head.items() if ours != "output_bias" for kind in ("weight", "bias")}
+        names |= {
+            f"{ours}.{kind}": [f"{theirs}.{kind}"]
+            for ours, theirs in family.head.items()
+            if ours != "output_bias"
+            for kind in ("weight", "bias")
+        }
         names["output_bias"] = [family.head["output_bias"]]
     return names
 
 
-def to_ours(theirs: dict[str, Tensor], family: Family, config: TransformerConfig, where: str) -> dict[str, Tensor]:
+def to_ours(
+    theirs: dict[str, Tensor], family: Family, config: TransformerConfig, where: str
+) -> dict[str, Tensor]:
     """Weights of `transformers` under our names and in our layout. Raises UserError if one is missing."""
     weights = {}
     for ours, names in tensor_names(family, config).items():
@@ -152,11 +200,15 @@ def find_family(config: TransformerConfig, where: str) -> Family:
     wanted = FAMILIES[name].constants
     other = [key for key, value in wanted.items() if getattr(config, key) != value]
     if other:
-        raise UserError(f"{where}: transformers has no such model: {name} with {other[0]} {getattr(config, other[0])}, not {wanted[other[0]]}")
+        raise UserError(
+            f"{where}: transformers has no such model: {name} with {other[0]} {getattr(config, other[0])}, not {wanted[other[0]]}"
+        )
     return FAMILIES[name]
 
 
-def to_theirs(config: TransformerConfig, ours: dict[str, Tensor], family: Family) -> tuple[dict, dict[str, Tensor]]:
+def to_theirs(
+    config: TransformerConfig, ours: dict[str, Tensor], family: Family
+) -> tuple[dict, dict[str, Tensor]]:
     """config.json and weights as `transformers` wants them."""
     weights = {}
     for name, names in tensor_names(family, config).items():
@@ -165,7 +217,10 @@ def to_theirs(config: TransformerConfig, ours: dict[str, Tensor], family: Family
             tensor = torch.cat((tensor.new_zeros(family.first_position, tensor.size(1)), tensor))
         tensor = tensor.T.contiguous() if family.transposed and is_matrix(name, tensor) else tensor
         prefix = family.prefix if name.startswith("transformer.") else ""
-        weights |= {prefix + theirs: part.clone() for theirs, part in zip(names, tensor.chunk(len(names)), strict=True)}
+        weights |= {
+            prefix + theirs: part.clone()
+            for theirs, part in zip(names, tensor.chunk(len(names)), strict=True)
+        }
     settings = {theirs: getattr(config, ours) for ours, theirs in family.settings.items()}
     settings[family.settings["num_max_positions"]] += family.first_position
     return settings | {"model_type": family.model_type, "architectures": [family.architecture]}, weights

@@ -1,4 +1,5 @@
 """The files of a run folder: they appear whole or not at all, and reading one never runs code from it."""
+
 import contextlib
 import hashlib
 import json
@@ -52,7 +53,9 @@ def write_json(path: Path, value: object) -> None:
 def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
     """Write safetensors whole or not at all."""
     with atomic_write(path) as tmp_path:
-        safetensors.torch.save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, tmp_path)
+        safetensors.torch.save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, tmp_path
+        )
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -63,14 +66,18 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path} cannot be read as safetensors: {error}") from error
 
 
-def load_into(model: nn.Module, weights: dict[str, torch.Tensor], where: str, missing: tuple[str, ...] = ()) -> None:
+def load_into(
+    model: nn.Module, weights: dict[str, torch.Tensor], where: str, missing: tuple[str, ...] = ()
+) -> None:
     """Load weights by name. Raises UserError unless they fit; only names that start with one of `missing` may lack."""
     own = model.state_dict()
     for name, tensor in weights.items():
         if name not in own:
             raise UserError(f"{where} does not fit the model: it holds {name}, which the model lacks")
         if tensor.shape != own[name].shape:
-            raise UserError(f"{where} does not fit the model: {name} is {list(tensor.shape)}, the model's {list(own[name].shape)}")
+            raise UserError(
+                f"{where} does not fit the model: {name} is {list(tensor.shape)}, the model's {list(own[name].shape)}"
+            )
     lacking = [name for name in own if name not in weights and not name.startswith(missing or ("\0",))]
     if lacking:
         raise UserError(f"{where} does not fit the model: it lacks {lacking[0]}")
@@ -99,7 +106,11 @@ def read_metrics(folder: Path) -> dict | None:
 def read_evaluations(folder: Path) -> list[dict]:
     """The rows of metrics.jsonl, one per evaluation."""
     file = folder / EVALUATIONS
-    return [with_nan(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    return (
+        [with_nan(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+        if file.is_file()
+        else []
+    )
 
 
 def with_nan(metrics: dict) -> dict:

@@ -1,4 +1,5 @@
 """Classifiers: those of fine-tuning runs, and new ones that begin where a checkpoint ends."""
+
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,9 @@ def load_finetuned(folder: str | Path, flag: str) -> TransformerWithClfHead:
     """
     config = read_run_config(folder, flag)
     if "head" not in config:
-        raise UserError(f"{flag} {folder} holds a pretrained model without a classification head; fine-tune it first")
+        raise UserError(
+            f"{flag} {folder} holds a pretrained model without a classification head; fine-tune it first"
+        )
     model_class = find_model_class(rename_token_head(config["model_class"], config.get("kind")))
     model = model_class(TransformerConfig(**config["model"]), HeadConfig(**config["head"]))
     weights = load_weights(Path(folder) / WEIGHTS)
@@ -32,7 +35,11 @@ def load_finetuned(folder: str | Path, flag: str) -> TransformerWithClfHead:
 
 
 def build_model(
-    config: FinetuningConfig, model_class: str, num_outputs: int, vocab_size: int, checkpoint: Checkpoint | None
+    config: FinetuningConfig,
+    model_class: str,
+    num_outputs: int,
+    vocab_size: int,
+    checkpoint: Checkpoint | None,
 ) -> TransformerWithClfHead:
     """A model with a new head and the checkpoint's weights. Raises UserError if they do not fit."""
     shape = choose_shape(config, vocab_size, checkpoint)
@@ -47,7 +54,9 @@ def build_model(
             parameter.requires_grad = False  # several processes would wait for a gradient that never comes
     if checkpoint:
         added = {name: tensor for adapter in fused.values() for name, tensor in adapter.weights.items()}
-        weights = checkpoint.weights | {name: added[name] for name in added.keys() & model.state_dict().keys()}
+        weights = checkpoint.weights | {
+            name: added[name] for name in added.keys() & model.state_dict().keys()
+        }
         load_into(model, weights, f"--model_checkpoint {checkpoint.name}", added_parameters(model))
     return model
 
@@ -56,7 +65,9 @@ def find_model_class(name: str) -> type[TransformerWithClfHead]:
     """The class that `--finetuning_model_class` names. Raises UserError if there is none."""
     if name not in MODEL_CLASSES:
         known = ", ".join(MODEL_CLASSES)
-        raise UserError(f"--finetuning_model_class {name} is not a classifier of finetuning_model.py; take {known}")
+        raise UserError(
+            f"--finetuning_model_class {name} is not a classifier of finetuning_model.py; take {known}"
+        )
     return MODEL_CLASSES[name]
 
 
@@ -67,7 +78,9 @@ def rename_token_head(model_class: str, kind: str | None) -> str:
     return "TransformerWithAnswerHead" if kind == "question_answering" else "TransformerWithTagHead"
 
 
-def choose_shape(config: FinetuningConfig, vocab_size: int, checkpoint: Checkpoint | None) -> TransformerConfig:
+def choose_shape(
+    config: FinetuningConfig, vocab_size: int, checkpoint: Checkpoint | None
+) -> TransformerConfig:
     """The checkpoint's shape, or that of the flags. Raises UserError for another vocabulary than the checkpoint's."""
     if checkpoint is None:
         return transformer_config(config, vocab_size)
@@ -82,9 +95,15 @@ def choose_tuning(config: FinetuningConfig, embed_dim: int) -> Tuning:
     """What to train, from the flags. Raises UserError for flags that would be without effect."""
     name = "houlsby" if config.adapters_dim and config.tuning == "full" else config.tuning
     if config.adapters and name != "fusion":
-        raise UserError(f"--adapters are for --tuning fusion, not {name}; to go on training adapters, name their folder with --model_checkpoint")
+        raise UserError(
+            f"--adapters are for --tuning fusion, not {name}; to go on training adapters, name their folder with --model_checkpoint"
+        )
     check_settings(name, width=config.adapters_dim, drop_last=config.drop_last)
-    activation = {"pfeiffer": "relu"}.get(name, "gelu") if config.adapter_activation == "auto" else config.adapter_activation
+    activation = (
+        {"pfeiffer": "relu"}.get(name, "gelu")
+        if config.adapter_activation == "auto"
+        else config.adapter_activation
+    )
     width = config.adapters_dim or max(1, embed_dim // config.reduction_factor)
     return Tuning(name, width, activation, config.lora_rank, config.lora_alpha, drop_last=config.drop_last)
 
@@ -92,7 +111,9 @@ def choose_tuning(config: FinetuningConfig, embed_dim: int) -> Tuning:
 def max_length(config: FinetuningConfig, shape: TransformerConfig) -> int:
     """The longest input. Raises UserError if the model has fewer positions."""
     if config.max_length and config.max_length > shape.num_max_positions:
-        raise UserError(f"--max_length {config.max_length} is more than the model's {shape.num_max_positions} positions")
+        raise UserError(
+            f"--max_length {config.max_length} is more than the model's {shape.num_max_positions} positions"
+        )
     return config.max_length or shape.num_max_positions
 
 
@@ -100,14 +121,22 @@ def check_start(tuning: Tuning, checkpoint: Checkpoint | None) -> None:
     """Raises UserError if adapters have no model, or if a checkpoint holds some that the tuning does not just train further."""
     if checkpoint is None:
         if not tuning.is_full:
-            raise UserError(f"--tuning {tuning.name} needs a pretrained model to adapt; name one with --model_checkpoint")
+            raise UserError(
+                f"--tuning {tuning.name} needs a pretrained model to adapt; name one with --model_checkpoint"
+            )
         return
     before = checkpoint.tuning
     if not before or before["name"] == "head":  # then the transformer is as it was
         return
     settings = {name: before[name] for name in METHODS[before["name"]].settings}
-    if tuning.name != before["name"] or any(getattr(tuning, name) != value for name, value in settings.items()):
-        flags = [f"--{FLAGS[name]}" + ("" if value is True else f" {value}") for name, value in settings.items() if value is not False]
+    if tuning.name != before["name"] or any(
+        getattr(tuning, name) != value for name, value in settings.items()
+    ):
+        flags = [
+            f"--{FLAGS[name]}" + ("" if value is True else f" {value}")
+            for name, value in settings.items()
+            if value is not False
+        ]
         flags = " ".join([f"--tuning {before['name']}", *flags])
         raise UserError(f"--model_checkpoint {checkpoint.name} goes on only as it was trained; add {flags}")
 
@@ -124,20 +153,30 @@ def fused_adapters(folders: str | None, checkpoint: Checkpoint, drop_last: bool)
     """The adapters of the run folders, by name. Raises UserError unless all are Pfeiffer adapters of the checkpoint, in every
     layer that the fusion is in."""
     if not folders:
-        raise UserError("--tuning fusion needs trained adapters; name their run folders with --adapters a,b,c")
+        raise UserError(
+            "--tuning fusion needs trained adapters; name their run folders with --adapters a,b,c"
+        )
     digest, found = file_digest((checkpoint.base or checkpoint).folder / WEIGHTS), {}
     for folder in folders.split(","):
         config, name = read_run_config(folder, "--adapters"), Path(folder).name.replace(".", "_")
         tuning = config.get("head", {}).get("tuning", {})
         if tuning.get("name") != "pfeiffer":
-            raise UserError(f"--adapters {folder} holds no adapters that can be fused; train them with --tuning pfeiffer")
+            raise UserError(
+                f"--adapters {folder} holds no adapters that can be fused; train them with --tuning pfeiffer"
+            )
         if config["base"]["sha256"] != digest:
-            raise UserError(f"--adapters {folder} were trained on another model than --model_checkpoint {checkpoint.name}")
+            raise UserError(
+                f"--adapters {folder} were trained on another model than --model_checkpoint {checkpoint.name}"
+            )
         if tuning["drop_last"] and not drop_last:
-            raise UserError(f"--adapters {folder} were trained with --drop_last, so the last layer has none to fuse; add --drop_last")
+            raise UserError(
+                f"--adapters {folder} were trained with --drop_last, so the last layer has none to fuse; add --drop_last"
+            )
         if name in found:
             raise UserError(f"--adapters names two folders {name}; rename one")
         slot, inner = ".after_feed_forward.", f".after_feed_forward.adapters.{name}."
         weights = load_weights(Path(folder) / WEIGHTS)
-        found[name] = TrainedAdapter(tuning, {key.replace(slot, inner): tensor for key, tensor in weights.items() if slot in key})
+        found[name] = TrainedAdapter(
+            tuning, {key.replace(slot, inner): tensor for key, tensor in weights.items() if slot in key}
+        )
     return found

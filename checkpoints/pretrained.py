@@ -1,4 +1,5 @@
 """Pretrained checkpoints: our own run folders, and those of other people (`families.py`)."""
+
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,22 +40,33 @@ def open_checkpoint(name: str, flag: str) -> Checkpoint:
 
     Raises UserError, naming the flag, if it is none of them or of a family that we do not have.
     """
-    folder = download_checkpoint(name.removeprefix(HUB_PREFIX), flag) if name.startswith(HUB_PREFIX) else Path(name)
+    folder = (
+        download_checkpoint(name.removeprefix(HUB_PREFIX), flag)
+        if name.startswith(HUB_PREFIX)
+        else Path(name)
+    )
     config, where = read_run_config(folder, flag), f"{flag} {name}"
     if "model" in config:
         return open_run(name, folder, config)
     if config.get("model_type") not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise UserError(f"{where}: its {CONFIG} is neither that of a run nor of a model that is known here ({known}), but of {config.get('model_type')!r}")
+        raise UserError(
+            f"{where}: its {CONFIG} is neither that of a run nor of a model that is known here ({known}), but of {config.get('model_type')!r}"
+        )
     family = FAMILIES[config["model_type"]]
-    theirs = {todays_name(key).removeprefix(family.prefix): tensor for key, tensor in load_weights(folder / WEIGHTS).items()}
+    theirs = {
+        todays_name(key).removeprefix(family.prefix): tensor
+        for key, tensor in load_weights(folder / WEIGHTS).items()
+    }
     shape = read_shape(config, family, has_head=family.head.get("output_bias") in theirs, where=where)
     return Checkpoint(name, folder, shape, to_ours(theirs, family, shape, where))
 
 
 def open_run(name: str, folder: Path, config: dict) -> Checkpoint:
     """What a run folder of ours holds, but for the head of a fine-tuning, which belongs to its task."""
-    weights = {key: tensor for key, tensor in load_weights(folder / WEIGHTS).items() if not key.startswith(HEAD)}
+    weights = {
+        key: tensor for key, tensor in load_weights(folder / WEIGHTS).items() if not key.startswith(HEAD)
+    }
     checkpoint = Checkpoint(name, folder, TransformerConfig(**config["model"]), weights)
     if not config.get("base"):
         return checkpoint
@@ -67,7 +79,12 @@ def describe_base(checkpoint: Checkpoint, run_folder: Path) -> dict:
     base = checkpoint.base or checkpoint
     folder = base.folder.resolve()
     relative = os.path.relpath(folder, run_folder.resolve())
-    return {"name": base.name, "path": str(folder), "relative_path": relative, "sha256": file_digest(folder / WEIGHTS)}
+    return {
+        "name": base.name,
+        "path": str(folder),
+        "relative_path": relative,
+        "sha256": file_digest(folder / WEIGHTS),
+    }
 
 
 def find_base(folder: Path, base: dict) -> Checkpoint:
@@ -75,14 +92,20 @@ def find_base(folder: Path, base: dict) -> Checkpoint:
     names = [str(folder / base["relative_path"]), base["path"]]
     name = next((one for one in names if (Path(one) / WEIGHTS).is_file()), base["name"])
     if not name.startswith(HUB_PREFIX) and not Path(name, WEIGHTS).is_file():
-        raise UserError(f"the adapters of {folder} need the pretrained model {base['path']}, which is not there any more")
+        raise UserError(
+            f"the adapters of {folder} need the pretrained model {base['path']}, which is not there any more"
+        )
     checkpoint = open_checkpoint(name, "the base of the adapters,")
     if file_digest(checkpoint.folder / WEIGHTS) != base["sha256"]:
-        raise UserError(f"the adapters of {folder} were trained on other weights than {checkpoint.folder / WEIGHTS} now holds")
+        raise UserError(
+            f"the adapters of {folder} were trained on other weights than {checkpoint.folder / WEIGHTS} now holds"
+        )
     return replace(checkpoint, name=base["name"])
 
 
-def load_pretrained(name: str | Path, flag: str) -> tuple[TransformerWithLMHead, Tokenizer | ByteLevelTokenizer]:
+def load_pretrained(
+    name: str | Path, flag: str
+) -> tuple[TransformerWithLMHead, Tokenizer | ByteLevelTokenizer]:
     """The language model of a checkpoint and its tokenizer. Raises UserError, naming the flag, if there is none."""
     checkpoint = open_checkpoint(str(name), flag)
     model = TransformerWithLMHead(checkpoint.config)
@@ -103,5 +126,7 @@ def newest_checkpoint() -> str:
     folders = [file.parent for file in Path("runs").glob(f"**/{WEIGHTS}") if (file.parent / CONFIG).is_file()]
     folders = [folder for folder in folders if "labels" not in read_run_config(folder, "runs")]
     if not folders:
-        raise UserError("there is no pretrained model under runs/; run pretraining_train.py first, name a run folder with --model_checkpoint, or none to train from scratch")
+        raise UserError(
+            "there is no pretrained model under runs/; run pretraining_train.py first, name a run folder with --model_checkpoint, or none to train from scratch"
+        )
     return str(max(folders, key=lambda folder: (folder / WEIGHTS).stat().st_mtime))

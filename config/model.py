@@ -1,4 +1,5 @@
 """The shape of a transformer."""
+
 from dataclasses import dataclass, fields
 
 from config.errors import UserError
@@ -41,4 +42,6 @@ class TransformerConfig:
 def transformer_config(flags: ModelArguments, num_embeddings: int) -> TransformerConfig:
     """The model's shape from the flags. Raises UserError if they do not go together."""
     shape = {field.name for field in fields(TransformerConfig)} & set(vars(flags))
-    return TransformerConfig(num_embeddings, causal=not flags.mlm, **{name: getattr(flags, name) for name in shape})
+    return TransformerConfig(
+        num_embeddings, causal=not flags.mlm, **{name: getattr(flags, name) for name in shape}
+    )

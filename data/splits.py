@@ -1,4 +1,5 @@
 """A source of rows and its splits; a part of the training split is held out where there is no validation split."""
+
 import hashlib
 import json
 from collections import Counter, defaultdict
@@ -49,10 +50,14 @@ def choose_splits(available: Iterable[str], wanted: dict[str, str], where: str) 
     """For train, valid and test, as far as there are such splits, the names in the source that make them up."""
     found, available = {}, list(available)
     for split, stems in SPLIT_FILES.items():
-        names = wanted[split].split("+") if split in wanted else [stem for stem in stems if stem in available][:1]
+        names = (
+            wanted[split].split("+") if split in wanted else [stem for stem in stems if stem in available][:1]
+        )
         missing = [name for name in names if name not in available]
         if missing and wanted.get(split) != "none":
-            raise UserError(f"--{split}_split {wanted[split]}: {where} has no split {missing[0]}; it has {', '.join(sorted(available))}")
+            raise UserError(
+                f"--{split}_split {wanted[split]}: {where} has no split {missing[0]}; it has {', '.join(sorted(available))}"
+            )
         if names and not missing:
             found[split] = names
     return found
@@ -89,7 +94,9 @@ def split_rows(
         places = [(one + 0.5) / n_rows[label] if len(distinct) > 1 else 0.5 for one in range(len(distinct))]
         ranked += zip(places, sorted(distinct), strict=True)
     digests = list(dict.fromkeys(one for _, one in sorted(ranked)))
-    digests = digests[: min(n_held_out, len(digests) // 2)]  # where few texts repeat, some have to be left for training
+    digests = digests[
+        : min(n_held_out, len(digests) // 2)
+    ]  # where few texts repeat, some have to be left for training
     held_out = {one: next(rows[one] for rows in by_label.values() if one in rows) for one in sorted(digests)}
     train = [row for row in rows if digest(row) not in held_out]
     n_duplicates = len(rows) - len(train) - len(held_out)

@@ -2,6 +2,7 @@
 
 A row is a dict of columns; files are streamed, so that no corpus is ever held in memory.
 """
+
 import csv
 import itertools
 import json
@@ -25,7 +26,9 @@ def check_file(file: Path) -> None:
     if not file.is_file():
         raise UserError(f"{file} does not exist")
     if file.suffix not in FILE_TYPES:
-        raise UserError(f"{file}: cannot read {file.suffix or 'a file without a suffix'}; use {', '.join(FILE_TYPES)}")
+        raise UserError(
+            f"{file}: cannot read {file.suffix or 'a file without a suffix'}; use {', '.join(FILE_TYPES)}"
+        )
     if not file.stat().st_size:
         raise UserError(f"{file} is empty")
 
@@ -42,7 +45,9 @@ def read_rows(file: Path) -> Iterator[dict]:
         yield from _parquet_rows(file)
         return
     try:
-        with open(file, encoding="utf-8-sig", newline="" if file.suffix in (".csv", ".tsv") else "\n") as lines:
+        with open(
+            file, encoding="utf-8-sig", newline="" if file.suffix in (".csv", ".tsv") else "\n"
+        ) as lines:
             if file.suffix == ".jsonl":
                 yield from _json_rows(lines, file)
             elif file.suffix == ".txt":
@@ -76,10 +81,14 @@ def _csv_rows(lines: Iterator[str], file: Path) -> Iterator[dict]:
         for row in reader:
             if None in row or None in row.values():
                 expected = len(reader.fieldnames)
-                raise UserError(f"{file} line {reader.line_num} does not have the header's {expected} columns")
+                raise UserError(
+                    f"{file} line {reader.line_num} does not have the header's {expected} columns"
+                )
             yield row
     except csv.Error as error:
-        raise UserError(f"{file} line {reader.line_num + 1}: {error}") from error  # the row after the last good one
+        raise UserError(
+            f"{file} line {reader.line_num + 1}: {error}"
+        ) from error  # the row after the last good one
 
 
 def _sentences(lines: Iterator[str], file: Path) -> Iterator[dict]:
@@ -125,7 +134,9 @@ def rename(rows: Iterator[dict], columns: dict[str, str], where: str) -> Iterato
         except KeyError as error:
             column, present = error.args[0], ", ".join(map(str, row))
             key = next(key for key in columns if column in columns[key])
-            raise UserError(f"{where} row {number} has no column {column!r} (it has {present}); name it with --{key}_column") from error
+            raise UserError(
+                f"{where} row {number} has no column {column!r} (it has {present}); name it with --{key}_column"
+            ) from error
         yield {key: row[key] for key in FIELDS if key in row} | named
 
 

@@ -1,4 +1,5 @@
 """Tokenizers: WordPiece with a vocabulary from the Hub, from a file or trained on a corpus, and byte-level BPE."""
+
 import re
 from pathlib import Path
 
@@ -28,7 +29,9 @@ def parse_training_request(name: str) -> tuple[int, bool] | None:
         return None
     match = re.fullmatch(r"train:(\d+)(:uncased)?", name)
     if not match or int(match[1]) < 100:
-        raise UserError(f"--tokenizer {name}: write train:SIZE or train:SIZE:uncased, with a size of 100 or more")
+        raise UserError(
+            f"--tokenizer {name}: write train:SIZE or train:SIZE:uncased, with a size of 100 or more"
+        )
     return int(match[1]), match[2] is not None
 
 

@@ -1,4 +1,5 @@
 """What becomes of case, accents and spaces, as a checkpoint says it."""
+
 from pathlib import Path
 
 from tokenizers import normalizers

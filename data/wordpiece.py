@@ -1,4 +1,5 @@
 """WordPiece (Devlin et al. 2019): the tokenizer, and how its vocabulary is learned."""
+
 import itertools
 import json
 import re
@@ -24,7 +25,9 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 GLUED_SPECIAL_TOKEN = re.compile(r"\S\[(?:PAD|UNK|CLS|SEP|MASK)\]|\[(?:PAD|UNK|CLS|SEP|MASK)\]\S")
 
 
-DELETED_SPACE = re.compile("[\x0b\x0c\x1c-\x1f\x85]")  # split() takes them for spaces, the reference deletes them
+DELETED_SPACE = re.compile(
+    "[\x0b\x0c\x1c-\x1f\x85]"
+)  # split() takes them for spaces, the reference deletes them
 
 
 WORDS_PER_CALL = 200  # a call of the Rust library costs as much as some ten words
@@ -97,7 +100,13 @@ class Tokenizer:
 
     def export(self, folder: Path, causal: bool, max_length: int) -> None:
         """Write the files that make `transformers` encode as we do."""
-        export_tokenizer(self._fast, folder, dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL_TOKENS, strict=True)), causal, max_length)
+        export_tokenizer(
+            self._fast,
+            folder,
+            dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL_TOKENS, strict=True)),
+            causal,
+            max_length,
+        )
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text, without special tokens of our own."""
@@ -125,19 +134,28 @@ class Tokenizer:
         """The ids of all words in a row, and how many each has; Rust gets many words at once, each closed by [PAD]."""
         slow = {row: self._reference(word) for row, word in enumerate(words) if self._needs_reference(word)}
         fast = ["" if row in slow else word for row, word in enumerate(words)]
-        lines = [" [PAD] ".join([*fast[start : start + WORDS_PER_CALL], ""]) for start in range(0, len(fast), WORDS_PER_CALL)]
-        ids = np.concatenate([line.ids for line in self._fast.encode_batch_fast(lines, add_special_tokens=False)])
+        lines = [
+            " [PAD] ".join([*fast[start : start + WORDS_PER_CALL], ""])
+            for start in range(0, len(fast), WORDS_PER_CALL)
+        ]
+        ids = np.concatenate(
+            [line.ids for line in self._fast.encode_batch_fast(lines, add_special_tokens=False)]
+        )
         lengths = np.diff(np.flatnonzero(ids == self.pad_id), prepend=-1) - 1
         ids = ids[ids != self.pad_id]
         if slow:
             rows, slow_lengths = list(slow), [*map(len, slow.values())]
-            ids = np.insert(ids, np.repeat(lengths.cumsum()[rows], slow_lengths), [*chain.from_iterable(slow.values())])
+            ids = np.insert(
+                ids, np.repeat(lengths.cumsum()[rows], slow_lengths), [*chain.from_iterable(slow.values())]
+            )
             lengths[rows] = slow_lengths
         return ids, lengths
 
     def _needs_reference(self, word: str) -> bool:
         # The reference looks for special tokens after it has deleted control characters.
-        if "[" in word and (word == "[PAD]" or GLUED_SPECIAL_TOKEN.search(word) or "\ufffd" in word or not word.isprintable()):
+        if "[" in word and (
+            word == "[PAD]" or GLUED_SPECIAL_TOKEN.search(word) or "\ufffd" in word or not word.isprintable()
+        ):
             return True
         return not word.isascii() and not all(map(self._agree_on, set(word)))
 
@@ -153,7 +171,11 @@ class Tokenizer:
         return self._agrees[character]
 
     def _reference(self, text: str) -> list[int]:
-        pieces = [piece for word in self._reference_words.tokenize(text) for piece in self._reference_pieces.tokenize(word)]
+        pieces = [
+            piece
+            for word in self._reference_words.tokenize(text)
+            for piece in self._reference_pieces.tokenize(word)
+        ]
         return [self.token_to_id[piece] for piece in pieces]
 
     @cached_property
@@ -253,7 +275,9 @@ def _alphabet(texts: Iterator[str], normalizer: normalizers.Normalizer, size: in
 
 def _joins_words(character: str, learner: tokenizers.Tokenizer) -> bool:
     """Can it stand inside a word, unlike punctuation and Chinese?"""
-    return len(learner.pre_tokenizer.pre_tokenize_str(learner.normalizer.normalize_str(f"a{character}a"))) == 1
+    return (
+        len(learner.pre_tokenizer.pre_tokenize_str(learner.normalizer.normalize_str(f"a{character}a"))) == 1
+    )
 
 
 def _rules(normalizer: normalizers.Normalizer) -> dict:

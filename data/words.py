@@ -1,4 +1,5 @@
 """How many words a text has, in any script."""
+
 import re
 
 # Scripts that are written without spaces between words. Each letter is a word in these:

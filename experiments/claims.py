@@ -3,6 +3,7 @@
 A claim is a file that only one of them can create. Its holder touches it as long as it works, so that the claim of one that was
 killed can be taken over: at once on the same machine (but for Windows), after a time without a touch on others.
 """
+
 import contextlib
 import json
 import os

@@ -2,6 +2,7 @@
 
 Addresses hold passwords and tokens, so neither a run folder nor an error message ever shows more of one than its service.
 """
+
 import contextlib
 import dataclasses
 import functools
@@ -58,7 +59,11 @@ def open_services(addresses: list[str]) -> dict:
         scheme, separator, _ = address.partition("://")
         service = apprise.Apprise()
         if not service.add(address):
-            wrong = f"{scheme}://… is no address that apprise understands" if separator else "an address looks like service://…"
+            wrong = (
+                f"{scheme}://… is no address that apprise understands"
+                if separator
+                else "an address looks like service://…"
+            )
             raise UserError(f"--notify number {number}: {wrong}; {HELP}")
         services[f"--notify number {number} ({scheme})"] = service
     return services
@@ -67,7 +72,9 @@ def open_services(addresses: list[str]) -> dict:
 def tell(services: dict, what: str, kind: str, facts: dict) -> None:
     """Send a message to all services. One that fails is reported, and the run goes on."""
     title = f"{Path(sys.argv[0]).name} {what} on {socket.gethostname()}"
-    body = "\n".join(f"{name}: {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in facts.items())
+    body = "\n".join(
+        f"{name}: {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in facts.items()
+    )
     for name, service in services.items():
         try:
             sent = service.notify(title=title, body=body or what, notify_type=kind)
@@ -80,7 +87,11 @@ def tell(services: dict, what: str, kind: str, facts: dict) -> None:
 def chosen_arguments(config: RunArguments) -> dict:
     """The arguments that are not the defaults, but for the addresses."""
     fields = [field for field in dataclasses.fields(config) if field.name != "notify"]
-    return {field.name: getattr(config, field.name) for field in fields if getattr(config, field.name) != field.default}
+    return {
+        field.name: getattr(config, field.name)
+        for field in fields
+        if getattr(config, field.name) != field.default
+    }
 
 
 def describe(error: BaseException) -> str:

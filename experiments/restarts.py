@@ -1,4 +1,5 @@
 """Several trainings that differ in nothing but the seed: how much of a result is luck."""
+
 import dataclasses
 import math
 import os
@@ -37,7 +38,11 @@ def restart_config(config: RunArguments, seed: int, folder: Path, is_main: bool)
     started = bool(config.resume) and from_main((folder / CONFIG).is_file)
     if config.resume and not started and is_main:
         shutil.rmtree(folder, ignore_errors=True)  # killed before it wrote what it is
-    place = {"output_dir": str(folder), "resume": str(folder) if started else None, "overwrite": not config.resume}
+    place = {
+        "output_dir": str(folder),
+        "resume": str(folder) if started else None,
+        "overwrite": not config.resume,
+    }
     return dataclasses.replace(config, seed=seed, restarts=1, notify=None, **place)
 
 
@@ -58,7 +63,9 @@ def summarize(results: dict[int, dict]) -> dict:
     measured = [name for name, value in rows[0].items() if isinstance(value, float)]
     deviations = {f"{name}_std": sample_deviation([row[name] for row in rows]) for name in measured}
     of_all = {"seconds": sum, "peak_memory_mb": max}
-    total = {name: function(row[name] for row in rows) for name, function in of_all.items() if name in rows[0]}
+    total = {
+        name: function(row[name] for row in rows) for name, function in of_all.items() if name in rows[0]
+    }
     return means | deviations | total | {"restarts": [{"seed": seed} | row for seed, row in results.items()]}
 
 

@@ -3,6 +3,7 @@
 Bottleneck adapters and their fusion fill the slots of a layer; LoRA stands in for a linear layer. None of them changes
 the names of the transformer's own weights, so a checkpoint loads with or without them.
 """
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -89,7 +90,9 @@ class AdapterFusion(nn.Module):
         """[batch, seq, embed] → [batch, seq, embed]."""
         adapters = list(self.adapters.values())
         seen = adapters[0].read(output, residual, norm)
-        outputs = torch.stack([adapter.bottleneck(seen) for adapter in adapters], dim=2)  # [batch, seq, adapters, embed]
+        outputs = torch.stack(
+            [adapter.bottleneck(seen) for adapter in adapters], dim=2
+        )  # [batch, seq, adapters, embed]
         scores = torch.einsum("bse,bsae->bsa", self.query(seen), self.key(outputs))
         return output + torch.einsum("bsa,bsae->bse", scores.softmax(-1), self.value(outputs))
 
@@ -113,7 +116,10 @@ class LoRALinear(nn.Linear):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., embed] → [..., 3 * embed]."""
         query, key, value = super().forward(hidden_states).chunk(3, dim=-1)
-        query_update, value_update = (F.linear(F.linear(hidden_states, down), up) * self.scale for down, up in zip(self.lora_down, self.lora_up, strict=True))
+        query_update, value_update = (
+            F.linear(F.linear(hidden_states, down), up) * self.scale
+            for down, up in zip(self.lora_down, self.lora_up, strict=True)
+        )
         return torch.cat((query + query_update, key, value + value_update), dim=-1)
 
 
@@ -138,7 +144,10 @@ def add_lora(layer: TransformerLayer, tuning: Tuning, embed_dim: int, initialize
 
 def add_fusion(layer: TransformerLayer, tuning: Tuning, embed_dim: int, initializer_range: float) -> None:
     """Several Pfeiffer adapters, and attention over them."""
-    adapters = {name: PfeifferAdapter(embed_dim, one["width"], one["activation"]) for name, one in tuning.fused.items()}
+    adapters = {
+        name: PfeifferAdapter(embed_dim, one["width"], one["activation"])
+        for name, one in tuning.fused.items()
+    }
     layer.after_feed_forward = AdapterFusion(embed_dim, adapters, initializer_range)
 
 
@@ -169,12 +178,20 @@ METHODS = {
     "full": Method(nothing, lambda name: True),
     "head": Method(nothing, lambda name: False),
     "bitfit": Method(nothing, lambda name: name.endswith("bias")),  # Ben Zaken et al. 2022
-    "houlsby": Method(add_houlsby, lambda name: is_added(name) or "norm" in name, ("width", "activation", "drop_last")),
+    "houlsby": Method(
+        add_houlsby, lambda name: is_added(name) or "norm" in name, ("width", "activation", "drop_last")
+    ),
     "pfeiffer": Method(add_pfeiffer, is_added, ("width", "activation", "drop_last")),
     "lora": Method(add_lora, is_added, ("rank", "alpha", "drop_last")),
     "fusion": Method(add_fusion, lambda name: is_added(name) and not is_fused(name), ("drop_last",)),
 }
-FLAGS = {"width": "adapters_dim", "activation": "adapter_activation", "rank": "lora_rank", "alpha": "lora_alpha", "drop_last": "drop_last"}
+FLAGS = {
+    "width": "adapters_dim",
+    "activation": "adapter_activation",
+    "rank": "lora_rank",
+    "alpha": "lora_alpha",
+    "drop_last": "drop_last",
+}
 
 
 def apply_tuning(transformer: Transformer, tuning: Tuning, initializer_range: float) -> None:

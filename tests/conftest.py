@@ -99,7 +99,9 @@ def hub(tmp_path_factory, run_script):
     with ExitStack() as stack:
 
         def start(root, **faults):
-            return Hub(stack.enter_context(HubMirror(root, **faults)), tmp_path_factory.mktemp("hf_home"), run_script)
+            return Hub(
+                stack.enter_context(HubMirror(root, **faults)), tmp_path_factory.mktemp("hf_home"), run_script
+            )
 
         yield start
 
@@ -140,16 +142,48 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def pretraining(corpus, cache) -> list:
-    return ["--dataset_path", corpus, "--dataset_cache", cache, "--tokenizer", "train:200", *SHAPE, *STEPS, "--lr", "3e-3"]
+    return [
+        "--dataset_path",
+        corpus,
+        "--dataset_cache",
+        cache,
+        "--tokenizer",
+        "train:200",
+        *SHAPE,
+        *STEPS,
+        "--lr",
+        "3e-3",
+    ]
 
 
 @pytest.fixture(scope="session")
 def pretrained(pretraining, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pretrained") / "run"
-    run("pretraining_train.py", *pretraining, "--n_steps", 60, "--eval_every", 20, "--eval_at_start", "--output_bias", "--output_dir", folder)
+    run(
+        "pretraining_train.py",
+        *pretraining,
+        "--n_steps",
+        60,
+        "--eval_every",
+        20,
+        "--eval_at_start",
+        "--output_bias",
+        "--output_dir",
+        folder,
+    )
     return folder
 
 
 @pytest.fixture(scope="session")
 def finetuning(task, cache, pretrained) -> list:
-    return ["--dataset_path", task, "--dataset_cache", cache, "--model_checkpoint", pretrained, *STEPS, "--lr", "3e-3"]
+    return [
+        "--dataset_path",
+        task,
+        "--dataset_cache",
+        cache,
+        "--model_checkpoint",
+        pretrained,
+        *STEPS,
+        "--lr",
+        "3e-3",
+    ]

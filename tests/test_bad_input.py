@@ -1,4 +1,5 @@
 """What a script says to input it cannot use: one sentence, and nothing lost or half-written."""
+
 import json
 from pathlib import Path
 
@@ -13,10 +14,30 @@ from finetuning_train import FinetuningConfig, finetune
 from pretraining_generate import GenerationConfig, continue_prompt
 from pretraining_train import PretrainingConfig, pretrain
 
-TINY = ["--embed_dim", "16", "--hidden_dim", "16", "--num_layers", "1", "--num_heads", "2", "--num_max_positions", "16", "--train_batch_size", "2", "--n_steps", "1"]
+TINY = [
+    "--embed_dim",
+    "16",
+    "--hidden_dim",
+    "16",
+    "--num_layers",
+    "1",
+    "--num_heads",
+    "2",
+    "--num_max_positions",
+    "16",
+    "--train_batch_size",
+    "2",
+    "--n_steps",
+    "1",
+]
 
 
-CONFIGS = {pretrain: PretrainingConfig, finetune: FinetuningConfig, predict: PredictionConfig, continue_prompt: GenerationConfig}
+CONFIGS = {
+    pretrain: PretrainingConfig,
+    finetune: FinetuningConfig,
+    predict: PredictionConfig,
+    continue_prompt: GenerationConfig,
+}
 
 
 def mistake(script, *arguments) -> str:
@@ -74,21 +95,38 @@ def test_a_run_folder_is_never_overwritten_by_accident(folder, checkpoint):
     (folder / "precious").mkdir()
     (folder / "precious" / "thesis.tex").write_text("years of work")
     assert "not a run folder" in mistake(pretrain, *PRETRAIN, "--output_dir", "precious", "--overwrite")
-    assert (folder / "precious" / "thesis.tex").exists() and (checkpoint / "model.safetensors").read_bytes() == before
+    assert (folder / "precious" / "thesis.tex").exists() and (
+        checkpoint / "model.safetensors"
+    ).read_bytes() == before
 
 
 def test_finetuning_refuses(folder, checkpoint):
     def refuse(*changes) -> str:
-        return mistake(finetune, "--dataset_path", "task", "--model_checkpoint", "checkpoint", "--output_dir", "run", *changes)
+        return mistake(
+            finetune,
+            "--dataset_path",
+            "task",
+            "--model_checkpoint",
+            "checkpoint",
+            "--output_dir",
+            "run",
+            *changes,
+        )
 
     assert "--model_checkpoint corpus is not a run folder" in refuse("--model_checkpoint", "corpus")
     assert "more than the model's 16 positions" in refuse("--max_length", 17)
     assert "--num_classes 3" in refuse("--num_classes", 3)
-    assert "'sentiment'" in refuse("--label_column", "sentiment") and "--label_column" in refuse("--label_column", "sentiment")
-    assert "needs a pretrained model" in refuse("--model_checkpoint", "none", "--tokenizer", "train:100", "--adapters_dim", 4, *TINY)
+    assert "'sentiment'" in refuse("--label_column", "sentiment") and "--label_column" in refuse(
+        "--label_column", "sentiment"
+    )
+    assert "needs a pretrained model" in refuse(
+        "--model_checkpoint", "none", "--tokenizer", "train:100", "--adapters_dim", 4, *TINY
+    )
     assert "--adapters are for --tuning fusion, not full" in refuse("--adapters", "checkpoint")
     assert "flags that do: --lora_rank" in refuse("--tuning", "lora", "--adapters_dim", 4)
-    assert "--drop_last does not apply to --tuning bitfit; flags that do: none" in refuse("--tuning", "bitfit", "--drop_last")
+    assert "--drop_last does not apply to --tuning bitfit; flags that do: none" in refuse(
+        "--tuning", "bitfit", "--drop_last"
+    )
     assert "is not a classifier" in refuse("--finetuning_model_class", "HeadConfig")
     assert "does not apply to classification" in refuse("--patience_metric", "pearson")
     assert "leave --tokenizer out" in refuse("--tokenizer", "train:120")
@@ -102,7 +140,9 @@ def test_finetuning_refuses(folder, checkpoint):
 
     config = json.loads((checkpoint / "config.json").read_text())
     write_json(checkpoint / "config.json", config | {"model": config["model"] | {"embed_dim": 32}})
-    (folder / "task" / "train.jsonl").write_text('{"text": "good", "label": "good"}\n{"text": "bad", "label": "bad"}\n' * 4)
+    (folder / "task" / "train.jsonl").write_text(
+        '{"text": "good", "label": "good"}\n{"text": "bad", "label": "bad"}\n' * 4
+    )
     assert "does not fit the model" in refuse()
     (checkpoint / "model.safetensors").write_bytes(b"not weights")
     assert "cannot be read as safetensors" in refuse()
@@ -111,9 +151,26 @@ def test_finetuning_refuses(folder, checkpoint):
 def test_use_scripts_refuse(folder, checkpoint):
     assert "without a classification head" in mistake(predict, checkpoint, "a text")
     assert "not a run folder" in mistake(continue_prompt, "corpus", "the film")
-    finetune(parse_argv(FinetuningConfig, "", ["--dataset_path", "task", "--model_checkpoint", "checkpoint", "--output_dir", "run", "--n_steps", "1"]))
+    finetune(
+        parse_argv(
+            FinetuningConfig,
+            "",
+            [
+                "--dataset_path",
+                "task",
+                "--model_checkpoint",
+                "checkpoint",
+                "--output_dir",
+                "run",
+                "--n_steps",
+                "1",
+            ],
+        )
+    )
     (folder / "rows.jsonl").write_text('{"text": "good"}\n{"text": 3}\n')
-    assert "text 2 of the input: the text is not a string but 3" in mistake(predict, "run", "--input_file", "rows.jsonl")
+    assert "text 2 of the input: the text is not a string but 3" in mistake(
+        predict, "run", "--input_file", "rows.jsonl"
+    )
     (folder / "rows.jsonl").write_text('{"text": "good", "text_pair": "bad"}\n')
     assert "text 1 of the input is a pair" in mistake(predict, "run", "--input_file", "rows.jsonl")
 

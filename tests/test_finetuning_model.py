@@ -1,4 +1,5 @@
 """The classification head."""
+
 import pytest
 import torch
 
@@ -52,7 +53,13 @@ def test_a_last_layer_for_cls_alone_gives_the_same_logits_and_gradients(causal, 
     alone = model(**batch)
     torch.testing.assert_close(alone, whole, atol=1e-5, rtol=1e-5)
     trained = [one for one in model.parameters() if one.requires_grad]
-    gradients = zip(*(torch.autograd.grad(logits.logsumexp(1).sum(), trained, allow_unused=True) for logits in (alone, whole)), strict=True)
+    gradients = zip(
+        *(
+            torch.autograd.grad(logits.logsumexp(1).sum(), trained, allow_unused=True)
+            for logits in (alone, whole)
+        ),
+        strict=True,
+    )
     for one, other in gradients:
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
@@ -77,15 +84,29 @@ def test_losses_are_sums_and_lm_logits_are_computed_only_on_request(monkeypatch)
 def test_regression_is_squared_error():
     model, batch = make_model(num_outputs=1), random_batch()
     labels = torch.tensor([0.5, 2.0])
-    torch.testing.assert_close(model(**batch, labels=labels)["clf"], ((model(**batch)[:, 0] - labels) ** 2).sum())
+    torch.testing.assert_close(
+        model(**batch, labels=labels)["clf"], ((model(**batch)[:, 0] - labels) ** 2).sum()
+    )
 
 
 def test_a_class_of_the_users_own_is_trained_and_found_again(finetuning, tmp_path):
     class TwiceAsSure(TransformerWithClfHead):
         def forward(self, *args, labels=None, **kwargs):
-            return super().forward(*args, labels=labels, **kwargs) if labels is not None else 2 * super().forward(*args, **kwargs)
+            return (
+                super().forward(*args, labels=labels, **kwargs)
+                if labels is not None
+                else 2 * super().forward(*args, **kwargs)
+            )
 
-    flags = [*finetuning, "--n_steps", 1, "--finetuning_model_class", "TwiceAsSure", "--output_dir", tmp_path / "run"]
+    flags = [
+        *finetuning,
+        "--n_steps",
+        1,
+        "--finetuning_model_class",
+        "TwiceAsSure",
+        "--output_dir",
+        tmp_path / "run",
+    ]
     finetune(parse_argv(FinetuningConfig, "", list(map(str, flags))))
     model = load_finetuned(tmp_path / "run", "RUN_FOLDER")
     assert type(model) is TwiceAsSure

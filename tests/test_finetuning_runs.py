@@ -1,4 +1,5 @@
 """Fine-tuning and prediction as a user runs them: one process or two, killed and resumed, on small data."""
+
 import json
 import random
 import sys
@@ -6,17 +7,38 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from helpers.runs import NO_DROPOUT, ROOT, SHAPE, STEPS, assert_resumes_exactly, call, evaluations, launch, metrics, run
+from helpers.runs import (
+    NO_DROPOUT,
+    ROOT,
+    SHAPE,
+    STEPS,
+    assert_resumes_exactly,
+    call,
+    evaluations,
+    launch,
+    metrics,
+    run,
+)
 
 
 @pytest.mark.parametrize("lm_loss_coef", [0, 0.5])
 def test_two_finetuning_processes_equal_one(lm_loss_coef, finetuning, tmp_path):
     common = [*finetuning, *NO_DROPOUT, "--n_steps", 6, "--eval_every", 2, "--lm_loss_coef", lm_loss_coef]
     run("finetuning_train.py", *common, "--output_dir", tmp_path / "one")
-    run("finetuning_train.py", *common, "--train_batch_size", 2, "--output_dir", tmp_path / "two", launcher=launch("torch.distributed.run"))
+    run(
+        "finetuning_train.py",
+        *common,
+        "--train_batch_size",
+        2,
+        "--output_dir",
+        tmp_path / "two",
+        launcher=launch("torch.distributed.run"),
+    )
     for one, two in zip(evaluations(tmp_path / "one"), evaluations(tmp_path / "two"), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-4) and one["accuracy"] == two["accuracy"]
-    assert metrics(tmp_path / "one")["test_loss"] == pytest.approx(metrics(tmp_path / "two")["test_loss"], abs=1e-4)
+    assert metrics(tmp_path / "one")["test_loss"] == pytest.approx(
+        metrics(tmp_path / "two")["test_loss"], abs=1e-4
+    )
 
 
 # What is registered first is called last at the end of a process.
@@ -55,7 +77,23 @@ def test_finetuning_learns_and_uses_the_test_split_once(finetuned):
 
 def test_adapters_store_what_they_trained_and_find_their_base(finetuning, pretrained, task, tmp_path):
     folder = tmp_path / "adapters"
-    result = run("finetuning_train.py", *finetuning, "--adapters_dim", 8, "--pooling", "max", "--n_epochs", 20, "--lr", 0.01, "--max_norm", 1, *NO_DROPOUT, "--output_dir", folder)
+    result = run(
+        "finetuning_train.py",
+        *finetuning,
+        "--adapters_dim",
+        8,
+        "--pooling",
+        "max",
+        "--n_epochs",
+        20,
+        "--lr",
+        0.01,
+        "--max_norm",
+        1,
+        *NO_DROPOUT,
+        "--output_dir",
+        folder,
+    )
     final = metrics(folder)
     assert f"{final['n_trained']:,} of {final['n_parameters']:,} parameters train" in result.stderr
     stored = safetensors.torch.load_file(folder / "model.safetensors")
@@ -77,19 +115,45 @@ def test_adapters_store_what_they_trained_and_find_their_base(finetuning, pretra
 
 
 def test_early_stopping_restores_the_best_weights(finetuning, tmp_path):
-    common = ["--n_epochs", 30, "--patience", 2, "--lr", 0.01, "--train_subset_size", 100, "--output_dir", tmp_path / "run"]
+    common = [
+        "--n_epochs",
+        30,
+        "--patience",
+        2,
+        "--lr",
+        0.01,
+        "--train_subset_size",
+        100,
+        "--output_dir",
+        tmp_path / "run",
+    ]
     result = run("finetuning_train.py", *finetuning, *common)
     rows, final = evaluations(tmp_path / "run"), metrics(tmp_path / "run")
     best = max(row["accuracy"] for row in rows)
     assert "stopping early" in result.stderr and final["n_steps"] < 30 * 25
     assert "100 training examples" in result.stderr and final["n_labels"] == 100
-    assert final["valid_accuracy"] == best and final["best_step"] == next(row["step"] for row in rows if row["accuracy"] == best)
+    assert final["valid_accuracy"] == best and final["best_step"] == next(
+        row["step"] for row in rows if row["accuracy"] == best
+    )
     assert [row["accuracy"] < best or row["step"] > final["best_step"] for row in rows[-2:]] == [True, True]
 
 
 def test_a_resumed_run_knows_that_it_had_stopped_early(finetuning, tmp_path):
     folder = tmp_path / "run"
-    call("finetuning_train.py", *finetuning, "--lr", 0, "--eval_every", 2, "--save_every", 2, "--patience", 2, "--output_dir", folder)
+    call(
+        "finetuning_train.py",
+        *finetuning,
+        "--lr",
+        0,
+        "--eval_every",
+        2,
+        "--save_every",
+        2,
+        "--patience",
+        2,
+        "--output_dir",
+        folder,
+    )
     before = evaluations(folder), metrics(folder)["n_steps"]
     assert before[1] == 6
     call("finetuning_train.py", "--resume", folder)
@@ -106,29 +170,73 @@ def test_regression_and_pairs_from_csv(cache, tmp_path):
             n_good = generator.randint(0, 5)
             rows.append(f"{'good ' * n_good}{'bad ' * (5 - n_good)},a film,{n_good / 5 + 0.01}")
         (tmp_path / f"{split}.csv").write_text("\n".join(rows))
-    options = ["--dataset_path", tmp_path, "--dataset_cache", cache, "--model_checkpoint", "none", "--tokenizer", "train:100", *SHAPE, *STEPS]
-    run("finetuning_train.py", *options, "--lr", 3e-3, "--n_epochs", 6, "--pooling", "mean", "--output_dir", tmp_path / "run")
+    options = [
+        "--dataset_path",
+        tmp_path,
+        "--dataset_cache",
+        cache,
+        "--model_checkpoint",
+        "none",
+        "--tokenizer",
+        "train:100",
+        *SHAPE,
+        *STEPS,
+    ]
+    run(
+        "finetuning_train.py",
+        *options,
+        "--lr",
+        3e-3,
+        "--n_epochs",
+        6,
+        "--pooling",
+        "mean",
+        "--output_dir",
+        tmp_path / "run",
+    )
     final = metrics(tmp_path / "run")
     assert final["valid_pearson"] > 0.8 and final["valid_spearman"] > 0.8 and "valid_accuracy" not in final
-    predicted = run("finetuning_predict.py", tmp_path / "run", "good good good good good\ta film", "bad bad bad bad bad\ta film").stdout
+    predicted = run(
+        "finetuning_predict.py",
+        tmp_path / "run",
+        "good good good good good\ta film",
+        "bad bad bad bad bad\ta film",
+    ).stdout
     high, low = (json.loads(line)["label"] for line in predicted.splitlines())
     assert high > low
     (tmp_path / "pairs.csv").write_text("text_pair,text\na film,good good good good good\n")
-    assert json.loads(run("finetuning_predict.py", tmp_path / "run", "--input_file", tmp_path / "pairs.csv").stdout)["label"] == high
+    assert (
+        json.loads(
+            run("finetuning_predict.py", tmp_path / "run", "--input_file", tmp_path / "pairs.csv").stdout
+        )["label"]
+        == high
+    )
     alone = run("finetuning_predict.py", tmp_path / "run", "good", check=False)
     assert alone.returncode == 2 and "text 1 of the input is not a pair" in alone.stderr
 
 
 def test_prediction_reads_arguments_files_and_standard_input_in_order(finetuned, tmp_path):
-    texts = [f"the film was {'good' if index % 3 else 'bad'} {'and so on ' * (index % 7)}".strip() for index in range(200)]
+    texts = [
+        f"the film was {'good' if index % 3 else 'bad'} {'and so on ' * (index % 7)}".strip()
+        for index in range(200)
+    ]
     (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    (tmp_path / "texts.csv").write_text("id,text\n" + "".join(f"{index},{text}\n" for index, text in enumerate(texts)))
-    outputs = [run("finetuning_predict.py", finetuned, "--input_file", tmp_path / f"texts.{kind}", "--batch_size", 7).stdout for kind in ("txt", "jsonl", "csv")]
+    (tmp_path / "texts.csv").write_text(
+        "id,text\n" + "".join(f"{index},{text}\n" for index, text in enumerate(texts))
+    )
+    outputs = [
+        run(
+            "finetuning_predict.py", finetuned, "--input_file", tmp_path / f"texts.{kind}", "--batch_size", 7
+        ).stdout
+        for kind in ("txt", "jsonl", "csv")
+    ]
     outputs.append(run("finetuning_predict.py", finetuned, *texts).stdout)
     outputs.append(run("finetuning_predict.py", finetuned, stdin="\n".join(texts)).stdout)
     predictions = [[json.loads(line) for line in output.splitlines()] for output in outputs]
-    assert all([one["label"] for one in rows] == [one["label"] for one in predictions[0]] for rows in predictions)
+    assert all(
+        [one["label"] for one in rows] == [one["label"] for one in predictions[0]] for rows in predictions
+    )
     expected = ["pos" if index % 3 else "neg" for index in range(200)]
     assert sum(one["label"] == label for one, label in zip(predictions[0], expected, strict=True)) > 180
     assert run("finetuning_predict.py", finetuned, "a tab\tis no pair here").stdout

@@ -1,4 +1,5 @@
 """Who may import what: each folder knows what lies below it, and nothing above."""
+
 import ast
 import functools
 import graphlib
@@ -26,15 +27,34 @@ SCRIPTS = {
     "pretraining_train", "pretraining_generate", "finetuning_train", "finetuning_predict", "finetuning_transfer", "quickstart", "export",
 }  # fmt: skip
 # The one public function of a script (and its config) may be called by those that string scripts together.
-CALLERS = {"quickstart": {"pretraining_train", "finetuning_train"}, "finetuning_transfer": {"finetuning_train"}}
-NOT_IN_MODELS = {"ignite", "json", "pathlib", "os", "urllib", "datasets", "huggingface_hub", "safetensors", "utils"}
+CALLERS = {
+    "quickstart": {"pretraining_train", "finetuning_train"},
+    "finetuning_transfer": {"finetuning_train"},
+}
+NOT_IN_MODELS = {
+    "ignite",
+    "json",
+    "pathlib",
+    "os",
+    "urllib",
+    "datasets",
+    "huggingface_hub",
+    "safetensors",
+    "utils",
+}
 
 
 def module_of(file: Path) -> str:
     return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-FILES = {module_of(file): file for file in [*ROOT.glob("*.py"), *(one for name in LAYERS if (ROOT / name).is_dir() for one in (ROOT / name).glob("*.py"))]}
+FILES = {
+    module_of(file): file
+    for file in [
+        *ROOT.glob("*.py"),
+        *(one for name in LAYERS if (ROOT / name).is_dir() for one in (ROOT / name).glob("*.py")),
+    ]
+}
 
 
 @functools.cache
@@ -76,7 +96,9 @@ def test_scripts_do_not_import_scripts(script):
 
 
 def test_there_are_no_circles():
-    graphlib.TopologicalSorter({module: imports(module) & FILES.keys() for module in FILES}).prepare()  # CycleError
+    graphlib.TopologicalSorter(
+        {module: imports(module) & FILES.keys() for module in FILES}
+    ).prepare()  # CycleError
 
 
 @pytest.mark.parametrize("model", ["pretraining_model", "finetuning_model"])

@@ -5,9 +5,23 @@ import random
 import shutil
 
 import pytest
-from helpers.runs import NO_DROPOUT, SHAPE, STEPS, assert_resumes_exactly, call, evaluations, launch, metrics, run
+from helpers.runs import (
+    NO_DROPOUT,
+    SHAPE,
+    STEPS,
+    assert_resumes_exactly,
+    call,
+    evaluations,
+    launch,
+    metrics,
+    run,
+)
 
-NAMES, PLACES, VERBS = ["anna", "bob", "carl", "dora", "eva"], ["paris", "rome", "oslo", "bern", "lima"], ["lives", "works", "sings"]
+NAMES, PLACES, VERBS = (
+    ["anna", "bob", "carl", "dora", "eva"],
+    ["paris", "rome", "oslo", "bern", "lima"],
+    ["lives", "works", "sings"],
+)
 METRIC = {"multiple_choice": "accuracy", "tagging": "f1", "question_answering": "f1", "parsing": "las"}
 
 
@@ -19,13 +33,25 @@ def make_row(kind, number, random):
     if kind == "multiple_choice":  # places are right, names are not
         choices = [random.choice(PLACES), *random.sample(NAMES, random.randint(1, 2))]
         random.shuffle(choices)
-        return {"text": " ".join(words), "choices": choices, "label": next(index for index, one in enumerate(choices) if one in PLACES)}
+        return {
+            "text": " ".join(words),
+            "choices": choices,
+            "label": next(index for index, one in enumerate(choices) if one in PLACES),
+        }
     if kind == "tagging":
         return {"tokens": words, "tags": ["B-PER", "O", "O", "B-LOC", *["O"] * len(rest)]}
     if kind == "parsing":
-        return {"tokens": words, "head": [2, 0, 4, 2, *[2] * len(rest)], "deprel": ["nsubj", "root", "case", "obl:loc", *["dep"] * len(rest)]}
+        return {
+            "tokens": words,
+            "head": [2, 0, 4, 2, *[2] * len(rest)],
+            "deprel": ["nsubj", "root", "case", "obl:loc", *["dep"] * len(rest)],
+        }
     context = " ".join([*rest, *words] * random.randint(1, 3))
-    return {"question": "which place ?", "context": context, "answers": {"text": [place], "answer_start": [context.index(place)]}}
+    return {
+        "question": "which place ?",
+        "context": context,
+        "answers": {"text": [place], "answer_start": [context.index(place)]},
+    }
 
 
 @pytest.fixture(scope="module", params=METRIC)
@@ -38,8 +64,21 @@ def options(kind, cache, tmp_path_factory):
     """The flags of a run on a task of the kind, and the folder of the task."""
     folder, generator = tmp_path_factory.mktemp(kind), random.Random(0)
     for split, n_rows in (("train", 160), ("valid", 41), ("test", 23)):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(make_row(kind, n, generator)) + "\n" for n in range(n_rows)))
-    common = ["--dataset_path", folder, "--dataset_cache", cache, "--kind", kind, "--model_checkpoint", "none", "--tokenizer", "train:200"]
+        (folder / f"{split}.jsonl").write_text(
+            "".join(json.dumps(make_row(kind, n, generator)) + "\n" for n in range(n_rows))
+        )
+    common = [
+        "--dataset_path",
+        folder,
+        "--dataset_cache",
+        cache,
+        "--kind",
+        kind,
+        "--model_checkpoint",
+        "none",
+        "--tokenizer",
+        "train:200",
+    ]
     return [*common, *SHAPE, "--doc_stride", 8, *STEPS, "--lr", "5e-3"], folder
 
 
@@ -47,7 +86,18 @@ def options(kind, cache, tmp_path_factory):
 def trained(kind, options, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / kind
     bidirectional = ["--mlm"] if kind in ("parsing", "question_answering") else []
-    call("finetuning_train.py", *options[0], *bidirectional, *NO_DROPOUT, "--n_epochs", 10, "--train_batch_size", 8, "--output_dir", folder)
+    call(
+        "finetuning_train.py",
+        *options[0],
+        *bidirectional,
+        *NO_DROPOUT,
+        "--n_epochs",
+        10,
+        "--train_batch_size",
+        8,
+        "--output_dir",
+        folder,
+    )
     return folder
 
 
@@ -58,7 +108,12 @@ def test_it_learns(kind, trained):
 
 def test_it_predicts_what_it_learned_in_the_order_of_the_input(kind, options, trained, tmp_path):
     rows = [json.loads(line) for line in (options[1] / "test.jsonl").read_text().splitlines()]
-    predicted = [json.loads(line) for line in call("finetuning_predict.py", trained, "--input_file", options[1] / "test.jsonl").splitlines()]
+    predicted = [
+        json.loads(line)
+        for line in call(
+            "finetuning_predict.py", trained, "--input_file", options[1] / "test.jsonl"
+        ).splitlines()
+    ]
     assert len(predicted) == len(rows)
     right = {
         "multiple_choice": lambda found, row: found["label"] == row["label"] and found["choice"] == row["choices"][row["label"]],
@@ -98,7 +153,15 @@ def test_a_run_from_before_the_two_had_heads_of_their_own_predicts_the_same(kind
 def test_two_processes_equal_one(kind, options, tmp_path):
     common = [*options[0], *NO_DROPOUT, "--n_steps", 4, "--eval_every", 2]
     call("finetuning_train.py", *common, "--output_dir", tmp_path / "one")
-    run("finetuning_train.py", *common, "--train_batch_size", 2, "--output_dir", tmp_path / "two", launcher=launch("torch.distributed.run"))
+    run(
+        "finetuning_train.py",
+        *common,
+        "--train_batch_size",
+        2,
+        "--output_dir",
+        tmp_path / "two",
+        launcher=launch("torch.distributed.run"),
+    )
     for one, two in zip(evaluations(tmp_path / "one"), evaluations(tmp_path / "two"), strict=True):
         assert one == pytest.approx(two, abs=2e-3) and one["loss"] == pytest.approx(two["loss"], abs=1e-4)
 
@@ -109,7 +172,9 @@ def test_a_killed_run_resumes_to_the_same_result(kind, options, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tagging", "multiple_choice"], indirect=True)
-def test_an_auxiliary_loss_adapters_and_other_checkpoints_go_with_every_kind(kind, options, pretrained, tmp_path):
+def test_an_auxiliary_loss_adapters_and_other_checkpoints_go_with_every_kind(
+    kind, options, pretrained, tmp_path
+):
     without = [str(one) for one in options[0]]
     for flag in ("--model_checkpoint", "--tokenizer"):
         at = without.index(flag)
@@ -127,12 +192,45 @@ def test_an_auxiliary_loss_adapters_and_other_checkpoints_go_with_every_kind(kin
 def test_files_of_words_a_line_train_and_predict(cache, tmp_path):
     lines = [f"{random.Random(n).choice(NAMES)} N B-PER\nsings V O\n{n} X O\n" for n in range(60)]
     (tmp_path / "tags.conll").write_text("-DOCSTART- -X- O\n\n" + "\n".join(lines))
-    common = ["--dataset_cache", cache, "--model_checkpoint", "none", "--tokenizer", "train:150", *SHAPE, *STEPS, "--n_steps", 40, "--lr", "5e-3"]
-    call("finetuning_train.py", "--dataset_path", tmp_path / "tags.conll", "--kind", "tagging", *common, "--output_dir", tmp_path / "tagger")
+    common = [
+        "--dataset_cache",
+        cache,
+        "--model_checkpoint",
+        "none",
+        "--tokenizer",
+        "train:150",
+        *SHAPE,
+        *STEPS,
+        "--n_steps",
+        40,
+        "--lr",
+        "5e-3",
+    ]
+    call(
+        "finetuning_train.py",
+        "--dataset_path",
+        tmp_path / "tags.conll",
+        "--kind",
+        "tagging",
+        *common,
+        "--output_dir",
+        tmp_path / "tagger",
+    )
     assert metrics(tmp_path / "tagger")["valid_f1"] > 0.9
     ud = "# sent_id = {n}\n1-2\tx\t_\t_\t_\t_\t_\t_\t_\t_\n1\tanna\t_\tPROPN\t_\t_\t2\tnsubj\t_\t_\n2\tsings\t_\tVERB\t_\t_\t0\troot\t_\t_\n3\t{n}\t_\tNUM\t_\t_\t2\tdep\t_\t_\n\n"
     (tmp_path / "trees.conllu").write_text("".join(ud.format(n=n) for n in range(60)))
-    call("finetuning_train.py", "--dataset_path", tmp_path / "trees.conllu", "--kind", "parsing", *common, "--output_dir", tmp_path / "parser")
+    call(
+        "finetuning_train.py",
+        "--dataset_path",
+        tmp_path / "trees.conllu",
+        "--kind",
+        "parsing",
+        *common,
+        "--output_dir",
+        tmp_path / "parser",
+    )
     assert metrics(tmp_path / "parser")["valid_las"] > 0.9
-    parsed = call("finetuning_predict.py", tmp_path / "parser", "--input_file", tmp_path / "trees.conllu").splitlines()
+    parsed = call(
+        "finetuning_predict.py", tmp_path / "parser", "--input_file", tmp_path / "trees.conllu"
+    ).splitlines()
     assert len(parsed) == 60 and json.loads(parsed[7])["tokens"] == ["anna", "sings", "7"]

@@ -1,4 +1,5 @@
 """The transformer against its reference, and the invariants that training and evaluation rely on."""
+
 import math
 
 import pytest
@@ -12,12 +13,21 @@ from config.errors import UserError
 from config.model import TransformerConfig
 from pretraining_model import EmptySlot, TransformerWithLMHead, generate, keep_likeliest, sinusoids
 
-SHAPE = {"num_embeddings": 97, "embed_dim": 32, "hidden_dim": 64, "num_max_positions": 24, "num_heads": 4, "num_layers": 3}
+SHAPE = {
+    "num_embeddings": 97,
+    "embed_dim": 32,
+    "hidden_dim": 64,
+    "num_max_positions": 24,
+    "num_heads": 4,
+    "num_layers": 3,
+}
 
 
 def make_model(**changes) -> TransformerWithLMHead:
     torch.manual_seed(0)
-    return TransformerWithLMHead(TransformerConfig(**SHAPE | {"dropout": 0.0, "attention_dropout": 0.0} | changes)).eval()
+    return TransformerWithLMHead(
+        TransformerConfig(**SHAPE | {"dropout": 0.0, "attention_dropout": 0.0} | changes)
+    ).eval()
 
 
 def random_ids(batch: int, seq: int) -> torch.Tensor:
@@ -95,7 +105,9 @@ def test_loss_and_gradient_equal_cross_entropy_over_all_logits(causal, monkeypat
     loss.backward()
     gradients = {name: one.grad.clone() for name, one in model.named_parameters()}
     model.zero_grad()
-    reference = F.cross_entropy(model(input_ids).flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=IGNORE_INDEX)
+    reference = F.cross_entropy(
+        model(input_ids).flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=IGNORE_INDEX
+    )
     reference.backward()
     torch.testing.assert_close(loss, reference)
     for name, parameter in model.named_parameters():
@@ -123,7 +135,10 @@ def test_loss_holds_only_a_piece_of_the_logits():
 def test_loss_and_gradient_in_half_precision_are_those_in_single(dtype, shape, num_embeddings):
     """Of many tokens, whose sum no fp16 holds, and of a multilingual vocabulary, the softmax of which it does not hold either."""
     model, generator = make_model(num_embeddings=num_embeddings), torch.Generator().manual_seed(2)
-    states, labels = torch.randn(*shape, SHAPE["embed_dim"], generator=generator), torch.randint(num_embeddings, shape, generator=generator)
+    states, labels = (
+        torch.randn(*shape, SHAPE["embed_dim"], generator=generator),
+        torch.randint(num_embeddings, shape, generator=generator),
+    )
     losses, gradients = [], []
     for enabled in (False, True):
         model.zero_grad()
@@ -156,7 +171,9 @@ def test_tied_weights_stay_tied_through_save_and_load(tokenizer, tmp_path):
         before = loaded(input_ids)
         loaded.transformer.token_embeddings.weight[3] += 1  # changes the logits of token 3 wherever it occurs
     assert not torch.equal(loaded(input_ids)[..., 3], before[..., 3])
-    assert sum("embed" in name or "head" in name for name in loaded.state_dict()) == 2  # tokens and positions, no head
+    assert (
+        sum("embed" in name or "head" in name for name in loaded.state_dict()) == 2
+    )  # tokens and positions, no head
 
 
 def test_slots_are_the_identity_until_filled():
@@ -172,7 +189,9 @@ def test_slots_are_the_identity_until_filled():
 
     for layer in model.transformer.layers:
         layer.after_attention, layer.after_feed_forward = Zero(), Zero()
-    embedded = model.transformer.token_embeddings(input_ids) + model.transformer.position_embeddings.weight[:8]
+    embedded = (
+        model.transformer.token_embeddings(input_ids) + model.transformer.position_embeddings.weight[:8]
+    )
     torch.testing.assert_close(model.transformer(input_ids), model.transformer.final_norm(embedded))
 
 
@@ -184,7 +203,13 @@ def test_sinusoidal_positions_are_fixed_and_follow_the_paper():
     assert table[5, 7].item() == pytest.approx(math.cos(5 / 10000 ** (6 / 32)), abs=1e-6)
 
 
-@pytest.mark.parametrize("changes, message", [({"embed_dim": 30}, "not divisible by num_heads"), ({"embed_dim": 33, "num_heads": 1, "sinusoidal_embeddings": True}, "even")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"embed_dim": 30}, "not divisible by num_heads"),
+        ({"embed_dim": 33, "num_heads": 1, "sinusoidal_embeddings": True}, "even"),
+    ],
+)
 def test_impossible_shapes_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         make_model(**changes)
@@ -212,7 +237,9 @@ def test_generation_is_seeded_and_greedy_generation_takes_the_likeliest():
     model, prompt = make_model(), random_ids(2, 5)
 
     def sample(seed, **options):
-        return torch.stack(list(generate(model, prompt, 30, generator=torch.Generator().manual_seed(seed), **options)), 1)
+        return torch.stack(
+            list(generate(model, prompt, 30, generator=torch.Generator().manual_seed(seed), **options)), 1
+        )
 
     assert torch.equal(sample(1), sample(1)) and not torch.equal(sample(1), sample(2))
     greedy = sample(1, temperature=0)  # 5 + 30 tokens; after 24 positions it keeps the latest 12
@@ -226,7 +253,9 @@ def test_tokens_one_by_one_give_the_states_of_all_at_once():
     model, input_ids = make_model(), random_ids(2, 24)
     past = {}
     parts = [model.transformer(input_ids[:, :9], past=past)]
-    parts += [model.transformer(input_ids[:, position : position + 1], past=past) for position in range(9, 24)]
+    parts += [
+        model.transformer(input_ids[:, position : position + 1], past=past) for position in range(9, 24)
+    ]
     torch.testing.assert_close(torch.cat(parts, 1), model.transformer(input_ids), atol=1e-5, rtol=1e-5)
     with pytest.raises(UserError, match="25 tokens"):
         model.transformer(input_ids[:, :1], past=past)
@@ -234,8 +263,14 @@ def test_tokens_one_by_one_give_the_states_of_all_at_once():
 
 def test_top_k_and_top_p_keep_the_likeliest():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.05, 0.15, 0.3, 0.5]]).log()
-    assert keep_likeliest(logits, 2, 1.0).isfinite().tolist() == [[True, True, False, False], [False, False, True, True]]
-    assert keep_likeliest(logits, 0, 0.6).isfinite().tolist() == [[True, True, False, False], [False, False, True, True]]
+    assert keep_likeliest(logits, 2, 1.0).isfinite().tolist() == [
+        [True, True, False, False],
+        [False, False, True, True],
+    ]
+    assert keep_likeliest(logits, 0, 0.6).isfinite().tolist() == [
+        [True, True, False, False],
+        [False, False, True, True],
+    ]
     assert keep_likeliest(logits, 0, 0.81).isfinite().sum(1).tolist() == [3, 3]
     assert keep_likeliest(logits, 0, 1e-9).isfinite().sum(1).tolist() == [1, 1]
 

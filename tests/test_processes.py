@@ -1,4 +1,5 @@
 """Several processes: started by torchrun, by SLURM, on machines that share no folder, and fewer of them than before."""
+
 import json
 import os
 import random
@@ -69,23 +70,55 @@ def test_torchrun_counts_under_slurm(more, short_run, alone, tmp_path, monkeypat
     variables = {"SLURM_JOB_ID": "7"} | ({"SLURM_STEP_NUM_TASKS": "1"} | UNDER_SLURM | more if more else {})
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    run("finetuning_train.py", *short_run, "--train_batch_size", 2, "--output_dir", tmp_path / "two", launcher=launch("torch.distributed.run"))
+    run(
+        "finetuning_train.py",
+        *short_run,
+        "--train_batch_size",
+        2,
+        "--output_dir",
+        tmp_path / "two",
+        launcher=launch("torch.distributed.run"),
+    )
     assert_equal_runs(alone, tmp_path / "two")
 
 
 def test_srun_needs_no_torchrun(short_run, alone, tmp_path):
     common = {"SLURM_JOB_ID": str(free_port() - 15_000), "SLURM_STEP_NUM_TASKS": "2"} | UNDER_SLURM
-    command = [ROOT / "finetuning_train.py", *short_run, "--train_batch_size", 2, "--output_dir", tmp_path / "two"]
-    start_together([command] * 2, [common | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in "01"], [tmp_path] * 2)
+    command = [
+        ROOT / "finetuning_train.py",
+        *short_run,
+        "--train_batch_size",
+        2,
+        "--output_dir",
+        tmp_path / "two",
+    ]
+    start_together(
+        [command] * 2,
+        [common | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in "01"],
+        [tmp_path] * 2,
+    )
     assert_equal_runs(alone, tmp_path / "two")
     assert json.loads((tmp_path / "two" / "config.json").read_text())["world_size"] == 2
 
 
 def start_on_two_machines(*arguments, folders: list[Path]) -> None:
     """Run the fine-tuning script, one process on each machine, in its own folder."""
-    address = ["--nnodes", 2, "--nproc_per_node", 1, "--master_addr", "127.0.0.1", "--master_port", free_port()]
+    address = [
+        "--nnodes",
+        2,
+        "--nproc_per_node",
+        1,
+        "--master_addr",
+        "127.0.0.1",
+        "--master_port",
+        free_port(),
+    ]
     script = [ROOT / "finetuning_train.py", *arguments]
-    start_together([["-m", "torch.distributed.run", *address, "--node_rank", rank, *script] for rank in range(2)], [{}, {}], folders)
+    start_together(
+        [["-m", "torch.distributed.run", *address, "--node_rank", rank, *script] for rank in range(2)],
+        [{}, {}],
+        folders,
+    )
 
 
 @pytest.fixture
@@ -114,15 +147,32 @@ def test_machines_without_a_common_folder_train_several_times(short_run, machine
 
 def test_fewer_processes_go_on_with_the_same_steps(short_run, alone, tmp_path):
     folder = tmp_path / "run"
-    run("finetuning_train.py", *short_run, "--train_batch_size", 2, "--n_steps", 2, "--save_every", 2, "--output_dir", folder, launcher=launch("torch.distributed.run"))
+    run(
+        "finetuning_train.py",
+        *short_run,
+        "--train_batch_size",
+        2,
+        "--n_steps",
+        2,
+        "--save_every",
+        2,
+        "--output_dir",
+        folder,
+        launcher=launch("torch.distributed.run"),
+    )
     resumed = run("finetuning_train.py", "--resume", folder, "--n_steps", 4)
-    assert "an optimizer step keeps its 4 rows: one process takes them, at most 2 in one forward pass" in resumed.stderr
+    assert (
+        "an optimizer step keeps its 4 rows: one process takes them, at most 2 in one forward pass"
+        in resumed.stderr
+    )
     assert_equal_runs(alone, folder)
 
 
 def test_what_cannot_go_on_is_said_before_anything_is_written(short_run, alone, task, tmp_path):
     before = (alone / "config.json").read_text()
-    (tmp_path / "train.jsonl").write_text((task / "train.jsonl").read_text() + "\n" + (task / "valid.jsonl").read_text())
+    (tmp_path / "train.jsonl").write_text(
+        (task / "train.jsonl").read_text() + "\n" + (task / "valid.jsonl").read_text()
+    )
     (tmp_path / "valid.jsonl").write_text((task / "valid.jsonl").read_text())
     for flags, words in (
         (["--gradient_accumulation_steps", 2], "--gradient_accumulation_steps 2: an optimizer step"),
@@ -130,15 +180,27 @@ def test_what_cannot_go_on_is_said_before_anything_is_written(short_run, alone, 
     ):
         with pytest.raises(UserError, match=words):
             call("finetuning_train.py", "--resume", alone, *flags)
-    three = Run(FinetuningConfig(resume=str(alone), train_batch_size=4), alone, "cpu", "float32", 0, world_size=3)
+    three = Run(
+        FinetuningConfig(resume=str(alone), train_batch_size=4), alone, "cpu", "float32", 0, world_size=3
+    )
     with pytest.raises(UserError, match="4 rows, which 3 processes cannot share evenly"):
         rows_per_process(three.config, three)
     assert (alone / "config.json").read_text() == before
 
 
 def test_a_run_of_an_older_version_goes_on_as_it_was(tmp_path):
-    write_json(tmp_path / "config.json", {"world_size": 4, "arguments": {"train_batch_size": 8, "gradient_accumulation_steps": 2}})
-    fewer = Run(FinetuningConfig(resume=str(tmp_path), train_batch_size=8, gradient_accumulation_steps=2), tmp_path, "cpu", "float32", 0, world_size=2)
+    write_json(
+        tmp_path / "config.json",
+        {"world_size": 4, "arguments": {"train_batch_size": 8, "gradient_accumulation_steps": 2}},
+    )
+    fewer = Run(
+        FinetuningConfig(resume=str(tmp_path), train_batch_size=8, gradient_accumulation_steps=2),
+        tmp_path,
+        "cpu",
+        "float32",
+        0,
+        world_size=2,
+    )
     assert rows_per_process(fewer.config, fewer) == 32
     check_resumable(fewer.config, fewer, 17)
 

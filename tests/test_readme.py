@@ -3,6 +3,7 @@
 A path of the project stands between backticks and has the suffix of a source file, or a slash and, at its
 end, a suffix or another slash. Names of files in a run folder, or of the user's own, have none of that.
 """
+
 import ast
 import contextlib
 import dataclasses
@@ -44,8 +45,11 @@ RUNS = {
     "python finetuning_train.py --dataset_path my_tags.conll --kind tagging": N_STEPS,
     "python finetuning_train.py --dataset_path my_questions.jsonl"
     " --kind question_answering --label_column answer": [*N_STEPS, *QUESTIONS],
-    "python finetuning_train.py --model_checkpoint RUN_FOLDER --dataset_path my_task"
-    " --restarts 5": [*N_STEPS, "--restarts", "2"],
+    "python finetuning_train.py --model_checkpoint RUN_FOLDER --dataset_path my_task --restarts 5": [
+        *N_STEPS,
+        "--restarts",
+        "2",
+    ],
     "python finetuning_train.py --model_checkpoint hf:roberta-base --dataset_path data/mnli --tuning pfeiffer"
     " --output_dir runs/mnli": [*N_STEPS, "--model_checkpoint", "RUN_FOLDER", "--overwrite"],
     "python finetuning_train.py --model_checkpoint runs/mnli --dataset_path data/rte"
@@ -191,7 +195,10 @@ def lines_of(file: Path, names: list[str]) -> int:
 def flags_of_scripts() -> set[str]:
     """The flags of all scripts; those that are switches have a form with `no-`."""
     fields = [field for script in MAIN for field in dataclasses.fields(config_class_of(script))]
-    return {f"--{prefix}{field.name}" for field in fields for prefix in ("", "no-")} | {"--help", *(f"--{alias}" for alias in ALIASES)}
+    return {f"--{prefix}{field.name}" for field in fields for prefix in ("", "no-")} | {
+        "--help",
+        *(f"--{alias}" for alias in ALIASES),
+    }
 
 
 @pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.name)

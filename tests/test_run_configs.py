@@ -11,7 +11,65 @@ from config.presets import RUN_CONFIGS
 from finetuning_train import FinetuningConfig
 
 PUBLISHED = json.loads((Path(__file__).parent / "helpers" / "published_columns.json").read_text())
-ITRAIN = ["anli_r3", "art", "boolq", "cb", "cola", "commonsense_qa", "comqa", "conll2000", "conll2003", "conll2003_pos", "copa", "cosmos_qa", "cq", "drop", "duorc_p", "duorc_s", "emo", "emotion", "fce_error_detection", "hellaswag", "hotpotqa", "imdb", "mit_movie_trivia", "mnli", "mrpc", "multirc", "newsqa", "pmb_sem_tagging", "qnli", "qqp", "quail", "quartz", "quoref", "race", "record", "rotten_tomatoes", "rte", "scicite", "scitail", "sick", "snli", "social_i_qa", "squad", "squad_v2", "sst2", "stsb", "swag", "trec", "ud_deprel", "ud_parsing", "ud_pos", "wic", "wikihop", "winogrande", "wnli", "wnut_17", "yelp_polarity"]
+ITRAIN = [
+    "anli_r3",
+    "art",
+    "boolq",
+    "cb",
+    "cola",
+    "commonsense_qa",
+    "comqa",
+    "conll2000",
+    "conll2003",
+    "conll2003_pos",
+    "copa",
+    "cosmos_qa",
+    "cq",
+    "drop",
+    "duorc_p",
+    "duorc_s",
+    "emo",
+    "emotion",
+    "fce_error_detection",
+    "hellaswag",
+    "hotpotqa",
+    "imdb",
+    "mit_movie_trivia",
+    "mnli",
+    "mrpc",
+    "multirc",
+    "newsqa",
+    "pmb_sem_tagging",
+    "qnli",
+    "qqp",
+    "quail",
+    "quartz",
+    "quoref",
+    "race",
+    "record",
+    "rotten_tomatoes",
+    "rte",
+    "scicite",
+    "scitail",
+    "sick",
+    "snli",
+    "social_i_qa",
+    "squad",
+    "squad_v2",
+    "sst2",
+    "stsb",
+    "swag",
+    "trec",
+    "ud_deprel",
+    "ud_parsing",
+    "ud_pos",
+    "wic",
+    "wikihop",
+    "winogrande",
+    "wnli",
+    "wnut_17",
+    "yelp_polarity",
+]
 GONE = ["comqa", "cq", "fce_error_detection", "pmb_sem_tagging"]
 N_ROWS = 24
 CONTEXT = "The fox number {n} lives in Paris, far from the dog."
@@ -50,15 +108,27 @@ def value(task, column, kind, n):
     found = found[n % len(found)] if isinstance(found, tuple) else found
     found = None if isinstance(found, str) and kind != "string" else found
     if column == "answers" and found is None:
-        found = {"text": ["Paris"], "answer_start": [CONTEXT.format(n=n).index("Paris")]} if isinstance(kind, dict) else ["Paris"]
+        found = (
+            {"text": ["Paris"], "answer_start": [CONTEXT.format(n=n).index("Paris")]}
+            if isinstance(kind, dict)
+            else ["Paris"]
+        )
     if isinstance(kind, dict) and found is None:
         return {name: value(task, name, inner, n) for name, inner in kind.items()}
     if found is not None:
-        return [one.format(n=n) for one in found] if column == "supports" else found.format(n=n) if isinstance(found, str) else found
+        return (
+            [one.format(n=n) for one in found]
+            if column == "supports"
+            else found.format(n=n)
+            if isinstance(found, str)
+            else found
+        )
     if kind.startswith("list<ClassLabel"):
         return [(n + index) % 2 for index in range(5)]
     if kind.startswith("ClassLabel"):
-        return 1 + n % 2 if task == "art" else n % len(class_names(kind))  # art has a class 0 that no row is of
+        return (
+            1 + n % 2 if task == "art" else n % len(class_names(kind))
+        )  # art has a class 0 that no row is of
     return {
         "string": f"some words number {n} of {column}", "int": n % 2, "float": 0.5 + n % 3, "bool": n % 2 == 0, "list<int>": [n % 2] * 5,
         "list<string>": [f"w{n}", "a", "b", "c", "."],
@@ -96,9 +166,14 @@ def published(tmp_path_factory):
         folder = root / "datasets" / f"{one['repository']}{at}"
         (root / "datasets" / one["repository"]).mkdir(parents=True, exist_ok=True)
         config = one["config"] or "default"
-        features = datasets.Features({column: feature(datasets, kind) for column, kind in one["columns"].items()})
+        features = datasets.Features(
+            {column: feature(datasets, kind) for column, kind in one["columns"].items()}
+        )
         for number, split in enumerate(one["splits"]):
-            rows = [{c: value(name, c, kind, number * N_ROWS + n) for c, kind in one["columns"].items()} for n in range(N_ROWS)]
+            rows = [
+                {c: value(name, c, kind, number * N_ROWS + n) for c, kind in one["columns"].items()}
+                for n in range(N_ROWS)
+            ]
             file = folder / config / split / "0000.parquet"
             file.parent.mkdir(parents=True, exist_ok=True)
             datasets.Dataset.from_list(rows, features=features).to_parquet(file)
@@ -159,7 +234,9 @@ def test_run_configs_fit_the_flags_and_have_itrains_hyperparameters(name):
 def test_a_task_whose_data_is_gone_says_so(name, capsys):
     with pytest.raises(SystemExit, match="2"):
         parse_arguments(FinetuningConfig, "", [name])
-    assert re.search(rf"{name}\.json: the data of this task can no longer be had. \w+", capsys.readouterr().err)
+    assert re.search(
+        rf"{name}\.json: the data of this task can no longer be had. \w+", capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED.keys() - {"imdb", "rotten_tomatoes"}))
@@ -167,7 +244,9 @@ def test_every_task_trains_a_step_on_rows_as_published(name, trained):
     found = trained[name]
     assert "error" not in found, found["error"]
     assert found["metrics"]["n_steps"] == 1 and f"valid_{found['metric']}" in found["metrics"]
-    label = PUBLISHED[name]["columns"].get(json.loads((RUN_CONFIGS / f"{name}.json").read_text()).get("label_column", "label"))
+    label = PUBLISHED[name]["columns"].get(
+        json.loads((RUN_CONFIGS / f"{name}.json").read_text()).get("label_column", "label")
+    )
     if isinstance(label, str) and label.startswith("ClassLabel") and found["labels"]:
         assert set(found["labels"]) == set(class_names(label)), "labels have their published names"
 
@@ -175,14 +254,23 @@ def test_every_task_trains_a_step_on_rows_as_published(name, trained):
 def test_texts_are_made_as_the_tasks_want_them(trained):
     texts = {name: one["texts"] for name, one in trained.items()}
     assert texts["winogrande"][0].startswith("The some words number") and "_" not in texts["winogrande"][0]
-    assert texts["race"][1].startswith("Where does the Rome live?") and texts["race"][3].startswith("Where does the Paris live?")
+    assert texts["race"][1].startswith("Where does the Rome live?") and texts["race"][3].startswith(
+        "Where does the Paris live?"
+    )
     assert texts["copa"][1].startswith("What was the cause? some words")
     assert texts["art"][0].endswith("of hypothesis_1") and texts["art"][1].endswith("of observation_2")
-    assert texts["record"][1].startswith("The fox lives in Rome") and trained["record"]["row"]["label"] == [2, 0]
+    assert texts["record"][1].startswith("The fox lives in Rome") and trained["record"]["row"]["label"] == [
+        2,
+        0,
+    ]
     assert texts["commonsense_qa"][1] == "Rome" and trained["commonsense_qa"]["row"]["label"] == [1]
     assert trained["social_i_qa"]["row"]["label"] == [2] and trained["winogrande"]["row"]["label"] == [1]
     assert trained["emo"]["row"]["label"] == "sad" and trained["hellaswag"]["row"]["label"] == [1]
     for name in ("squad", "drop", "wikihop", "hotpotqa"):
         first, last = trained[name]["row"]["span"]
         assert texts[name][1][first:last] == "Paris"
-    assert trained["ud_parsing"]["row"] == {"text": ["w0", "a", "b", "c", "."], "heads": [2, 0, 2, 5, 3], "label": ["det", "root", "nmod", "case", "obj"]}
+    assert trained["ud_parsing"]["row"] == {
+        "text": ["w0", "a", "b", "c", "."],
+        "heads": [2, 0, 2, 5, 3],
+        "label": ["det", "root", "nmod", "case", "obj"],
+    }

@@ -1,4 +1,5 @@
 """Slower proofs: `make test-slow`."""
+
 import pytest
 from helpers.runs import NO_DROPOUT, call, evaluations, run
 from torch._dynamo.utils import counters
@@ -10,7 +11,9 @@ def test_a_compiled_model_learns_the_same(pretraining, tmp_path):
     common = [*pretraining, *NO_DROPOUT, "--n_steps", 10, "--eval_every", 5]
     run("pretraining_train.py", *common, "--output_dir", tmp_path / "eager")
     run("pretraining_train.py", *common, "--compile", "--output_dir", tmp_path / "compiled")
-    for eager, compiled in zip(evaluations(tmp_path / "eager"), evaluations(tmp_path / "compiled"), strict=True):
+    for eager, compiled in zip(
+        evaluations(tmp_path / "eager"), evaluations(tmp_path / "compiled"), strict=True
+    ):
         assert eager["loss"] == pytest.approx(compiled["loss"], abs=1e-4)
 
 
@@ -18,9 +21,18 @@ def test_a_compiled_classifier_learns_the_same_from_changing_lengths(finetuning,
     common = [*finetuning, *NO_DROPOUT, "--n_steps", 20, "--eval_every", 10, "--lm_loss_coef", 0.5]
     call("finetuning_train.py", *common, "--output_dir", tmp_path / "eager")
     counters.clear()
-    call("finetuning_train.py", *common, "--compile", "--gradient_checkpointing", "--output_dir", tmp_path / "compiled")
+    call(
+        "finetuning_train.py",
+        *common,
+        "--compile",
+        "--gradient_checkpointing",
+        "--output_dir",
+        tmp_path / "compiled",
+    )
     assert 1 <= counters["stats"]["unique_graphs"] <= 6
-    for eager, compiled in zip(evaluations(tmp_path / "eager"), evaluations(tmp_path / "compiled"), strict=True):
+    for eager, compiled in zip(
+        evaluations(tmp_path / "eager"), evaluations(tmp_path / "compiled"), strict=True
+    ):
         assert eager["loss"] == pytest.approx(compiled["loss"], abs=1e-3)
 
 

@@ -1,4 +1,5 @@
 """What all runs share: messages, and where there is no POSIX."""
+
 import io
 import json
 import logging

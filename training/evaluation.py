@@ -1,4 +1,5 @@
 """Evaluations during training, and the best weights that they find."""
+
 import math
 from collections.abc import Callable
 
@@ -14,7 +15,14 @@ from utils import Run, from_main, show
 class BestWeights:
     """Keeps the weights of the best evaluation so far in model.safetensors, and counts those that did not improve."""
 
-    def __init__(self, run: Run, weights: Callable[[], dict[str, Tensor]], metric: str, higher_is_better: bool, patience: int = 0):
+    def __init__(
+        self,
+        run: Run,
+        weights: Callable[[], dict[str, Tensor]],
+        metric: str,
+        higher_is_better: bool,
+        patience: int = 0,
+    ):
         self.run, self.weights, self.metric, self.patience = run, weights, metric, patience
         self.sign = 1 if higher_is_better else -1
         self.best: dict[str, float] = {}
@@ -25,7 +33,9 @@ class BestWeights:
         """Take note of an evaluation."""
         self.last_step, value = step, metrics[self.metric]
         if math.isnan(value):
-            raise UserError(f"the {self.metric} is not a number at step {step}: training diverged; lower --lr or raise --n_warmup")
+            raise UserError(
+                f"the {self.metric} is not a number at step {step}: training diverged; lower --lr or raise --n_warmup"
+            )
         if self.best and self.sign * value <= self.sign * self.best[self.metric]:
             self.n_without_progress += 1
             return
@@ -44,7 +54,11 @@ class BestWeights:
 
     def load_state_dict(self, state: dict) -> None:
         """From the checkpoint."""
-        self.best, self.last_step, self.n_without_progress = state["best"], state["last_step"], state["n_without_progress"]
+        self.best, self.last_step, self.n_without_progress = (
+            state["best"],
+            state["last_step"],
+            state["n_without_progress"],
+        )
 
 
 def attach_evaluation(

@@ -1,4 +1,5 @@
 """The loop that all training scripts share."""
+
 import math
 import sys
 from collections import defaultdict
@@ -99,7 +100,9 @@ def attach_unfreezing(trainer: Engine, model: TrainableModel, every: int) -> Non
 def attach_logging(trainer: Engine, optimizers: list, run: Run, log_every: int) -> Progress:
     """Progress bar and TensorBoard: loss, learning rates, gradient norm, tokens/s."""
     progress = Progress()
-    progress.timer.attach(trainer, start=Events.STARTED, resume=Events.GET_BATCH_STARTED, pause=Events.ITERATION_COMPLETED)
+    progress.timer.attach(
+        trainer, start=Events.STARTED, resume=Events.GET_BATCH_STARTED, pause=Events.ITERATION_COMPLETED
+    )
     sums: dict[str, Tensor | float] = defaultdict(float)  # tensors: adding them up waits for nothing
 
     @trainer.on(Events.ITERATION_COMPLETED)
@@ -116,16 +119,24 @@ def attach_logging(trainer: Engine, optimizers: list, run: Run, log_every: int) 
         speed = (n_tokens - sums["n_tokens_before"]) / max(1e-9, seconds - sums["seconds_before"])
         sums.update(loss=0.0, n_steps=0, n_tokens_before=n_tokens, seconds_before=seconds)
         engine.state.metrics |= {"loss": loss, "tok/s": round(speed)}
-        scalars = {"loss": loss, "grad_norm": float(engine.state.output["grad_norm"]), "tokens_per_second": speed}
+        scalars = {
+            "loss": loss,
+            "grad_norm": float(engine.state.output["grad_norm"]),
+            "tokens_per_second": speed,
+        }
         names = ("lr", "muon_lr")
-        scalars |= {name: optimizer.param_groups[0]["lr"] for name, optimizer in zip(names, optimizers, strict=False)}
+        scalars |= {
+            name: optimizer.param_groups[0]["lr"] for name, optimizer in zip(names, optimizers, strict=False)
+        }
         run.log_scalars("training", engine.state.iteration, scalars)
         if not sys.stderr.isatty() and engine.state.iteration % (10 * log_every) == 0:  # no bar in a log file
             show(f"step {engine.state.iteration}: training loss {loss:.4g}, {speed:,.0f} tokens/s")
 
     if run.is_main:
         bar = ProgressBar(persist=True, disable=None)
-        bar.attach(trainer, metric_names=["loss", "tok/s"], event_name=Events.ITERATION_COMPLETED(every=log_every))
+        bar.attach(
+            trainer, metric_names=["loss", "tok/s"], event_name=Events.ITERATION_COMPLETED(every=log_every)
+        )
     return progress
 
 
@@ -134,7 +145,9 @@ def run_to_the_end(trainer: Engine, batches: Batches, best: BestWeights, n_steps
     if trainer.state.iteration < n_steps and not best.is_stopped_early:
         trainer.add_event_handler(Events.ITERATION_COMPLETED(once=n_steps), lambda engine: engine.terminate())
         n_epochs = math.ceil(n_steps / len(batches))
-        trainer.run(batches.starting_at(trainer.state.iteration), max_epochs=n_epochs, epoch_length=len(batches))
+        trainer.run(
+            batches.starting_at(trainer.state.iteration), max_epochs=n_epochs, epoch_length=len(batches)
+        )
     else:
         trainer.fire_event(Events.STARTED)
         trainer.fire_event(Events.COMPLETED)

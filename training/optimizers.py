@@ -1,4 +1,5 @@
 """Optimizers and their learning rates."""
+
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,9 @@ class TrainableModel(Protocol):
 
     def parameter_depths(self) -> dict[str, int]: ...  # layers between a parameter and the output
 
-    def hidden_matrices(self) -> dict[str, int]: ...  # matrices of hidden layers, and how many are stacked in each
+    def hidden_matrices(
+        self,
+    ) -> dict[str, int]: ...  # matrices of hidden layers, and how many are stacked in each
 
 
 class Muon(torch.optim.Optimizer):
@@ -31,8 +34,24 @@ class Muon(torch.optim.Optimizer):
 
     COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
-    def __init__(self, groups: list[dict], lr: float, momentum: float = 0.95, weight_decay: float = 0.0, n_iterations: int = 5):
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "n_iterations": n_iterations, "n_blocks": 1})
+    def __init__(
+        self,
+        groups: list[dict],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        n_iterations: int = 5,
+    ):
+        super().__init__(
+            groups,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "weight_decay": weight_decay,
+                "n_iterations": n_iterations,
+                "n_blocks": 1,
+            },
+        )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -43,11 +62,15 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     update = self._momentum(parameter, group["momentum"])
-                    blocks = zip(parameter.chunk(group["n_blocks"]), update.chunk(group["n_blocks"]), strict=True)
+                    blocks = zip(
+                        parameter.chunk(group["n_blocks"]), update.chunk(group["n_blocks"]), strict=True
+                    )
                     for block, block_update in blocks:
                         by_shape[block.shape].append((block, block_update))
             for (n_rows, n_columns), pairs in by_shape.items():
-                directions = self.orthogonalize(torch.stack([update for _, update in pairs]), group["n_iterations"])
+                directions = self.orthogonalize(
+                    torch.stack([update for _, update in pairs]), group["n_iterations"]
+                )
                 scale = -group["lr"] * math.sqrt(max(1, n_rows / n_columns))
                 for (block, _), direction in zip(pairs, directions, strict=True):
                     block.add_(direction, alpha=scale)
@@ -97,11 +120,15 @@ def build_optimizers(model: TrainableModel, config: OptimizationArguments) -> li
     def blocks(name: str) -> dict:
         return {"weight_decay": config.weight_decay, "n_blocks": stacked[name]}
 
-    rest = [name for name in trained if name not in hidden]  # lists: a checkpoint knows parameters by their order
+    rest = [
+        name for name in trained if name not in hidden
+    ]  # lists: a checkpoint knows parameters by their order
     is_fused = next(iter(trained.values())).device.type in ("cuda", "cpu")
     optimizers = [torch.optim.AdamW(groups(rest, config.lr, decay), betas=(0.9, 0.95), fused=is_fused)]
     if hidden:
-        optimizers.append(Muon(groups(hidden, config.muon_lr, blocks), lr=config.muon_lr, momentum=config.muon_momentum))
+        optimizers.append(
+            Muon(groups(hidden, config.muon_lr, blocks), lr=config.muon_lr, momentum=config.muon_momentum)
+        )
     return optimizers
 
 

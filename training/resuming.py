@@ -1,4 +1,5 @@
 """Checkpoints of a training, and what has to be the same for it to go on from one."""
+
 from pathlib import Path
 from typing import Protocol
 
@@ -7,7 +8,14 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, DiskSaver
 
-from checkpoints.files import CHECKPOINTS, EVALUATIONS, as_json, atomic_write, read_evaluations, read_run_config
+from checkpoints.files import (
+    CHECKPOINTS,
+    EVALUATIONS,
+    as_json,
+    atomic_write,
+    read_evaluations,
+    read_run_config,
+)
 from config.errors import UserError
 from config.groups import OptimizationArguments
 from training.step import Batches
@@ -25,7 +33,10 @@ def rows_per_process(config: OptimizationArguments, run: Run) -> int:
         return asked
     before = from_main(lambda: read_run_config(run.folder, "--resume"))
     arguments = before["arguments"]
-    n_rows = before.get("rows_per_step") or before["world_size"] * arguments["train_batch_size"] * arguments["gradient_accumulation_steps"]
+    n_rows = (
+        before.get("rows_per_step")
+        or before["world_size"] * arguments["train_batch_size"] * arguments["gradient_accumulation_steps"]
+    )
     n_own, left = divmod(n_rows, run.world_size)
     if left:
         raise UserError(
@@ -38,8 +49,14 @@ def rows_per_process(config: OptimizationArguments, run: Run) -> int:
             " when it is resumed; leave the flag out"
         )
     if n_own != asked or run.world_size != before["world_size"]:
-        each = f"each of {run.world_size} processes takes {n_own}" if run.world_size > 1 else "one process takes them"
-        show(f"an optimizer step keeps its {n_rows} rows: {each}, at most {min(n_own, config.train_batch_size)} in one forward pass")
+        each = (
+            f"each of {run.world_size} processes takes {n_own}"
+            if run.world_size > 1
+            else "one process takes them"
+        )
+        show(
+            f"an optimizer step keeps its {n_rows} rows: {each}, at most {min(n_own, config.train_batch_size)} in one forward pass"
+        )
     return n_own
 
 
@@ -80,7 +97,9 @@ class Saver(DiskSaver):
 def attach_checkpoints(trainer: Engine, state: dict, run: Run, save_every: int) -> None:
     """Save the training state every `save_every` steps, the last two kept; in a resumed run, load the newest one."""
     saver = Saver(str(run.folder / CHECKPOINTS), create_dir=True, require_empty=False)
-    checkpoint = Checkpoint(state, saver, n_saved=2, global_step_transform=lambda *_: trainer.state.iteration, include_self=True)
+    checkpoint = Checkpoint(
+        state, saver, n_saved=2, global_step_transform=lambda *_: trainer.state.iteration, include_self=True
+    )
     if run.is_resumed:
         resume(run, state | {"checkpointer": checkpoint})
     trainer.add_event_handler(Events.ITERATION_COMPLETED(every=save_every), checkpoint)
@@ -91,9 +110,13 @@ def resume(run: Run, state: dict) -> None:
     file = from_main(lambda: newest(run.folder / CHECKPOINTS))
     if file:
         try:
-            Checkpoint.load_objects(state, from_main(lambda: torch.load(file, map_location="cpu", weights_only=True)))
+            Checkpoint.load_objects(
+                state, from_main(lambda: torch.load(file, map_location="cpu", weights_only=True))
+            )
         except Exception as error:
-            raise UserError(f"{file} cannot be resumed from: {str(error).splitlines()[0]}; delete it to use the one before") from error
+            raise UserError(
+                f"{file} cannot be resumed from: {str(error).splitlines()[0]}; delete it to use the one before"
+            ) from error
     step = state["trainer"].state.iteration
     show(f"resuming after step {step}")
     if run.is_main:

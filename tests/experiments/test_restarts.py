@@ -1,4 +1,5 @@
 """Several seeds of one configuration: each a run of its own, none done twice, and a summary that a run folder is made of."""
+
 import json
 import math
 import shutil
@@ -21,7 +22,23 @@ def start(*flags) -> dict:
 @pytest.fixture(scope="module")
 def restarted(finetuning, tmp_path_factory):
     folder = tmp_path_factory.mktemp("restarts") / "run"
-    start(*finetuning, "--n_steps", 12, "--eval_every", 4, "--save_every", 3, "--seed", 5, "--restarts", 3, "--tuning", "pfeiffer", "--output_dir", folder)
+    start(
+        *finetuning,
+        "--n_steps",
+        12,
+        "--eval_every",
+        4,
+        "--save_every",
+        3,
+        "--seed",
+        5,
+        "--restarts",
+        3,
+        "--tuning",
+        "pfeiffer",
+        "--output_dir",
+        folder,
+    )
     return folder
 
 
@@ -29,13 +46,31 @@ def test_the_summary_has_means_deviations_and_each_seed(restarted, finetuning, t
     summary, single = metrics(restarted), [metrics(restarted / f"restart_{seed}") for seed in (5, 6, 7)]
     for name in ("valid_accuracy", "valid_loss", "test_loss"):
         values = [one[name] for one in single]
-        assert summary[name] == pytest.approx(statistics.mean(values)) and summary[f"{name}_std"] == pytest.approx(statistics.stdev(values))
+        assert summary[name] == pytest.approx(statistics.mean(values)) and summary[
+            f"{name}_std"
+        ] == pytest.approx(statistics.stdev(values))
     assert len({one["valid_loss"] for one in single}) == 3
     assert summary["restarts"] == [{"seed": seed} | one for seed, one in zip((5, 6, 7), single, strict=True)]
     assert summary["n_steps"] == 12 and "n_steps_std" not in summary
 
-    start(*finetuning, "--n_steps", 12, "--eval_every", 4, "--save_every", 3, "--seed", 6, "--tuning", "pfeiffer", "--output_dir", tmp_path / "alone")
-    assert same_weights(tmp_path / "alone", restarted / "restart_6"), "a restart is what a run with its seed is"
+    start(
+        *finetuning,
+        "--n_steps",
+        12,
+        "--eval_every",
+        4,
+        "--save_every",
+        3,
+        "--seed",
+        6,
+        "--tuning",
+        "pfeiffer",
+        "--output_dir",
+        tmp_path / "alone",
+    )
+    assert same_weights(tmp_path / "alone", restarted / "restart_6"), (
+        "a restart is what a run with its seed is"
+    )
 
 
 def test_the_folder_of_the_whole_is_the_best_of_them(restarted):
@@ -58,7 +93,9 @@ def test_finished_restarts_are_kept_and_a_killed_one_goes_on(restarted, tmp_path
         assert one["valid_loss"] == other["valid_loss"] and one["seed"] == other["seed"]
     assert (copy / "restart_5" / "metrics.json").stat().st_mtime_ns == written
     assert same_weights(restarted / "restart_7", copy / "restart_7") and same_weights(restarted, copy)
-    assert [row["seed"] for row in start("--resume", copy, "--restarts", 4)["restarts"]] == [5, 6, 7, 8], "and more may be added"
+    assert [row["seed"] for row in start("--resume", copy, "--restarts", 4)["restarts"]] == [5, 6, 7, 8], (
+        "and more may be added"
+    )
 
 
 def test_a_metric_that_is_no_number_spoils_no_summary():
@@ -75,9 +112,19 @@ def test_a_metric_that_is_no_number_spoils_no_summary():
 def test_two_processes_restart_like_one(finetuning, tmp_path):
     common = [*finetuning, *NO_DROPOUT, "--n_steps", 3, "--restarts", 2]
     start(*common, "--output_dir", tmp_path / "one")
-    run("finetuning_train.py", *common, "--train_batch_size", 2, "--output_dir", tmp_path / "two", launcher=launch("torch.distributed.run"))
+    run(
+        "finetuning_train.py",
+        *common,
+        "--train_batch_size",
+        2,
+        "--output_dir",
+        tmp_path / "two",
+        launcher=launch("torch.distributed.run"),
+    )
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
-    assert one["valid_loss"] == pytest.approx(two["valid_loss"], abs=1e-4) and one["valid_loss_std"] == pytest.approx(two["valid_loss_std"], abs=1e-4)
+    assert one["valid_loss"] == pytest.approx(two["valid_loss"], abs=1e-4) and one[
+        "valid_loss_std"
+    ] == pytest.approx(two["valid_loss_std"], abs=1e-4)
     assert json.loads((tmp_path / "two" / "config.json").read_text())["world_size"] == 2
 
 

@@ -1,4 +1,5 @@
 """Sequential transfer: what a target starts from, and a grid of cells that may be killed, shared and added to."""
+
 import csv
 import json
 import os
@@ -24,26 +25,61 @@ from finetuning_train import FinetuningConfig, finetune
 from finetuning_transfer import TransferConfig, draw_heat_map, main, transfer
 
 SCRIPT = "finetuning_transfer.py"
-FLAGS = [*STEPS, "--lr", "3e-3", "--n_steps", "6", "--eval_every", "3", "--save_every", "2", "--tuning", "pfeiffer", "--adapters_dim", "4"]
+FLAGS = [
+    *STEPS,
+    "--lr",
+    "3e-3",
+    "--n_steps",
+    "6",
+    "--eval_every",
+    "3",
+    "--save_every",
+    "2",
+    "--tuning",
+    "pfeiffer",
+    "--adapters_dim",
+    "4",
+]
 
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> Path:
     """Three tasks with classes told apart by words."""
     folder, generator = tmp_path_factory.mktemp("tasks"), random.Random(3)
-    for name, words in {"one": ("good", "bad"), "two": ("film", "story", "kind"), "three": ("bad", "good")}.items():
+    for name, words in {
+        "one": ("good", "bad"),
+        "two": ("film", "story", "kind"),
+        "three": ("bad", "good"),
+    }.items():
         (folder / name).mkdir()
         for split, n_rows in (("train", 40), ("valid", 21)):
-            rows = [{"text": " ".join([*generator.choices(WORDS[8:], k=8), words[index % len(words)]]), "label": index % len(words)} for index in range(n_rows)]
+            rows = [
+                {
+                    "text": " ".join([*generator.choices(WORDS[8:], k=8), words[index % len(words)]]),
+                    "label": index % len(words),
+                }
+                for index in range(n_rows)
+            ]
             (folder / name / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
 
 
 @pytest.fixture(scope="module")
 def grid_map(tasks) -> dict:
-    one, two = str(tasks / "one"), {"name": "second", "dataset_path": str(tasks / "two"), "train_subset_size": 30}
-    targets = {"second": {"dataset_path": str(tasks / "two"), "sizes": [9, 18]}, str(tasks / "three"): {"metric": "eval_loss"}}
-    return {"description": "for a test", "from": [one, two], "fusion": {"both": ["one", "second"]}, "to": targets}
+    one, two = (
+        str(tasks / "one"),
+        {"name": "second", "dataset_path": str(tasks / "two"), "train_subset_size": 30},
+    )
+    targets = {
+        "second": {"dataset_path": str(tasks / "two"), "sizes": [9, 18]},
+        str(tasks / "three"): {"metric": "eval_loss"},
+    }
+    return {
+        "description": "for a test",
+        "from": [one, two],
+        "fusion": {"both": ["one", "second"]},
+        "to": targets,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -82,43 +118,109 @@ def stored(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize("tuning", ["full", "pfeiffer", "houlsby", "lora", "bitfit"])
-def test_a_target_starts_from_the_weights_of_the_source_with_a_new_head(tuning, tasks, pretrained, cache, tmp_path):
+def test_a_target_starts_from_the_weights_of_the_source_with_a_new_head(
+    tuning, tasks, pretrained, cache, tmp_path
+):
     def tune(*flags):
-        common = ["--dataset_cache", cache, *FLAGS, "--adapters_dim", 0, "--tuning", tuning, "--n_steps", 2, *flags]
+        common = [
+            "--dataset_cache",
+            cache,
+            *FLAGS,
+            "--adapters_dim",
+            0,
+            "--tuning",
+            tuning,
+            "--n_steps",
+            2,
+            *flags,
+        ]
         finetune(parse_argv(FinetuningConfig, "", list(map(str, common))))
 
-    tune("--model_checkpoint", pretrained, "--dataset_path", tasks / "two", "--output_dir", tmp_path / "source")
-    tune("--model_checkpoint", tmp_path / "source", "--dataset_path", tasks / "three", "--n_steps", 0, "--output_dir", tmp_path / "target")
+    tune(
+        "--model_checkpoint", pretrained, "--dataset_path", tasks / "two", "--output_dir", tmp_path / "source"
+    )
+    tune(
+        "--model_checkpoint",
+        tmp_path / "source",
+        "--dataset_path",
+        tasks / "three",
+        "--n_steps",
+        0,
+        "--output_dir",
+        tmp_path / "target",
+    )
     source, target, base = stored(tmp_path / "source"), stored(tmp_path / "target"), stored(pretrained)
     assert source.keys() == target.keys() and target["classification_head.weight"].size(0) == 2
     kept = [name for name in source if not name.startswith("classification_head.")]
     assert kept and all(torch.equal(source[name], target[name]) for name in kept)
-    assert any(name not in base or not torch.equal(source[name], base[name]) for name in kept), "the source has learned something"
+    assert any(name not in base or not torch.equal(source[name], base[name]) for name in kept), (
+        "the source has learned something"
+    )
 
-    about = [json.loads((tmp_path / name / "config.json").read_text())["base"] for name in ("source", "target")]
-    assert about[0] == (about[1] and about[1] | {"relative_path": about[0]["relative_path"]}), "the base is the original one"
+    about = [
+        json.loads((tmp_path / name / "config.json").read_text())["base"] for name in ("source", "target")
+    ]
+    assert about[0] == (about[1] and about[1] | {"relative_path": about[0]["relative_path"]}), (
+        "the base is the original one"
+    )
 
 
 def test_adapters_may_be_put_on_a_source_that_was_trained_in_full(tasks, pretrained, cache, tmp_path):
     def tune(*flags):
-        return finetune(parse_argv(FinetuningConfig, "", list(map(str, ["--dataset_cache", cache, *STEPS, "--n_steps", 2, *flags]))))
+        return finetune(
+            parse_argv(
+                FinetuningConfig,
+                "",
+                list(map(str, ["--dataset_cache", cache, *STEPS, "--n_steps", 2, *flags])),
+            )
+        )
 
-    tune("--model_checkpoint", pretrained, "--dataset_path", tasks / "two", "--output_dir", tmp_path / "source")
-    tune("--model_checkpoint", tmp_path / "source", "--dataset_path", tasks / "three", "--tuning", "houlsby", "--output_dir", tmp_path / "target")
-    model, source = load_finetuned(tmp_path / "target", "RUN_FOLDER").state_dict(), stored(tmp_path / "source")
-    assert torch.equal(model["transformer.token_embeddings.weight"], source["transformer.token_embeddings.weight"])
+    tune(
+        "--model_checkpoint", pretrained, "--dataset_path", tasks / "two", "--output_dir", tmp_path / "source"
+    )
+    tune(
+        "--model_checkpoint",
+        tmp_path / "source",
+        "--dataset_path",
+        tasks / "three",
+        "--tuning",
+        "houlsby",
+        "--output_dir",
+        tmp_path / "target",
+    )
+    model, source = (
+        load_finetuned(tmp_path / "target", "RUN_FOLDER").state_dict(),
+        stored(tmp_path / "source"),
+    )
+    assert torch.equal(
+        model["transformer.token_embeddings.weight"], source["transformer.token_embeddings.weight"]
+    )
     assert model["classification_head.weight"].size(0) == 2
 
 
 def test_adapters_go_on_only_as_they_were_trained(grid, tasks, cache, tmp_path):
     def refuse(*flags) -> str:
-        common = ["--dataset_path", tasks / "three", "--dataset_cache", cache, "--model_checkpoint", grid / "sources/42/one", "--output_dir", tmp_path / "run"]
+        common = [
+            "--dataset_path",
+            tasks / "three",
+            "--dataset_cache",
+            cache,
+            "--model_checkpoint",
+            grid / "sources/42/one",
+            "--output_dir",
+            tmp_path / "run",
+        ]
         with pytest.raises(UserError) as error:
             finetune(parse_argv(FinetuningConfig, "", list(map(str, [*common, *flags]))))
         assert not (tmp_path / "run").exists()
         return str(error.value)
 
-    for flags in ([], ["--tuning", "lora"], ["--tuning", "pfeiffer"], ["--tuning", "pfeiffer", "--adapters_dim", 4, "--drop_last"]):
+    for flags in (
+        [],
+        ["--tuning", "lora"],
+        ["--tuning", "pfeiffer"],
+        ["--tuning", "pfeiffer", "--adapters_dim", 4, "--drop_last"],
+    ):
         assert "add --tuning pfeiffer --adapters_dim 4 --adapter_activation relu" in refuse(*flags)
 
 
@@ -130,35 +232,62 @@ def test_the_table_has_means_deviations_and_gains(grid):
     assert set(table) == {(source, target) for source in ("none", "one", "second", "both") for target in ("three", "second@9", "second@18")} - {
         ("second", "second@9"), ("second", "second@18")}  # fmt: skip
     for (source, target), row in table.items():
-        assert row["metric"] == ("valid_loss" if target == "three" else "valid_accuracy") and row["n"] == "2" and row["seeds"] == "42 43"
-        values, plain = ([metrics(grid / "cells" / one / target / seed)[row["metric"]] for seed in ("42", "43")] for one in (source, "none"))
+        assert (
+            row["metric"] == ("valid_loss" if target == "three" else "valid_accuracy")
+            and row["n"] == "2"
+            and row["seeds"] == "42 43"
+        )
+        values, plain = (
+            [metrics(grid / "cells" / one / target / seed)[row["metric"]] for seed in ("42", "43")]
+            for one in (source, "none")
+        )
         sign = -1 if target == "three" else 1
         assert float(row["mean"]) == pytest.approx(sum(values) / 2, abs=1e-5)
         assert float(row["std"]) == pytest.approx(abs(values[0] - values[1]) / 2**0.5, abs=1e-5)
         assert float(row["gain"]) == pytest.approx(sign * (sum(values) - sum(plain)) / 2, abs=1e-5)
     assert (grid / "heatmap.png").read_bytes().startswith(b"\x89PNG")
-    assert metrics(grid / "cells/none/second@18/42")["n_labels"] == 18 and metrics(grid / "sources/42/second")["n_labels"] == 30
+    assert (
+        metrics(grid / "cells/none/second@18/42")["n_labels"] == 18
+        and metrics(grid / "sources/42/second")["n_labels"] == 30
+    )
     assert [path.name for path in (grid / "sources").iterdir()] == ["42"], "each source is trained once"
     fused = stored(grid / "cells/both/three/42")
-    assert torch.equal(fused["transformer.layers.0.after_feed_forward.adapters.one.up.weight"], stored(grid / "sources/42/one")["transformer.layers.0.after_feed_forward.up.weight"])
+    assert torch.equal(
+        fused["transformer.layers.0.after_feed_forward.adapters.one.up.weight"],
+        stored(grid / "sources/42/one")["transformer.layers.0.after_feed_forward.up.weight"],
+    )
     assert not list(grid.glob("**/checkpoints")) and not list(grid.glob("claims/**/42.json"))
 
 
 def test_the_heat_map_lists_sources_as_the_map_does(grid, grid_map, common, monkeypatch):
     drawn, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: drawn.append(figure) or save(figure, *arguments, **options))
+    monkeypatch.setattr(
+        Figure,
+        "savefig",
+        lambda figure, *arguments, **options: drawn.append(figure) or save(figure, *arguments, **options),
+    )
     start(grid_map, grid, *common)
-    rows, columns = ([label.get_text() for label in labels] for labels in (drawn[0].axes[0].get_yticklabels(), drawn[0].axes[0].get_xticklabels()))
+    rows, columns = (
+        [label.get_text() for label in labels]
+        for labels in (drawn[0].axes[0].get_yticklabels(), drawn[0].axes[0].get_xticklabels())
+    )
     assert rows == ["no transfer", "one", "second", "both"]
     assert columns == ["second@9 (accuracy)", "second@18 (accuracy)", "three (loss)"]
 
 
 def test_the_heat_map_shows_every_cell_that_there_is(tmp_path, monkeypatch):
     drawn, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: drawn.append(figure) or save(figure, *arguments, **options))
+    monkeypatch.setattr(
+        Figure,
+        "savefig",
+        lambda figure, *arguments, **options: drawn.append(figure) or save(figure, *arguments, **options),
+    )
     name = "a_name_that_is_far_too_long_to_stand_beside_a_row_of_cells"
     cells = [("none", "one", 0.5, 0.0), (name, "one", 0.25, None), ("none", name, 0.75, 0.0)]
-    rows = [{"source": source, "target": target, "metric": "valid_accuracy", "mean": mean, "gain": gain} for source, target, mean, gain in cells]
+    rows = [
+        {"source": source, "target": target, "metric": "valid_accuracy", "mean": mean, "gain": gain}
+        for source, target, mean, gain in cells
+    ]
     for shown in (rows, rows[1:2]):
         draw_heat_map(shown, tmp_path / "drawn.png")
         axes = drawn.pop().axes[0]
@@ -169,7 +298,9 @@ def test_the_heat_map_shows_every_cell_that_there_is(tmp_path, monkeypatch):
 
 def test_a_killed_grid_goes_on_to_the_same_table(grid, grid_map, common, tmp_path):
     folder = tmp_path / "killed"
-    kill_when_there_is("cells/*/*/42/checkpoints/*.pt", folder, spawn(SCRIPT, *command(grid_map, folder, *common)))
+    kill_when_there_is(
+        "cells/*/*/42/checkpoints/*.pt", folder, spawn(SCRIPT, *command(grid_map, folder, *common))
+    )
     finished = {file: file.stat().st_mtime_ns for file in folder.glob("**/metrics.json")}
     assert finished and list(folder.glob("claims/**/4*.json")), "it died with a claim in its hands"
     start(grid_map, folder, *common)
@@ -199,7 +330,10 @@ def test_a_grid_may_be_added_to_but_not_changed(grid, grid_map, common, tasks):
     assert all(file.stat().st_mtime_ns == written for file, written in finished.items())
     table = read_table(grid)
     assert ("third", "three") in table and before.items() <= table.items()
-    assert not (grid / "cells/third/three/42/model.safetensors").exists() and (grid / "sources/42/third/model.safetensors").exists()
+    assert (
+        not (grid / "cells/third/three/42/model.safetensors").exists()
+        and (grid / "sources/42/third/model.safetensors").exists()
+    )
 
 
 def test_a_failing_cell_does_not_stop_the_others(grid_map, common, tasks, tmp_path, capsys):
@@ -207,11 +341,21 @@ def test_a_failing_cell_does_not_stop_the_others(grid_map, common, tasks, tmp_pa
 
     def transfer_with(lr):
         diverging = {"name": "bad", "dataset_path": str(tasks / "three"), "metric": "loss", "lr": lr}
-        main(parse_argv(TransferConfig, "", command({"to": [diverging, str(tasks / "one")]}, tmp_path / "grid", *common)))
+        main(
+            parse_argv(
+                TransferConfig,
+                "",
+                command({"to": [diverging, str(tasks / "one")]}, tmp_path / "grid", *common),
+            )
+        )
 
     with pytest.raises(SystemExit) as error:
         transfer_with(1e38)
-    assert str(error.value).startswith("error: 2 of 4 trainings failed") and "cells/none/bad/42" in str(error.value) and "diverged" in str(error.value)
+    assert (
+        str(error.value).startswith("error: 2 of 4 trainings failed")
+        and "cells/none/bad/42" in str(error.value)
+        and "diverged" in str(error.value)
+    )
     assert list(read_table(tmp_path / "grid")) == [("none", "one")]
     shutil.rmtree(tmp_path / "grid" / "cells" / "none" / "bad")
     transfer_with(1e-3)  # what failed is tried again
@@ -220,10 +364,22 @@ def test_a_failing_cell_does_not_stop_the_others(grid_map, common, tasks, tmp_pa
 
 def test_messages_are_about_the_grid_alone(tasks, common, tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr("experiments.notify.tell", lambda services, what, kind, facts: told.append((what, facts)))
-    start({"from": [str(tasks / "one")], "to": [str(tasks / "two")]}, tmp_path / "grid", *common, "--restarts", 1, "--notify", "json://host/s3cret-token")
+    monkeypatch.setattr(
+        "experiments.notify.tell", lambda services, what, kind, facts: told.append((what, facts))
+    )
+    start(
+        {"from": [str(tasks / "one")], "to": [str(tasks / "two")]},
+        tmp_path / "grid",
+        *common,
+        "--restarts",
+        1,
+        "--notify",
+        "json://host/s3cret-token",
+    )
     assert [what for what, _ in told] == ["started", "finished"] and "one → two" in told[1][1]
-    assert not any(b"s3cret-token" in file.read_bytes() for file in (tmp_path / "grid").rglob("*") if file.is_file())
+    assert not any(
+        b"s3cret-token" in file.read_bytes() for file in (tmp_path / "grid").rglob("*") if file.is_file()
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ claims
@@ -268,21 +424,36 @@ def test_the_claim_of_the_dead_is_taken_over(tmp_path):
         ({"from": ["TASKS/one"]}, ["no tasks to transfer to"]),
         ({"to": "TASKS/one"}, ["to must be a list or an object"]),
         ({"to": ["TASKS/one", 3]}, ["to, task 2 must be a name"]),
-        ({"to": {"TASKS/one": {"n_epoch": 3}}}, ["to TASKS/one: unknown key 'n_epoch'; did you mean n_epochs?"]),
+        (
+            {"to": {"TASKS/one": {"n_epoch": 3}}},
+            ["to TASKS/one: unknown key 'n_epoch'; did you mean n_epochs?"],
+        ),
         ({"to": {"TASKS/one": {"metrics": "f1"}}}, ["unknown key 'metrics'; did you mean metric?"]),
         ({"to": {"TASKS/one": {"lr": -1}}}, ["to TASKS/one: lr must be at least 0"]),
         ({"to": {"TASKS/one": {"seeds": [1, 1]}}}, ["seeds must be different numbers"]),
         ({"to": {"TASKS/one": {"sizes": "all"}}}, ["sizes must be list[int] or null"]),
-        ({"to": {"TASKS/one": {"metric": "pearson"}}}, ["to one: the metric pearson does not apply to classification", "accuracy"]),
+        (
+            {"to": {"TASKS/one": {"metric": "pearson"}}},
+            ["to one: the metric pearson does not apply to classification", "accuracy"],
+        ),
         ({"to": {"TASKS/one": {"tuning": "lora"}}}, ["tuning has to be the same for all tasks"]),
         ({"to": {"TASKS/one": {"seed": 3}}}, ["seed is set by the grid"]),
         ({"to": ["TASKS/one", "TASKS/one/"]}, ["the name one occurs twice"]),
         ({"from": ["none"], "to": ["TASKS/one"]}, ["from: the name none is how the grid calls no transfer"]),
         ({"from": ["TASKS/four"], "to": ["TASKS/one"]}, ["from four", "no such file or folder"]),
         ({"to": {"TASKS/one": {"label_column": "sentiment"}}}, ["to one", "'sentiment'"]),
-        ({"from": ["TASKS/one"], "fusion": {"both": ["on"]}, "to": ["TASKS/two"]}, ["fusion both: 'on' is not under \"from\"; did you mean one?"]),
-        ({"defaults": {"dataset_path": "x"}, "to": ["TASKS/two"]}, ["defaults: dataset_path cannot be the same"]),
-        ({"defaults": {"dataset_name": "x"}, "to": ["TASKS/two"]}, ["defaults: dataset_path cannot be the same"]),
+        (
+            {"from": ["TASKS/one"], "fusion": {"both": ["on"]}, "to": ["TASKS/two"]},
+            ["fusion both: 'on' is not under \"from\"; did you mean one?"],
+        ),
+        (
+            {"defaults": {"dataset_path": "x"}, "to": ["TASKS/two"]},
+            ["defaults: dataset_path cannot be the same"],
+        ),
+        (
+            {"defaults": {"dataset_name": "x"}, "to": ["TASKS/two"]},
+            ["defaults: dataset_path cannot be the same"],
+        ),
     ],
 )
 def test_a_mistake_in_the_map_stops_it_before_anything_is_trained(content, words, tasks, common, tmp_path):
@@ -290,7 +461,9 @@ def test_a_mistake_in_the_map_stops_it_before_anything_is_trained(content, words
     with pytest.raises(UserError) as error:
         start(content, tmp_path / "grid", *common)
     sentence = str(error.value).replace(str(tasks), "TASKS")
-    assert "grid.json" in sentence and all(word in sentence for word in words) and "\n" not in sentence, sentence
+    assert "grid.json" in sentence and all(word in sentence for word in words) and "\n" not in sentence, (
+        sentence
+    )
     assert not (tmp_path / "grid").exists()
 
 
@@ -306,5 +479,9 @@ def test_flags_that_make_no_grid_are_refused(tasks, common, tmp_path):
         (["--restarts", "0"], "restarts must be at least 1"),
     ]:
         with pytest.raises(UserError, match=words):
-            transfer(parse_argv(TransferConfig, "", [*command(content, tmp_path / "grid", *common), *map(str, flags)]))
+            transfer(
+                parse_argv(
+                    TransferConfig, "", [*command(content, tmp_path / "grid", *common), *map(str, flags)]
+                )
+            )
     assert not (tmp_path / "grid").exists()

@@ -5,6 +5,7 @@
 writes, for each family of models, a folder with the transformer, and for each kind of adapters a file with their weights, the input
 and the hidden states. It stands alone, since its transformers are older than ours.
 """
+
 import sys
 from pathlib import Path
 
@@ -61,7 +62,9 @@ def main(folder: Path) -> None:
             model = with_adapters(family, kind)
             with torch.no_grad():
                 hidden_states = model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            added = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if is_added(name)}
+            added = {
+                name: tensor.contiguous() for name, tensor in model.state_dict().items() if is_added(name)
+            }
             found = {"input_ids": input_ids, "attention_mask": attention_mask, "hidden_states": hidden_states}
             safetensors.torch.save_file(added | found, folder / family / f"{kind}.adapters")
 

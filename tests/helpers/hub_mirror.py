@@ -101,7 +101,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def repository(self, folder, name, revision, **_):
         siblings = [
-            {"rfilename": one.relative_to(folder).as_posix()} for one in sorted(folder.rglob("*")) if one.is_file()
+            {"rfilename": one.relative_to(folder).as_posix()}
+            for one in sorted(folder.rglob("*"))
+            if one.is_file()
         ]
         now, commit = "2024-01-01T00:00:00.000Z", self.hub.commit(revision)
         self.reply_json({"_id": commit[:24], "id": name, "sha": commit, "lastModified": now, "createdAt": now,

@@ -1,4 +1,5 @@
 """Runs of the scripts on small data, for the tests that need whole ones."""
+
 import contextlib
 import importlib
 import io
@@ -16,8 +17,43 @@ import torch
 from config.command_line import parse_argv
 
 ROOT = Path(__file__).parents[2]
-WORDS = ["good", "bad", "the", "film", "was", "a", "story", "of", "its", "own", "kind", "and", "so", "on", "with", "some", "more", "words", "that", "follow", "each", "other", "here"]
-SHAPE = ["--embed_dim", "32", "--hidden_dim", "64", "--num_layers", "2", "--num_heads", "2", "--num_max_positions", "32"]
+WORDS = [
+    "good",
+    "bad",
+    "the",
+    "film",
+    "was",
+    "a",
+    "story",
+    "of",
+    "its",
+    "own",
+    "kind",
+    "and",
+    "so",
+    "on",
+    "with",
+    "some",
+    "more",
+    "words",
+    "that",
+    "follow",
+    "each",
+    "other",
+    "here",
+]
+SHAPE = [
+    "--embed_dim",
+    "32",
+    "--hidden_dim",
+    "64",
+    "--num_layers",
+    "2",
+    "--num_heads",
+    "2",
+    "--num_max_positions",
+    "32",
+]
 STEPS = ["--train_batch_size", "4", "--valid_batch_size", "8", "--n_warmup", "2", "--log_every", "2"]
 MAIN = {
     "pretraining_train.py": ("PretrainingConfig", "pretrain"),
@@ -35,11 +71,15 @@ def launch(module: str) -> list[str]:
     return ["-m", module, "--standalone", "--nproc_per_node", "2"]
 
 
-def run(script: str, *arguments, launcher: list[str] = (), check=True, stdin=None) -> subprocess.CompletedProcess:
+def run(
+    script: str, *arguments, launcher: list[str] = (), check=True, stdin=None
+) -> subprocess.CompletedProcess:
     """Run a script as a user would, on one core."""
     command = [sys.executable, *launcher, str(ROOT / script), *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    result = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=240, env=environment)
+    result = subprocess.run(
+        command, input=stdin, capture_output=True, text=True, timeout=240, env=environment
+    )
     assert not check or result.returncode == 0, result.stderr
     return result
 
@@ -65,7 +105,12 @@ def call(script: str, *arguments) -> str:
 def spawn(script: str, *arguments) -> subprocess.Popen:
     """Start a script on one core and go on."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen([sys.executable, str(ROOT / script), *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / script), *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
 
 
 def kill_when_there_is(pattern: str, folder: Path, process: subprocess.Popen) -> None:

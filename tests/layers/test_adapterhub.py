@@ -1,4 +1,5 @@
 """The same weights give what AdapterHub's library gives: `make test-slow`, since it needs an environment of its own."""
+
 import subprocess
 import sysconfig
 import venv
@@ -48,8 +49,15 @@ def our_names(weights: dict[str, torch.Tensor], layer: int) -> dict[str, torch.T
         elif ".adapters." in name:
             adapter, inner = name.split(".adapters.")[1].split(".", 1)
             fused = f"adapters.{adapter}." if any("adapter_fusion_layer" in one for one in weights) else ""
-            found[f"{slot}.{fused}{inner.replace('adapter_down.0', 'down').replace('adapter_up', 'up')}"] = tensor
-    lora = {matrix: [tensor for name, tensor in weights.items() if f".{layer}.at" in name and name.endswith(matrix)] for matrix in ("lora_A", "lora_B")}
+            found[f"{slot}.{fused}{inner.replace('adapter_down.0', 'down').replace('adapter_up', 'up')}"] = (
+                tensor
+            )
+    lora = {
+        matrix: [
+            tensor for name, tensor in weights.items() if f".{layer}.at" in name and name.endswith(matrix)
+        ]
+        for matrix in ("lora_A", "lora_B")
+    }
     if lora["lora_A"]:  # BERT has them apart, query before value; GPT-2 has both in one
         found["attention.query_key_value.lora_down"] = torch.cat(lora["lora_A"]).view(2, 4, 32)
         found["attention.query_key_value.lora_up"] = torch.cat(lora["lora_B"]).view(2, 32, 4)
@@ -60,10 +68,16 @@ def our_names(weights: dict[str, torch.Tensor], layer: int) -> dict[str, torch.T
 @pytest.mark.parametrize("kind", TUNINGS)
 def test_hidden_states_are_those_of_adapterhub(kind, family, theirs):
     weights = safetensors.torch.load_file(theirs / family / f"{kind}.adapters")
-    input_ids, attention_mask, hidden_states = (weights.pop(name) for name in ("input_ids", "attention_mask", "hidden_states"))
+    input_ids, attention_mask, hidden_states = (
+        weights.pop(name) for name in ("input_ids", "attention_mask", "hidden_states")
+    )
     checkpoint = open_checkpoint(str(theirs / family), "--model_checkpoint")
     model = TransformerWithClfHead(checkpoint.config, HeadConfig(2, tuning=TUNINGS[kind])).eval()
-    added = {f"transformer.layers.{layer}.{name}": tensor for layer in range(2) for name, tensor in our_names(weights, layer).items()}
+    added = {
+        f"transformer.layers.{layer}.{name}": tensor
+        for layer in range(2)
+        for name, tensor in our_names(weights, layer).items()
+    }
     expected = {name for name in model.state_dict() if METHODS["pfeiffer"].trains(name)}
     assert added.keys() == expected, "all that was added, and nothing else"
     model.load_state_dict(checkpoint.weights | added, strict=False)

@@ -1,4 +1,5 @@
 """What each kind of tuning computes (against equations written out here), what it trains, and what it keeps."""
+
 import dataclasses
 import json
 
@@ -23,7 +24,9 @@ BATCH = {"input_ids": torch.arange(14).view(2, 7), "attention_mask": torch.ones(
 def make_model(name: str, pre_norm=True, **tuning) -> TransformerWithClfHead:
     torch.manual_seed(0)
     shape = dataclasses.replace(SHAPE, pre_norm=pre_norm)
-    return TransformerWithClfHead(shape, HeadConfig(3, "mean", Tuning(name, 8, fused=FUSED if name == "fusion" else {}, **tuning))).eval()
+    return TransformerWithClfHead(
+        shape, HeadConfig(3, "mean", Tuning(name, 8, fused=FUSED if name == "fusion" else {}, **tuning))
+    ).eval()
 
 
 def randomize(module: torch.nn.Module) -> torch.nn.Module:
@@ -42,7 +45,9 @@ def bottleneck(adapter: Adapter, x: torch.Tensor, activation) -> torch.Tensor:
     return activation(x @ adapter.down.weight.T + adapter.down.bias) @ adapter.up.weight.T + adapter.up.bias
 
 
-def written_out(layer: TransformerLayer, x: torch.Tensor, attention_adapter, feed_forward_adapter) -> torch.Tensor:
+def written_out(
+    layer: TransformerLayer, x: torch.Tensor, attention_adapter, feed_forward_adapter
+) -> torch.Tensor:
     """A whole layer, with functions (output, residual, norm) → output in its slots."""
     norms = layer.attention_norm, layer.feed_forward_norm
     if layer.pre_norm:
@@ -60,7 +65,12 @@ def test_houlsby_adapters_follow_the_paper(layer):
     one, other = (randomize(Adapter(32, 8, activation)) for activation in ("gelu", "swish"))
     layer.after_attention, layer.after_feed_forward = one, other
     x = torch.randn(2, 5, 32)
-    expected = written_out(layer, x, lambda h, r, norm: h + bottleneck(one, h, F.gelu), lambda h, r, norm: h + bottleneck(other, h, F.silu))
+    expected = written_out(
+        layer,
+        x,
+        lambda h, r, norm: h + bottleneck(one, h, F.gelu),
+        lambda h, r, norm: h + bottleneck(other, h, F.silu),
+    )
     torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -79,10 +89,14 @@ def test_fusion_is_attention_over_the_adapters(layer):
         seen = norm(h + r)
         outputs = [bottleneck(adapter, seen, F.relu) for adapter in adapters.values()]
         query = seen @ fusion.query.weight.T + fusion.query.bias
-        scores = torch.stack([(query * (one @ fusion.key.weight.T + fusion.key.bias)).sum(-1) for one in outputs], -1)
+        scores = torch.stack(
+            [(query * (one @ fusion.key.weight.T + fusion.key.bias)).sum(-1) for one in outputs], -1
+        )
         weights = (scores - scores.amax(-1, keepdim=True)).exp()
         weights = weights / weights.sum(-1, keepdim=True)
-        return h + sum(weights[..., index, None] * (one @ fusion.value.weight.T) for index, one in enumerate(outputs))
+        return h + sum(
+            weights[..., index, None] * (one @ fusion.value.weight.T) for index, one in enumerate(outputs)
+        )
 
     x = torch.randn(2, 5, 32)
     torch.testing.assert_close(layer(x), written_out(layer, x, nothing, fused), atol=1e-5, rtol=1e-5)
@@ -115,7 +129,9 @@ TRAINS = {
     "houlsby": lambda name: ".after_" in name or "norm" in name or name.startswith("classification_head."),
     "pfeiffer": lambda name: ".after_feed_forward." in name or name.startswith("classification_head."),
     "lora": lambda name: ".lora_" in name or name.startswith("classification_head."),
-    "fusion": lambda name: (".after_" in name and ".adapters." not in name) or name.startswith("classification_head."),
+    "fusion": lambda name: (
+        (".after_" in name and ".adapters." not in name) or name.startswith("classification_head.")
+    ),
 }
 
 
@@ -147,7 +163,12 @@ def test_layers_thaw_from_the_top():
     for step in (1, 10, 11, 20, 21, 31, 41, 999, 1):
         trainer.state.iteration = step
         trainer.handler(trainer)
-        thawed = {part for part in order for key, one in model.named_parameters() if part in key and one.requires_grad}
+        thawed = {
+            part
+            for part in order
+            for key, one in model.named_parameters()
+            if part in key and one.requires_grad
+        }
         assert thawed == set(order[: 1 + (step - 1) // 10]), step
 
 
@@ -167,7 +188,20 @@ def test_a_run_keeps_only_what_its_base_lacks_and_is_found_again(name, finetunin
 def adapters(finetuning, tmp_path_factory) -> list:
     folders = [tmp_path_factory.mktemp("adapters") / name for name in ("first", "second.1")]
     for seed, folder in enumerate(folders):
-        call("finetuning_train.py", *finetuning, "--tuning", "pfeiffer", "--adapters_dim", 8 + seed, "--n_steps", 6, "--seed", seed, "--output_dir", folder)
+        call(
+            "finetuning_train.py",
+            *finetuning,
+            "--tuning",
+            "pfeiffer",
+            "--adapters_dim",
+            8 + seed,
+            "--n_steps",
+            6,
+            "--seed",
+            seed,
+            "--output_dir",
+            folder,
+        )
     return folders
 
 
@@ -175,7 +209,21 @@ def adapters(finetuning, tmp_path_factory) -> list:
 def test_trained_adapters_are_fused_and_stay_as_they_were(adapters, drop_last, finetuning, tmp_path):
     folder = tmp_path / "fused"
     both = ",".join(map(str, adapters))
-    call("finetuning_train.py", *finetuning, "--tuning", "fusion", "--adapters", both, *drop_last, "--n_epochs", 8, "--lr", 3e-3, "--output_dir", folder)
+    call(
+        "finetuning_train.py",
+        *finetuning,
+        "--tuning",
+        "fusion",
+        "--adapters",
+        both,
+        *drop_last,
+        "--n_epochs",
+        8,
+        "--lr",
+        3e-3,
+        "--output_dir",
+        folder,
+    )
     stored = safetensors.torch.load_file(folder / "model.safetensors")
     first = safetensors.torch.load_file(adapters[0] / "model.safetensors")
     kept = {key: tensor for key, tensor in stored.items() if ".adapters.first." in key}
@@ -189,7 +237,15 @@ def test_trained_adapters_are_fused_and_stay_as_they_were(adapters, drop_last, f
 def test_adapters_that_cannot_be_fused_are_refused(adapters, finetuning, pretrained, tmp_path):
     def refuse(*flags) -> str:
         with pytest.raises(UserError) as error:
-            call("finetuning_train.py", *finetuning, "--tuning", "fusion", *flags, "--output_dir", tmp_path / "run")
+            call(
+                "finetuning_train.py",
+                *finetuning,
+                "--tuning",
+                "fusion",
+                *flags,
+                "--output_dir",
+                tmp_path / "run",
+            )
         assert not (tmp_path / "run").exists()
         return str(error.value)
 
@@ -201,8 +257,20 @@ def test_adapters_that_cannot_be_fused_are_refused(adapters, finetuning, pretrai
     other.mkdir()
     (other / "config.json").write_text(json.dumps(config | {"base": config["base"] | {"sha256": "0"}}))
     assert "were trained on another model" in refuse("--adapters", other)
-    call("finetuning_train.py", *finetuning, "--tuning", "pfeiffer", "--drop_last", "--n_steps", 1, "--output_dir", tmp_path / "partial")
-    assert "the last layer has none to fuse; add --drop_last" in refuse("--adapters", f"{adapters[0]},{tmp_path / 'partial'}")
+    call(
+        "finetuning_train.py",
+        *finetuning,
+        "--tuning",
+        "pfeiffer",
+        "--drop_last",
+        "--n_steps",
+        1,
+        "--output_dir",
+        tmp_path / "partial",
+    )
+    assert "the last layer has none to fuse; add --drop_last" in refuse(
+        "--adapters", f"{adapters[0]},{tmp_path / 'partial'}"
+    )
 
 
 def test_half_precision_thaws_with_an_optimizer_that_has_nothing_to_do_yet(finetuning, tmp_path):
@@ -214,6 +282,14 @@ def test_half_precision_thaws_with_an_optimizer_that_has_nothing_to_do_yet(finet
 def test_two_processes_thaw_like_one(finetuning, tmp_path):
     common = [*finetuning, *NO_DROPOUT, "--n_steps", 6, "--eval_every", 2, "--unfreeze_every", 2]
     call("finetuning_train.py", *common, "--output_dir", tmp_path / "one")
-    run("finetuning_train.py", *common, "--train_batch_size", 2, "--output_dir", tmp_path / "two", launcher=launch("torch.distributed.run"))
+    run(
+        "finetuning_train.py",
+        *common,
+        "--train_batch_size",
+        2,
+        "--output_dir",
+        tmp_path / "two",
+        launcher=launch("torch.distributed.run"),
+    )
     for one, two in zip(evaluations(tmp_path / "one"), evaluations(tmp_path / "two"), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)

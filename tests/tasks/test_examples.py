@@ -1,4 +1,5 @@
 """Labelled examples: subsets, special tokens, padding, and batches."""
+
 from collections import Counter
 
 import numpy as np
@@ -58,20 +59,27 @@ CLS, SEP = 2, 3
     ],
 )
 def test_special_tokens_stand_where_the_model_expects_them(tokenizer, causal, texts, expected):
-    assert Collator(tokenizer, 10, causal).with_special_tokens([np.array(text) for text in texts]).tolist() == expected
+    assert (
+        Collator(tokenizer, 10, causal).with_special_tokens([np.array(text) for text in texts]).tolist()
+        == expected
+    )
 
 
 @pytest.mark.parametrize("truncation", ["head", "tail", "both"])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("lengths", [(3,), (500,), (3, 4), (500, 2), (2, 500), (500, 400)])
 @pytest.mark.parametrize("max_length", [4, 5, 17, 64])
-def test_no_sequence_is_longer_than_allowed_nor_shorter_than_needed(tokenizer, max_length, lengths, causal, truncation):
+def test_no_sequence_is_longer_than_allowed_nor_shorter_than_needed(
+    tokenizer, max_length, lengths, causal, truncation
+):
     row = Collator(tokenizer, max_length, causal, truncation).with_special_tokens(ids(*lengths))
     n_special = len(lengths) + (not causal)
     assert len(row) == min(max_length, sum(lengths) + n_special)
     assert (row == SEP).sum() == len(lengths) - causal and (row == CLS).sum() == 1
     kept = row[row >= 100]
-    assert len(np.unique(kept)) == len(kept) and np.array_equal(kept, np.sort(kept)), "no id twice, all in order"
+    assert len(np.unique(kept)) == len(kept) and np.array_equal(kept, np.sort(kept)), (
+        "no id twice, all in order"
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +124,9 @@ def collate(tokenizer):
 
 
 def task_batches(examples, collate, n_examples=None, batch_size=16, seed=1, **processes):
-    return TaskBatches(examples, np.arange(n_examples or len(examples)), collate, batch_size, seed, **processes)
+    return TaskBatches(
+        examples, np.arange(n_examples or len(examples)), collate, batch_size, seed, **processes
+    )
 
 
 @pytest.mark.parametrize("n_examples", [3, 16, 200, 203])
@@ -124,7 +134,9 @@ def test_every_example_is_seen_every_epoch(n_examples, examples, collate):
     batches = task_batches(examples, collate, n_examples)
     assert len(batches) == -(-n_examples // 16)
     for epoch in range(2):
-        seen = torch.cat([batches[step]["labels"] for step in range(epoch * len(batches), (epoch + 1) * len(batches))])
+        seen = torch.cat(
+            [batches[step]["labels"] for step in range(epoch * len(batches), (epoch + 1) * len(batches))]
+        )
         assert len(seen) == 16 * len(batches)
         assert set(seen.tolist()) == set(range(n_examples))
         assert max(Counter(seen.tolist()).values()) <= -(-len(seen) // n_examples)
@@ -155,7 +167,9 @@ def test_the_examples_of_two_processes_are_those_of_one(examples, collate):
     assert len(one) == len(two[0])
     for step in range(2 * len(one)):
         parts = [part[step]["labels"].tolist() for part in two]
-        assert sorted(parts[0] + parts[1]) == sorted(one[step]["labels"].tolist()) and len(parts[0]) == len(parts[1])
+        assert sorted(parts[0] + parts[1]) == sorted(one[step]["labels"].tolist()) and len(parts[0]) == len(
+            parts[1]
+        )
 
 
 def padding(batches):
@@ -176,8 +190,12 @@ def test_parts_of_a_batch_save_more_than_half_of_the_padding_and_leave_the_batch
 
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(1, 1), (7, 1), (7, 2), (32, 3), (5000, 2)])
-def test_an_evaluation_covers_every_example_once_over_all_processes(batch_size, world_size, examples, collate):
-    parts = [evaluation_batches(examples, collate, batch_size, rank, world_size) for rank in range(world_size)]
+def test_an_evaluation_covers_every_example_once_over_all_processes(
+    batch_size, world_size, examples, collate
+):
+    parts = [
+        evaluation_batches(examples, collate, batch_size, rank, world_size) for rank in range(world_size)
+    ]
     covered = np.concatenate([batch for part in parts for batch in part])
     assert sorted(covered) == list(range(len(examples)))
     assert max(len(batch) for part in parts for batch in part) <= batch_size
@@ -185,5 +203,7 @@ def test_an_evaluation_covers_every_example_once_over_all_processes(batch_size, 
 
 def test_an_evaluation_starts_with_the_longest_examples(examples, collate):
     """So that memory runs out at once or never."""
-    widths = [min(512, examples.lengths()[batch].max() + 1) for batch in evaluation_batches(examples, collate, 32)]
+    widths = [
+        min(512, examples.lengths()[batch].max() + 1) for batch in evaluation_batches(examples, collate, 32)
+    ]
     assert widths == sorted(widths, reverse=True)

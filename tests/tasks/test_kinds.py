@@ -39,7 +39,9 @@ def task(tmp_path, tiny_vocab):
     def make(kind, *rows, valid=None, **options):
         for split, some in (("train", rows), ("valid", valid or rows)):
             (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
-        return Task(str(tmp_path), str(tiny_vocab), str(tmp_path / "cache"), kind=kind, options=KindOptions(**options))
+        return Task(
+            str(tmp_path), str(tiny_vocab), str(tmp_path / "cache"), kind=kind, options=KindOptions(**options)
+        )
 
     return make
 
@@ -96,7 +98,11 @@ def test_choices_are_scored_alone_as_in_company(task, causal):
         ({"text": "c", "text_pair": "q", "choices": ["a", "b"]}, {}, ["c", "q a", "c", "q b"]),
         ({"text": "one \0 two", "choices": ["a", "b"]}, {}, ["one a two", "one b two"]),
         ({"text": "the _ ran", "choices": ["a", "b"]}, {"blank": "_"}, ["the a ran", "the b ran"]),
-        ({"text": "c", "text_pair": "is _ it? \0", "choices": ["a", "b"]}, {"blank": "_"}, ["c", "is a it?", "c", "is b it?"]),
+        (
+            {"text": "c", "text_pair": "is _ it? \0", "choices": ["a", "b"]},
+            {"blank": "_"},
+            ["c", "is a it?", "c", "is b it?"],
+        ),
     ],
 )
 def test_a_choice_stands_where_the_text_has_room_for_it(row, options, texts):
@@ -117,7 +123,10 @@ def test_the_right_choice_has_a_number_a_name_or_its_text(label, names, right):
 
 
 def test_any_of_several_right_choices_will_do(task):
-    rows = [{"text": "q", "choices": ["Rome", "the old Oslo", "Oslo"], "label": label} for label in (["Rome", "Oslo"], ["Rome", "Oslo"], ["the old Oslo"])]
+    rows = [
+        {"text": "q", "choices": ["Rome", "the old Oslo", "Oslo"], "label": label}
+        for label in (["Rome", "Oslo"], ["Rome", "Oslo"], ["the old Oslo"])
+    ]
     made = task("multiple_choice", *rows)
     found = made.kind.measure(made.train, [np.eye(3)[one] for one in (2, 1, 1)])
     assert found == {"accuracy": pytest.approx(2 / 3), "f1": pytest.approx((1 + 2 / 3 + 1) / 3)}
@@ -148,11 +157,21 @@ def test_a_tag_stands_at_the_first_token_of_its_word(task, causal, max_length):
 
 
 def test_entities_count_whole_and_words_that_were_cut_off_count_as_wrong(task):
-    made = task("tagging", {"tokens": WORDS, "tags": TAGS}, {"tokens": ["Bob", "was"], "tags": ["B-PER", "O"]})
+    made = task(
+        "tagging", {"tokens": WORDS, "tags": TAGS}, {"tokens": ["Bob", "was"], "tags": ["B-PER", "O"]}
+    )
     of = made.kind.label_names.index
-    outputs = [np.array([of(tag) for tag in ("B-PER", "O", "O", "O", "O")]), np.array([of("B-PER"), of("B-PER")])]
+    outputs = [
+        np.array([of(tag) for tag in ("B-PER", "O", "O", "O", "O")]),
+        np.array([of("B-PER"), of("B-PER")]),
+    ]
     found = made.kind.measure(made.train, outputs)  # of 3 entities 2 are found, and 3 predicted
-    assert found == {"f1": pytest.approx(2 / 3), "precision": pytest.approx(2 / 3), "recall": pytest.approx(2 / 3), "accuracy": pytest.approx(5 / 7)}
+    assert found == {
+        "f1": pytest.approx(2 / 3),
+        "precision": pytest.approx(2 / 3),
+        "recall": pytest.approx(2 / 3),
+        "accuracy": pytest.approx(5 / 7),
+    }
     cut = made.kind.measure(made.train, [outputs[0][:3], outputs[1]])
     assert cut == found, "the fourth word was tagged O before, and is O now that it is cut off"
 
@@ -165,7 +184,11 @@ def test_tags_without_entities_are_measured_by_word(task):
 
 
 def test_a_tag_that_training_does_not_have_is_never_right(task):
-    made = task("tagging", {"tokens": ["a", "b"], "tags": ["N", "V"]}, valid=[{"tokens": ["a", "b"], "tags": ["N", "new"]}])
+    made = task(
+        "tagging",
+        {"tokens": ["a", "b"], "tags": ["N", "V"]},
+        valid=[{"tokens": ["a", "b"], "tags": ["N", "new"]}],
+    )
     valid = made.examples("valid")
     batch = valid.batch(np.array([0]), collator(made, 64, False))
     assert (batch["labels"] != IGNORE_INDEX).sum() == 1 and batch["word_mask"].sum() == 2
@@ -174,7 +197,9 @@ def test_a_tag_that_training_does_not_have_is_never_right(task):
 
 @CAUSAL
 def test_padding_does_not_change_tags(task, causal):
-    made = task("tagging", {"tokens": WORDS, "tags": TAGS}, {"tokens": ["Bob", "was"], "tags": ["B-PER", "O"]})
+    made = task(
+        "tagging", {"tokens": WORDS, "tags": TAGS}, {"tokens": ["Bob", "was"], "tags": ["B-PER", "O"]}
+    )
     model, collate = make_model(TransformerWithTagHead, 3, causal), collator(made, 64, causal)
     together, alone = (made.train.batch(np.array(one), collate) for one in ([0, 1], [1]))
     width = alone["input_ids"].size(1)
@@ -186,7 +211,11 @@ def test_padding_does_not_change_tags(task, causal):
 # ---------------------------------------------------------------------------------------------- question answering
 
 
-LONG = "The film was made by people who were not there. " * 12 + "It was made in Kyoto, by one woman. " + "And so on, with some more words. " * 9
+LONG = (
+    "The film was made by people who were not there. " * 12
+    + "It was made in Kyoto, by one woman. "
+    + "And so on, with some more words. " * 9
+)
 ANSWER = {"text": ["Kyoto"], "answer_start": [LONG.index("Kyoto")]}
 
 
@@ -204,7 +233,11 @@ def test_windows_cover_the_context_and_know_where_the_answer_is(task, causal, ma
     covered, n_with_answer = set(), 0
     for index in range(len(windows)):
         batch = windows.batch(np.array([index]), collate)
-        row, mask, (first, last) = batch["input_ids"][0], batch["span_mask"][0].bool(), batch["labels"][0].tolist()
+        row, mask, (first, last) = (
+            batch["input_ids"][0],
+            batch["span_mask"][0].bool(),
+            batch["labels"][0].tolist(),
+        )
         assert len(row) <= max_length and row[mask][-1 if causal else 0] == CLS
         start = windows.bounds[2 * index + 1, 0] - made.train.bounds[1, 0]
         context = row[mask][:-1] if causal else row[mask][1:]
@@ -244,7 +277,9 @@ def test_an_input_without_room_for_a_context_is_a_sentence(task):
         made.kind.model_inputs(made.train, collator(made, 3, False))
 
 
-@pytest.mark.parametrize(("n_tokens", "room", "stride"), [(1, 5, 2), (5, 5, 2), (6, 5, 2), (7, 5, 9), (50, 7, 3)])
+@pytest.mark.parametrize(
+    ("n_tokens", "room", "stride"), [(1, 5, 2), (5, 5, 2), (6, 5, 2), (7, 5, 9), (50, 7, 3)]
+)
 def test_no_window_is_in_vain(n_tokens, room, stride):
     starts = window_starts(n_tokens, room, stride)
     assert starts[-1] + room >= n_tokens and (len(starts) == 1 or starts[-2] + room < n_tokens)
@@ -282,7 +317,10 @@ def test_a_question_without_an_answer_wants_none(task):
     assert made.kind.measure(windows, [nothing, nothing])["exact_match"] == 0.5
 
 
-@pytest.mark.parametrize("answers", ["Kyoto", ["kyoto"], ["nowhere", "Kyoto"], {"text": ["Kyoto"], "answer_start": [LONG.index("Kyoto")]}])
+@pytest.mark.parametrize(
+    "answers",
+    ["Kyoto", ["kyoto"], ["nowhere", "Kyoto"], {"text": ["Kyoto"], "answer_start": [LONG.index("Kyoto")]}],
+)
 def test_answers_come_in_several_forms(answers):
     row = QuestionReader().prepare({"text": "q", "text_pair": LONG, "label": answers}, "here")
     assert LONG[slice(*row["span"])] == "Kyoto"
@@ -307,7 +345,13 @@ def test_heads_are_positions_of_first_tokens(task, causal):
     words = torch.nonzero(batch["word_mask"][0]).flatten().tolist()
     root = batch["input_ids"][0].tolist().index(CLS)
     assert batch["heads"][0, words].tolist() == [[root, *words][head] for head in SENTENCE["head"]]
-    assert [made.kind.label_names[one] for one in batch["labels"][0, words]] == ["nsubj", "root", "case", "obl", "punct"]
+    assert [made.kind.label_names[one] for one in batch["labels"][0, words]] == [
+        "nsubj",
+        "root",
+        "case",
+        "obl",
+        "punct",
+    ]
 
 
 @CAUSAL
@@ -323,9 +367,14 @@ def test_a_parser_that_knows_the_arcs_is_right(task, causal):
     assert made.kind.measure(made.train, outputs) == {"las": 1.0, "uas": 1.0}
     outputs[0][1, 0] += 1  # one relation
     outputs[0][0, 4] = 1  # one arc
-    assert made.kind.measure(made.train, outputs) == {"las": pytest.approx(4 / 6), "uas": pytest.approx(5 / 6)}
+    assert made.kind.measure(made.train, outputs) == {
+        "las": pytest.approx(4 / 6),
+        "uas": pytest.approx(5 / 6),
+    }
     cut = [outputs[0][:, :4], outputs[1]]
-    assert made.kind.measure(made.train, cut) == made.kind.measure(made.train, outputs), "what is cut off is wrong"
+    assert made.kind.measure(made.train, cut) == made.kind.measure(made.train, outputs), (
+        "what is cut off is wrong"
+    )
 
 
 @CAUSAL
@@ -335,7 +384,9 @@ def test_padding_does_not_change_a_parse(task, causal):
     collate = collator(made, 64, causal)
     together, alone = (made.train.batch(np.array(one), collate) for one in ([0, 1], [1]))
     width = alone["input_ids"].size(1)
-    torch.testing.assert_close(call(model, together)[1:, :width, :width], call(model, alone), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        call(model, together)[1:, :width, :width], call(model, alone), atol=1e-4, rtol=1e-4
+    )
     total = sum(loss(model, made.train.batch(np.array([one]), collate)) for one in (0, 1))
     torch.testing.assert_close(loss(model, together), total, atol=1e-4, rtol=1e-5)
 
@@ -349,11 +400,19 @@ def test_biaffine_attention_is_that_of_the_paper():
     scores = module(states)[0]
     gelu = torch.nn.functional.gelu
     for dependent, head in ((0, 3), (2, 1)):
-        r_dep, r_head = (gelu(one(states[0, at])) for one, at in ((module.arc_dependent, dependent), (module.arc_head, head)))
+        r_dep, r_head = (
+            gelu(one(states[0, at]))
+            for one, at in ((module.arc_dependent, dependent), (module.arc_head, head))
+        )
         arc = r_dep @ module.arc[0, :-1] @ r_head + module.arc[0, -1] @ r_head
         torch.testing.assert_close(scores[dependent, head, 0], arc)
-        r_dep, r_head = (torch.cat((gelu(one(states[0, at])), torch.ones(1))) for one, at in ((module.relation_dependent, dependent), (module.relation_head, head)))
-        torch.testing.assert_close(scores[dependent, head, 1:], torch.stack([r_dep @ matrix @ r_head for matrix in module.relation]))
+        r_dep, r_head = (
+            torch.cat((gelu(one(states[0, at])), torch.ones(1)))
+            for one, at in ((module.relation_dependent, dependent), (module.relation_head, head))
+        )
+        torch.testing.assert_close(
+            scores[dependent, head, 1:], torch.stack([r_dep @ matrix @ r_head for matrix in module.relation])
+        )
 
 
 def trees(n_words):
@@ -372,7 +431,9 @@ def test_the_best_tree_is_the_best_of_all_trees(seed):
     n_words = 1 + seed % 5
     scores = random.normal(size=(n_words + 1, n_words + 1))
     scores[:, 0] += 4 * (seed % 2)  # the root is tempting
-    best = max(trees(n_words), key=lambda heads: sum(scores[word, head] for word, head in enumerate(heads, start=1)))
+    best = max(
+        trees(n_words), key=lambda heads: sum(scores[word, head] for word, head in enumerate(heads, start=1))
+    )
     assert tuple(best_tree(scores)) == best
 
 
@@ -399,17 +460,37 @@ def test_evaluations_read_the_rows_once(has_valid_file, tiny_vocab, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "row", "words"),
     [
-        ("multiple_choice", {"text": "q", "choices": ["a"], "label": 0}, ["example 2", "two or more texts", "--choices_column"]),
+        (
+            "multiple_choice",
+            {"text": "q", "choices": ["a"], "label": 0},
+            ["example 2", "two or more texts", "--choices_column"],
+        ),
         ("multiple_choice", {"text": "q", "label": 0, "choices": None}, ["example 2", "--choices_column"]),
-        ("multiple_choice", {"text": "q", "choices": ["a", "b"], "label": 2}, ["example 2", "label 2", "none of the choices", "--label_names"]),
+        (
+            "multiple_choice",
+            {"text": "q", "choices": ["a", "b"], "label": 2},
+            ["example 2", "label 2", "none of the choices", "--label_names"],
+        ),
         ("tagging", {"tokens": ["a", "b"], "tags": ["N"]}, ["example 2", "2 words", "1 tags"]),
         ("tagging", {"tokens": ["a"], "tags": []}, ["example 2", "1 words", "0 tags"]),
         ("tagging", {"tokens": "a", "tags": ""}, ["example 2", "has no label"]),
         ("tagging", {"tokens": ["a", 3], "tags": ["N", "N"]}, ["example 2", "words"]),
-        ("parsing", {"tokens": ["a"], "head": [2], "deprel": ["x"]}, ["example 2", "head 2", "none of the words"]),
+        (
+            "parsing",
+            {"tokens": ["a"], "head": [2], "deprel": ["x"]},
+            ["example 2", "head 2", "none of the words"],
+        ),
         ("parsing", {"tokens": ["a"], "head": [0, 1], "deprel": ["x"]}, ["example 2", "1 words", "2 heads"]),
-        ("question_answering", {"question": "q", "context": "c", "answers": 3}, ["example 2", "answers", "3"]),
-        ("question_answering", {"question": "q", "context": 3, "answers": "c"}, ["example 2", "text_pair", "3"]),
+        (
+            "question_answering",
+            {"question": "q", "context": "c", "answers": 3},
+            ["example 2", "answers", "3"],
+        ),
+        (
+            "question_answering",
+            {"question": "q", "context": 3, "answers": "c"},
+            ["example 2", "text_pair", "3"],
+        ),
         ("regression", {"text": "a", "label": "much"}, ["example 2", "'much'", "not a number"]),
     ],
 )
@@ -430,7 +511,9 @@ def test_a_context_without_any_answer_is_a_sentence(task):
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_a_column_that_is_missing_is_named_with_its_flag(kind, task):
-    with pytest.raises(UserError, match=r"row 1 has no column '\w+' \(it has other\); name it with --\w+_column"):
+    with pytest.raises(
+        UserError, match=r"row 1 has no column '\w+' \(it has other\); name it with --\w+_column"
+    ):
         task(kind, {"other": 1})
 
 
@@ -442,7 +525,10 @@ def test_examples_without_labels_are_left_out_if_asked(task):
 
 
 def test_a_group_is_right_if_all_of_it_is(task, tmp_path):
-    rows = [{"text": "a", "group": group, "label": label} for group, label in (("x", 0), ("x", 1), ("y", 0), ("y", 1), ("z", 1))]
+    rows = [
+        {"text": "a", "group": group, "label": label}
+        for group, label in (("x", 0), ("x", 1), ("y", 0), ("y", 1), ("z", 1))
+    ]
     made = task("classification", *rows, grouped=True)
     outputs = [np.eye(2)[one] for one in (0, 1, 0, 0, 1)]
     assert made.kind.measure(made.train, outputs)["exact_match"] == pytest.approx(2 / 3)

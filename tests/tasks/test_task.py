@@ -28,7 +28,9 @@ def task(tmp_path, tiny_vocab):
     """Make a task of a folder of the test's own."""
 
     def make(n_classes=None, columns=None, **splits):
-        return Task(str(write(tmp_path, **splits)), str(tiny_vocab), str(tmp_path / "cache"), columns, n_classes)
+        return Task(
+            str(write(tmp_path, **splits)), str(tiny_vocab), str(tmp_path / "cache"), columns, n_classes
+        )
 
     return make
 
@@ -158,12 +160,17 @@ def test_classes_are_inferred_in_a_natural_order(task, labels, names, ids):
     assert made.train.labels.dtype == np.int64
 
 
-@pytest.mark.parametrize("labels", [[0.5, 1, 3.25], ["0.5", "1", "3.25"]], ids=["numbers", "as CSV files have them"])
+@pytest.mark.parametrize(
+    "labels", [[0.5, 1, 3.25], ["0.5", "1", "3.25"]], ids=["numbers", "as CSV files have them"]
+)
 def test_numbers_that_are_not_all_whole_are_regression(task, labels):
     made = task(train=labelled(*labels), valid=labelled(7, -1.5))
     assert made.kind.label_names is None
     assert made.train.labels.dtype == np.float32
-    assert made.train.labels.tolist() == [0.5, 1, 3.25] and made.examples("valid").labels.tolist() == [7, -1.5]
+    assert made.train.labels.tolist() == [0.5, 1, 3.25] and made.examples("valid").labels.tolist() == [
+        7,
+        -1.5,
+    ]
 
 
 def test_one_class_asks_for_regression_on_whole_numbers(task):
@@ -184,19 +191,26 @@ def test_regression_on_words_is_a_sentence(task):
 
 def test_a_label_that_training_lacks_names_the_example_and_the_label(task):
     made = task(train=labelled("a", "b"), valid=labelled("a", "b", "c"), test=labelled(7))
-    with pytest.raises(UserError, match=r"valid: the label 'c' of example 3 does not occur in training \(a, b\)"):
+    with pytest.raises(
+        UserError, match=r"valid: the label 'c' of example 3 does not occur in training \(a, b\)"
+    ):
         made.examples("valid")
     with pytest.raises(UserError, match="test: the label 7 of example 1"):
         made.examples("test")
 
 
 def test_one_label_alone_is_refused(task):
-    with pytest.raises(UserError, match="train: all examples have the label 'x', so there is nothing to learn"):
+    with pytest.raises(
+        UserError, match="train: all examples have the label 'x', so there is nothing to learn"
+    ):
         task(train=[{"text": "a", "label": "x"}, {"text": "b", "label": "x"}])
 
 
 BAD_ROWS = {
-    "no label": ([{"text": "a"}], "example 2 has no label; name the column that holds it with --label_column"),
+    "no label": (
+        [{"text": "a"}],
+        "example 2 has no label; name the column that holds it with --label_column",
+    ),
     "null label": ([{"text": "a", "label": None}], "example 2 has no label"),
     "empty label": ([{"text": "a", "label": ""}], "example 2 has no label"),
     "list label": ([{"text": "a", "label": ["x", "y"]}], "example 2: the label is .*'x', 'y'"),
@@ -217,7 +231,9 @@ def test_a_bad_row_is_a_sentence_that_names_split_and_example(case, split, task)
 @pytest.mark.parametrize("label", [None, ["x", "y"]])
 def test_a_bad_row_is_counted_in_the_file_even_if_a_part_of_it_is_held_out(label, tmp_path, tiny_vocab):
     file = tmp_path / "films.jsonl"
-    file.write_text("".join(json.dumps({"text": f"text {number}", "label": "x"}) + "\n" for number in range(1, 100)))
+    file.write_text(
+        "".join(json.dumps({"text": f"text {number}", "label": "x"}) + "\n" for number in range(1, 100))
+    )
     with open(file, "a") as stream:
         stream.write(json.dumps({"text": "text 100", "label": label}) + "\n")
     with pytest.raises(UserError, match=r"films\.jsonl.*example 100\b"):
@@ -259,7 +275,9 @@ def test_an_evaluation_may_have_nothing_but_empty_texts_and_training_may_not(tas
 
 
 def test_pairs_in_training_and_texts_in_validation_are_a_sentence(task):
-    made = task(train=[{"text": "a", "text_pair": "b", "label": label} for label in "xy"], valid=labelled("x"))
+    made = task(
+        train=[{"text": "a", "text_pair": "b", "label": label} for label in "xy"], valid=labelled("x")
+    )
     with pytest.raises(UserError, match="valid.*text_pair"):
         made.examples("valid")
 
@@ -282,7 +300,10 @@ def test_pairs_are_encoded_as_pairs_with_the_length_of_both(task):
 
 
 def test_other_columns_give_other_examples_from_the_same_cache(task):
-    rows = [{"text": "one", "other": "another one", "label": 1}, {"text": "two", "other": "another two", "label": 0}]
+    rows = [
+        {"text": "one", "other": "another one", "label": 1},
+        {"text": "two", "other": "another two", "label": 0},
+    ]
     plain, other = task(train=rows, valid=rows), task(train=rows, valid=rows, columns={"text": "other"})
     for made, key in ((plain, "text"), (other, "other")):
         assert made.train[0][0].tolist() == made.tokenizer.encode(rows[0][key])

@@ -1,4 +1,5 @@
 """The loop on a model and batches that are nobody's: it knows no names of parameters, no task, no script."""
+
 import itertools
 import math
 
@@ -54,18 +55,33 @@ def train(folder, flags: OptimizationArguments, is_resumed: bool = False, **opti
     model, batches = Tower(), Squares()
     optimizers = build_optimizers(model, flags)
     best = BestWeights(run, model.state_dict, "loss", higher_is_better=False)
-    objective = Objective(lambda model, batch: {"thirds": model(**batch)}, lambda batch: {"thirds": len(batch["labels"])}, {"thirds": 1.0})
+    objective = Objective(
+        lambda model, batch: {"thirds": model(**batch)},
+        lambda batch: {"thirds": len(batch["labels"])},
+        {"thirds": 1.0},
+    )
 
     def evaluate() -> dict[str, float]:
         with torch.inference_mode():
             return {"loss": sum(model(**batches[step]).item() for step in range(len(batches))) / 80}
 
-    progress = fit(model, optimizers, objective, batches, evaluate, best, run, LoopOptions.from_flags(flags, batches, **options))
+    progress = fit(
+        model,
+        optimizers,
+        objective,
+        batches,
+        evaluate,
+        best,
+        run,
+        LoopOptions.from_flags(flags, batches, **options),
+    )
     return model, optimizers, best, progress
 
 
 def test_a_made_up_model_is_trained_by_what_it_tells_of_itself(tmp_path):
-    flags = OptimizationArguments(optimizer="muon", lr=0.05, muon_lr=0.05, layer_lr_decay=0.5, weight_decay=0.01, n_epochs=8, n_warmup=2)
+    flags = OptimizationArguments(
+        optimizer="muon", lr=0.05, muon_lr=0.05, layer_lr_decay=0.5, weight_decay=0.01, n_epochs=8, n_warmup=2
+    )
     model, (adamw, muon), best, progress = train(tmp_path / "run", flags)
     rows = read_evaluations(tmp_path / "run")
     assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30, 35, 40] and progress.n_steps == 40
@@ -88,7 +104,9 @@ def test_it_goes_on_from_a_checkpoint_to_the_same_weights(optimizer, tmp_path):
     train(tmp_path / "run", flags, n_steps=12, save_every=4, eval_every=6)
     for file in (tmp_path / "run" / "checkpoints").glob("*_12.pt"):
         file.unlink()  # as if it had been killed before
-    resumed, _, best, progress = train(tmp_path / "run", flags, is_resumed=True, n_steps=12, save_every=4, eval_every=6)
+    resumed, _, best, progress = train(
+        tmp_path / "run", flags, is_resumed=True, n_steps=12, save_every=4, eval_every=6
+    )
     assert progress.n_steps == 12 and progress.n_examples == 4 * 16
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -1,4 +1,5 @@
 """Optimizers, schedule, and the optimizer step."""
+
 import contextlib
 import math
 from pathlib import Path
@@ -25,7 +26,10 @@ def test_muon_takes_the_steps_of_torchs_muon(shape):
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(shape, generator=generator)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    optimizers = [Muon([{"params": [ours]}], lr=0.1, weight_decay=0.1), torch.optim.Muon([theirs], lr=0.1, weight_decay=0.1)]
+    optimizers = [
+        Muon([{"params": [ours]}], lr=0.1, weight_decay=0.1),
+        torch.optim.Muon([theirs], lr=0.1, weight_decay=0.1),
+    ]
     for _ in range(5):
         gradient = torch.randn(shape, generator=generator)
         ours.grad, theirs.grad = gradient.clone(), gradient.clone()
@@ -61,7 +65,9 @@ def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer):
     model = TransformerWithLMHead(TransformerConfig(50, 16, 32, 8, 2, 2))
     optimizers = build_optimizers(model, OptimizationArguments(optimizer=optimizer, weight_decay=0.1))
     groups = [group for one in optimizers for group in one.param_groups]
-    assert sorted(id(one) for group in groups for one in group["params"]) == sorted(map(id, model.parameters()))
+    assert sorted(id(one) for group in groups for one in group["params"]) == sorted(
+        map(id, model.parameters())
+    )
     for group in groups:
         assert {one.dim() >= 2 for one in group["params"]} == {group["weight_decay"] > 0}
     in_muon = {id(one) for group in optimizers[-1].param_groups for one in group["params"]}
@@ -72,11 +78,23 @@ def test_every_parameter_has_one_optimizer_and_only_matrices_decay(optimizer):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_deeper_layers_learn_more_slowly(optimizer):
     model = TransformerWithClfHead(TransformerConfig(50, 16, 32, 8, 2, 2), HeadConfig(3))
-    optimizers = build_optimizers(model, OptimizationArguments(optimizer=optimizer, lr=0.1, muon_lr=0.1, layer_lr_decay=0.5))
-    rates = {id(one): group["lr"] for each in optimizers for group in each.param_groups for one in group["params"]}
-    expected = {"classification_head": 0.1, "final_norm": 0.1, "layers.1": 0.05, "layers.0": 0.025, "embeddings": 0.0125}
+    optimizers = build_optimizers(
+        model, OptimizationArguments(optimizer=optimizer, lr=0.1, muon_lr=0.1, layer_lr_decay=0.5)
+    )
+    rates = {
+        id(one): group["lr"] for each in optimizers for group in each.param_groups for one in group["params"]
+    }
+    expected = {
+        "classification_head": 0.1,
+        "final_norm": 0.1,
+        "layers.1": 0.05,
+        "layers.0": 0.025,
+        "embeddings": 0.0125,
+    }
     for name, parameter in model.named_parameters():
-        assert rates[id(parameter)] == pytest.approx(next(rate for part, rate in expected.items() if part in name)), name
+        assert rates[id(parameter)] == pytest.approx(
+            next(rate for part, rate in expected.items() if part in name)
+        ), name
 
 
 def test_schedule_warms_up_and_decays_to_zero():
@@ -98,7 +116,11 @@ def test_split_batch_keeps_rows_together():
 def test_parts_of_similar_length_leave_hardly_any_padding():
     lengths = torch.tensor([3, 4, 5, 9, 10, 20])
     mask = (torch.arange(20) < lengths[:, None]).long()
-    batch = {"input_ids": torch.arange(120).view(6, 20) * mask, "attention_mask": mask, "labels": torch.arange(6)}
+    batch = {
+        "input_ids": torch.arange(120).view(6, 20) * mask,
+        "attention_mask": mask,
+        "labels": torch.arange(6),
+    }
     parts = split_batch(batch, size=3, part_tokens=22)
     assert [list(part["input_ids"].shape) for part in parts] == [[3, 5], [2, 10], [1, 20]]
     assert torch.cat([part["labels"] for part in parts]).tolist() == list(range(6))
@@ -112,11 +134,15 @@ def test_a_step_does_not_depend_on_its_parts(causal, tmp_path):
     mask = (torch.arange(20) < lengths[:, None]).long()
     input_ids = torch.randint(50, mask.shape, generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": input_ids, "attention_mask": mask, "labels": torch.arange(6) % 3}
-    objective = Objective(lambda model, part: model(**part), lambda whole: {"clf": len(whole["labels"])}, {"clf": 1.0})
+    objective = Objective(
+        lambda model, part: model(**part), lambda whole: {"clf": len(whole["labels"])}, {"clf": 1.0}
+    )
     weights = []
     for part_tokens in (None, 16):
         torch.manual_seed(0)
-        model = TransformerWithClfHead(TransformerConfig(50, 16, 32, 24, 2, 2, 0.0, 0.0, causal=causal), HeadConfig(3, "cls_mean_max"))
+        model = TransformerWithClfHead(
+            TransformerConfig(50, 16, 32, 24, 2, 2, 0.0, 0.0, causal=causal), HeadConfig(3, "cls_mean_max")
+        )
         run = Run(None, tmp_path, torch.device("cpu"), torch.float32, 0, 1)
         optimizers = build_optimizers(model, OptimizationArguments(lr=0.01))
         options = LoopOptions(3, train_batch_size=6, part_tokens=part_tokens, max_norm=0.25)
@@ -134,11 +160,20 @@ def lengths_that_change(causal: bool, n_steps: int = 6) -> list[dict]:
         mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
         input_ids = torch.randint(50, mask.shape, generator=generator) * mask
         lm_labels = input_ids.masked_fill((mask == 0) | (not causal) & (input_ids % 7 > 0), -100)
-        batches.append({"input_ids": input_ids, "attention_mask": mask, "labels": torch.arange(12) % 3, "lm_labels": lm_labels})
+        batches.append(
+            {
+                "input_ids": input_ids,
+                "attention_mask": mask,
+                "labels": torch.arange(12) % 3,
+                "lm_labels": lm_labels,
+            }
+        )
     return batches
 
 
-def train(batches: list[dict], folder: Path, causal: bool, wrap=lambda model: model, tuning: str = "full", **options) -> tuple[list[float], torch.Tensor]:
+def train(
+    batches: list[dict], folder: Path, causal: bool, wrap=lambda model: model, tuning: str = "full", **options
+) -> tuple[list[float], torch.Tensor]:
     """The losses of all steps and the weights after them, with dropout."""
     torch.manual_seed(0)
     config = FinetuningConfig(train_batch_size=12, lr=0.01, lm_loss_coef=0.5, **options)
@@ -147,21 +182,35 @@ def train(batches: list[dict], folder: Path, causal: bool, wrap=lambda model: mo
     model.transformer.gradient_checkpointing = config.gradient_checkpointing
     run = Run(config, folder, torch.device("cpu"), torch.float32, 0, 1)
     options = LoopOptions.from_flags(config, batches, part_tokens=64)
-    step = TrainingStep(wrap(model), build_optimizers(model, config), finetuning_objective(config), run, options)
+    step = TrainingStep(
+        wrap(model), build_optimizers(model, config), finetuning_objective(config), run, options
+    )
     trainer, losses = Engine(step), []
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output["loss"].item()))
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output["loss"].item())
+    )
     trainer.run(batches)
     return losses, torch.cat([one.detach().flatten() for one in model.parameters()])
 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("tuning", ["full", "pfeiffer"])
-def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing(causal, tuning, tmp_path, monkeypatch):
+def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing(
+    causal, tuning, tmp_path, monkeypatch
+):
     calls, forward = [], TransformerLayer.forward
     monkeypatch.setattr(TransformerLayer, "forward", lambda *inputs: calls.append(1) or forward(*inputs))
     results = []
     for gradient_checkpointing in (False, True):
-        results.append(train(lengths_that_change(causal), tmp_path, causal, tuning=tuning, gradient_checkpointing=gradient_checkpointing))
+        results.append(
+            train(
+                lengths_that_change(causal),
+                tmp_path,
+                causal,
+                tuning=tuning,
+                gradient_checkpointing=gradient_checkpointing,
+            )
+        )
         results[-1] += (len(calls),)
         calls.clear()
     (losses, weights, n_calls), (losses_again, weights_again, n_calls_again) = results
@@ -194,7 +243,9 @@ def test_if_one_optimizer_finds_an_overflow_none_steps(tmp_path):
 
     model = Model()
     optimizers = [torch.optim.AdamW([model.vector], lr=0.1), Muon([{"params": [model.matrix]}], lr=0.1)]
-    objective = Objective(lambda wrapped, batch: {"loss": wrapped(batch["input_ids"])}, lambda batch: {"loss": 1}, {"loss": 1.0})
+    objective = Objective(
+        lambda wrapped, batch: {"loss": wrapped(batch["input_ids"])}, lambda batch: {"loss": 1}, {"loss": 1.0}
+    )
     run = Run(None, tmp_path, torch.device("cpu"), torch.float16, 0, 1)
     trainer = Engine(TrainingStep(model, optimizers, objective, run, LoopOptions(2, train_batch_size=1)))
     too_much, enough = ({"input_ids": torch.full((1, 4), value)} for value in (1e36, 1.0))
@@ -223,7 +274,11 @@ def test_gradients_are_synchronised_only_in_the_last_part_of_a_step():
 
     model, calls = Wrapped(2, 1), []
     run = Run(None, Path(), torch.device("cpu"), torch.float32, rank=0, world_size=2)
-    objective = Objective(lambda wrapped, batch: {"loss": wrapped(batch["input_ids"]).sum()}, lambda batch: {"loss": 1}, {"loss": 1.0})
+    objective = Objective(
+        lambda wrapped, batch: {"loss": wrapped(batch["input_ids"]).sum()},
+        lambda batch: {"loss": 1},
+        {"loss": 1.0},
+    )
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.1)]
     trainer = Engine(TrainingStep(model, optimizers, objective, run, LoopOptions(1, train_batch_size=2)))
     trainer.run([{"input_ids": torch.ones(6, 2)}], max_epochs=1)
