@@ -31,7 +31,8 @@ from data.tokenization import load_tokenizer
 
 
 def export(config: ExportConfig) -> None:
-    """Write the transformer of a run folder (and its language-modelling head) with its tokenizer for `transformers`.
+    """Write the transformer of a run folder (and its language-modelling head) with its tokenizer for
+    `transformers`.
 
     Raises UserError for a model that no family describes.
     """

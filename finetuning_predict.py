@@ -5,9 +5,9 @@
     python finetuning_predict.py RUN_FOLDER --input_file reviews.txt > labels.jsonl
     cat reviews.txt | python finetuning_predict.py RUN_FOLDER
 
-What an argument or a line holds: a text, text<TAB>other text, question<TAB>context, text<TAB>choice<TAB>choice …, or for taggers and
-parsers words with spaces between them. A file of another type has it in the columns that training read, or in
-text, text_pair, choices.
+What an argument or a line holds: a text, text<TAB>other text, question<TAB>context,
+text<TAB>choice<TAB>choice …, or for taggers and parsers words with spaces between them. A file of another
+type has it in the columns that training read, or in text, text_pair, choices.
 """
 
 from dataclasses import dataclass
@@ -81,7 +81,8 @@ class Predictor:
         self.collate = collator_class.for_model(shape, self.tokenizer, length, arguments["truncation"])
 
     def predict(self, rows: Iterable[dict]) -> Iterator[dict]:
-        """A dict per row, in order. Rows have the fields of their kind: `text`, perhaps `text_pair`, `choices`.
+        """A dict per row, in order. Rows have the fields of their kind: `text`, perhaps `text_pair`,
+        `choices`.
 
         An empty text is an input like any other; a warning tells how many there are. Raises UserError for a
         row that the model cannot read.
@@ -166,7 +167,9 @@ def with_fields(row: dict, predictor: Predictor) -> dict:
 
 
 def split_line(line: str, predictor: Predictor) -> dict:
-    """A line of text as a row: the fields of its kind, with tabs between them; the last one may be several choices."""
+    """A line of text as a row: the fields of its kind, with tabs between them; the last one may be several
+    choices.
+    """
     fields = predictor.reader.line_fields
     if predictor.reader.has_pairs and not predictor.is_pair:
         fields = fields[:1]

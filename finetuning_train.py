@@ -1,13 +1,14 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Fine-tune a pretrained transformer on a labelled task: in full, with adapters, or from scratch for comparison.
+"""Fine-tune a pretrained transformer on a labelled task: in full, with adapters, or from scratch for
+comparison.
 
-python finetuning_train.py --model_checkpoint RUN_FOLDER                       IMDb
-python finetuning_train.py --model_checkpoint RUN_FOLDER --adapters_dim 32     train adapters alone
-python finetuning_train.py --model_checkpoint hf:roberta-base --tuning lora    somebody else's model, by LoRA
-python finetuning_train.py --model_checkpoint RUN_FOLDER --tuning fusion --adapters runs/a,runs/b
-python finetuning_train.py --model_checkpoint runs/mnli --dataset_path rte     sequential transfer: on from another task
-python finetuning_train.py --model_checkpoint none --tokenizer bert-base-cased from scratch
-python finetuning_train.py --dataset_path my_folder                            train/valid/test files of your own
+python finetuning_train.py --model_checkpoint RUN_FOLDER                       IMDb python finetuning_train.py
+--model_checkpoint RUN_FOLDER --adapters_dim 32     train adapters alone python finetuning_train.py
+--model_checkpoint hf:roberta-base --tuning lora    somebody else's model, by LoRA python finetuning_train.py
+--model_checkpoint RUN_FOLDER --tuning fusion --adapters runs/a,runs/b python finetuning_train.py
+--model_checkpoint runs/mnli --dataset_path rte     sequential transfer: on from another task python
+finetuning_train.py --model_checkpoint none --tokenizer bert-base-cased from scratch python
+finetuning_train.py --dataset_path my_folder                            train/valid/test files of your own
 python finetuning_train.py squad --model_checkpoint hf:bert-base-uncased       a task of run_configs/
 """
 
@@ -47,7 +48,8 @@ from utils import Batch, Run, finish_run, open_folder, show, start_run
 
 @notified
 def finetune(config: FinetuningConfig) -> dict[str, float]:
-    """Fine-tune a model; return `valid_accuracy` and the like of its best evaluation, `test_…`, `examples_per_second`, ….
+    """Fine-tune a model; return `valid_accuracy` and the like of its best evaluation, `test_…`,
+    `examples_per_second`, ….
 
     With `restarts`, these are means. Raises UserError for input that cannot be used.
     """
@@ -118,7 +120,7 @@ def finetune_once(config: FinetuningConfig, whole: Run | None = None) -> dict[st
     return finish_run(run, metrics | {"n_parameters": n_parameters, "n_trained": n_trained})
 
 
-# -------------------------------------------------------------------------------------------- the task and the model
+# ------------------------------------------------------------------------------------- the task and the model
 
 
 def describe(
@@ -129,7 +131,9 @@ def describe(
     n_examples: int,
     sizes: dict,
 ) -> None:
-    """Make the run folders self-contained: config.json and the tokenizer; adapters name the base that they belong to."""
+    """Make the run folders self-contained: config.json and the tokenizer; adapters name the base that they
+    belong to.
+    """
     shape = {"model": dataclasses.asdict(model.config), "head": dataclasses.asdict(model.head)}
     kind = {
         "kind": task.kind.name,
@@ -151,7 +155,7 @@ def describe(
     )
 
 
-# ------------------------------------------------------------------------------------------------- losses and metrics
+# ----------------------------------------------------------------------------------------- losses and metrics
 
 
 def finetuning_objective(config: FinetuningConfig) -> Objective:
@@ -171,7 +175,9 @@ def finetuning_objective(config: FinetuningConfig) -> Objective:
 
 @dataclass
 class WithLMLabels:
-    """Batches of a task with the labels of the auxiliary language-modelling loss: the next tokens, or those that `mask` hides."""
+    """Batches of a task with the labels of the auxiliary language-modelling loss: the next tokens, or those
+    that `mask` hides.
+    """
 
     batches: TaskBatches
     mask: Masking | None

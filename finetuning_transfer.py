@@ -1,12 +1,14 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Sequential transfer: from each of many source tasks to each of many targets, by full models or adapters (or fusions of several).
+"""Sequential transfer: from each of many source tasks to each of many targets, by full models or adapters (or
+fusions of several).
 
     python finetuning_transfer.py TASK_MAP.json --model_checkpoint RUN_FOLDER --output_dir runs/grid
     python finetuning_transfer.py TASK_MAP.json --model_checkpoint hf:roberta-base --tuning pfeiffer --restarts 5
     torchrun --nproc_per_node 8 finetuning_transfer.py TASK_MAP.json …      8 processes, each with a GPU, divide the grid
 
-The same command again goes on where it stopped; started several times, also on several machines with a common folder, it works
-on one grid together. experiments/task_map.py tells what a task map holds, docs/transfer.md how it all works.
+The same command again goes on where it stopped; started several times, also on several machines with a common
+folder, it works on one grid together. experiments/task_map.py tells what a task map holds, docs/transfer.md
+how it all works.
 """
 
 from dataclasses import dataclass
@@ -97,7 +99,8 @@ class CellsFailed(RuntimeError):
 def transfer(config: TransferConfig) -> dict[str, float]:
     """Work on a grid until it is finished; return the mean of each cell, by `source → target`.
 
-    Raises UserError for input that cannot be used, before anything is trained, and CellsFailed at the end if some trainings failed.
+    Raises UserError for input that cannot be used, before anything is trained, and CellsFailed at the end if
+    some trainings failed.
     """
     show_messages()
     work_alone()
@@ -117,12 +120,14 @@ def transfer(config: TransferConfig) -> dict[str, float]:
 
 
 def work_alone() -> None:
-    """Processes of a launcher divide the cells, not the batches: each trains alone, on the device of its local rank."""
+    """Processes of a launcher divide the cells, not the batches: each trains alone, on the device of its
+    local rank.
+    """
     for name in ("WORLD_SIZE", "RANK", "SLURM_STEP_NUM_TASKS"):
         os.environ.pop(name, None)
 
 
-# ----------------------------------------------------------------------------------------------------------- the grid
+# --------------------------------------------------------------------------------------------------- the grid
 
 
 @dataclass
@@ -148,7 +153,9 @@ class Grid:
         return (self.run_folder(job) / METRICS).is_file()
 
     def is_failed(self, job: Job) -> bool:
-        """Has it failed since this process began, here or elsewhere? What failed before is tried again. So has what needs it."""
+        """Has it failed since this process began, here or elsewhere? What failed before is tried again. So
+        has what needs it.
+        """
         file = self.failure(job)
         return (file.is_file() and file.stat().st_mtime >= self.started) or any(
             self.is_failed(self.jobs[name]) for name in job.needs
@@ -160,7 +167,9 @@ class Grid:
 
 
 def open_grid(config: TransferConfig) -> Grid:
-    """Read and check everything, then make the folder or go on with it. Raises UserError before anything is written."""
+    """Read and check everything, then make the folder or go on with it. Raises UserError before anything is
+    written.
+    """
     if config.resume or config.overwrite:
         wrong = "resume" if config.resume else "overwrite"
         raise UserError(
@@ -198,7 +207,9 @@ def check_folder(folder: Path) -> None:
 
 
 def check_tasks(task_map: TaskMap) -> None:
-    """Read all tasks, so that a mistake costs no training; settle their metrics. Raises UserError for what cannot be used."""
+    """Read all tasks, so that a mistake costs no training; settle their metrics. Raises UserError for what
+    cannot be used.
+    """
     tasks = [("from", one) for one in task_map.sources.values()] + [
         ("to", one) for one in task_map.targets.values()
     ]
@@ -240,7 +251,7 @@ def check_unchanged(job: Job, folder: Path) -> None:
             )
 
 
-# ----------------------------------------------------------------------------------------------------------- the work
+# --------------------------------------------------------------------------------------------------- the work
 
 
 def work(grid: Grid) -> None:
@@ -296,12 +307,13 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-# -------------------------------------------------------------------------------------------------------- the results
+# ------------------------------------------------------------------------------------------------ the results
 
 
 def table(grid: Grid) -> list[dict]:
-    """A row for each cell with finished trainings: mean and deviation over its seeds, and the gain over no transfer with the same
-    seeds (positive is better)."""
+    """A row for each cell with finished trainings: mean and deviation over its seeds, and the gain over no
+    transfer with the same seeds (positive is better).
+    """
     values: dict[tuple[str, str], dict[int, float]] = {}
     metrics = {}
     for job in grid.jobs.values():
@@ -340,7 +352,9 @@ def deviation(values) -> float | None:
 
 
 def write_table(grid: Grid) -> None:
-    """Write the table as far as it goes. One process at a time, so that the last one to write has seen all the results."""
+    """Write the table as far as it goes. One process at a time, so that the last one to write has seen all
+    the results.
+    """
     with filelock.FileLock(grid.folder / ".lock"), atomic_write(grid.folder / TABLE) as tmp_path:
         names = ["source", "target", "metric", "n", "mean", "std", "gain", "gain_std", "seeds"]
         with open(tmp_path, "w", newline="", encoding="utf-8") as file:
@@ -360,7 +374,8 @@ def rows_by_source(grid: Grid) -> list[dict]:
 
 
 def draw_heat_map(rows: list[dict], file: Path) -> None:
-    """Sources × targets, as `table` has them, in the order of the rows: the colour is the gain over no transfer, the number the mean.
+    """Sources × targets, as `table` has them, in the order of the rows: the colour is the gain over no
+    transfer, the number the mean.
 
     Grey cells have no gain: they were not trained, or there is no training without transfer to compare with.
     """

@@ -1,4 +1,5 @@
-"""A transformer and its language-modelling head: GPT-2's design, and what BERT and RoBERTa do otherwise as options.
+"""A transformer and its language-modelling head: GPT-2's design, and what BERT and RoBERTa do otherwise as
+options.
 
 The layer has two named slots, `after_attention` and `after_feed_forward`, that change nothing until
 somebody fills them: adapters (`layers/adapters.py`) plug in there and never copy a `forward`.
@@ -25,8 +26,9 @@ ACTIVATIONS = {
     "swish": nn.SiLU,
     "tanh": nn.Tanh,
 }
-# Rows of logits that exist at once. On a CPU as many as its cache likes (docs/performance.md); on a GPU more, for large products,
-# and since the chunks' gradients of the weights are added up in the precision of the weights.
+# Rows of logits that exist at once. On a CPU as many as its cache likes (docs/performance.md); on a GPU more,
+# for large products, and since the chunks' gradients of the weights are added up in the precision of the
+# weights.
 LOSS_CHUNK, LOSS_CHUNK_ON_GPU = 1024, 8192
 
 
@@ -91,8 +93,10 @@ class FeedForward(nn.Sequential):
 
 
 class EmptySlot(nn.Module):
-    """Where something may be plugged in behind a sub-layer. It gets the sub-layer's output, the residual that this will be
-    added to, and the LayerNorm that the sum will go through (None in a pre-norm layer); it returns what to add."""
+    """Where something may be plugged in behind a sub-layer. It gets the sub-layer's output, the residual that
+    this will be added to, and the LayerNorm that the sum will go through (None in a pre-norm layer); it
+    returns what to add.
+    """
 
     def forward(self, output: Tensor, residual: Tensor, norm: nn.Module | None) -> Tensor:
         """[batch, seq, embed] → [batch, seq, embed]."""
@@ -102,7 +106,8 @@ class EmptySlot(nn.Module):
 class TransformerLayer(nn.Module):
     """Attention and feed-forward, each with a residual connection, and a slot after each of them.
 
-    LayerNorm comes before a sub-layer (GPT-2: Radford et al. 2019, section 2.3), or after the residual sum (BERT).
+    LayerNorm comes before a sub-layer (GPT-2: Radford et al. 2019, section 2.3), or after the residual sum
+    (BERT).
     """
 
     def __init__(self, config: TransformerConfig):
@@ -142,7 +147,9 @@ class TransformerLayer(nn.Module):
 
 
 def at_positions(hidden_states: Tensor, positions: Tensor | None) -> Tensor:
-    """[batch, seq, embed] → [batch, 1, embed] at one position [batch] for each row; all of them if there are none."""
+    """[batch, seq, embed] → [batch, 1, embed] at one position [batch] for each row; all of them if there are
+    none.
+    """
     if positions is None:
         return hidden_states
     return hidden_states[torch.arange(len(positions), device=positions.device), positions].unsqueeze(1)
@@ -184,7 +191,8 @@ class Transformer(nn.Module):
     def reset_parameters(self) -> None:
         """GPT-2's initialisation: N(0, 0.02), with the layers' residual projections scaled by depth.
 
-        With `residual_init` zero they start at zero, and so every layer as the identity (Zhang et al. 2019, Fixup).
+        With `residual_init` zero they start at zero, and so every layer as the identity (Zhang et al. 2019,
+        Fixup).
         """
         std = self.config.initializer_range
         for module in self.modules():
@@ -249,7 +257,9 @@ class Transformer(nn.Module):
         )
 
     def run_layer(self, layer: TransformerLayer, *inputs: Tensor | KeyValueCache | None) -> Tensor:
-        """A layer's output; with gradient checkpointing (Chen et al. 2016), only its input is kept for the backward pass."""
+        """A layer's output; with gradient checkpointing (Chen et al. 2016), only its input is kept for the
+        backward pass.
+        """
         if self.gradient_checkpointing and self.training:
             return checkpoint(layer, *inputs, use_reentrant=False)
         return layer(*inputs)
@@ -270,8 +280,8 @@ class TransformerWithLMHead(nn.Module):
     ) -> Tensor:
         """Logits [batch, seq, num_embeddings]; or, with `labels`, the loss summed over all labels.
 
-        `labels` [batch, seq] are aligned with the positions (labels[:, t] is what position t has to predict: the
-        next token for a causal model, the masked one for a bidirectional one); -100 asks for no loss.
+        `labels` [batch, seq] are aligned with the positions (labels[:, t] is what position t has to predict:
+        the next token for a causal model, the masked one for a bidirectional one); -100 asks for no loss.
         """
         hidden_states = self.transformer(input_ids, attention_mask)
         return self.logits(hidden_states) if labels is None else self.loss(hidden_states, labels)
@@ -279,7 +289,9 @@ class TransformerWithLMHead(nn.Module):
     # What training has to know about the parameters.
 
     def parameter_depths(self) -> dict[str, int]:
-        """How many layers lie between each parameter and the output: 0 for heads and the final LayerNorm, the most for embeddings."""
+        """How many layers lie between each parameter and the output: 0 for heads and the final LayerNorm, the
+        most for embeddings.
+        """
         layers = {name: layer_number(name) for name, _ in self.named_parameters()}
         n_layers = self.config.num_layers
         return {
@@ -322,7 +334,8 @@ class TransformerWithLMHead(nn.Module):
                 labels, len(weight), self.config.sampled_softmax
             )
             weight, bias = weight[candidates], correction if bias is None else bias[candidates] + correction
-        # The library sums the losses in the dtype of its input: the sum of 65,536 tokens was 6 % too small in bf16, infinite in fp16.
+        # The library sums the losses in the dtype of its input: the sum of 65,536 tokens was 6 % too small in
+        # bf16, infinite in fp16.
         is_half = hidden_states.dtype.itemsize == 2
         precision = (
             {"acc_policy": "auto", "acc_dtype": torch.float32} if is_half else {"acc_policy": "balanced"}
@@ -330,7 +343,8 @@ class TransformerWithLMHead(nn.Module):
         options = nn.LinearCrossEntropyOptions(
             batch_chunk_size=LOSS_CHUNK_ON_GPU if hidden_states.is_cuda else LOSS_CHUNK,
             chunking_method=None,
-            allow_retain_graph=torch.compiler.is_compiling(),  # or the library warns, which breaks the compiled graph in two
+            # or the library warns, which breaks the compiled graph in two
+            allow_retain_graph=torch.compiler.is_compiling(),
             **precision,
         )
         return F.linear_cross_entropy(
@@ -352,8 +366,9 @@ def layer_number(name: str) -> int | None:
 def sample_vocabulary(labels: Tensor, num_embeddings: int, n_sampled: int) -> tuple[Tensor, Tensor, Tensor]:
     """A part of the vocabulary that stands for all of it in a softmax (Jean et al. 2015, section 3).
 
-    All tokens that occur among the labels, and `n_sampled` of the others, whose logits are raised by the logarithm of
-    how many tokens each of them stands for: the estimate of the softmax's denominator is unbiased.
+    All tokens that occur among the labels, and `n_sampled` of the others, whose logits are raised by the
+    logarithm of how many tokens each of them stands for: the estimate of the softmax's denominator is
+    unbiased.
 
     Returns: the tokens, a bias for their logits, and the labels as indices into the tokens.
     """
@@ -386,9 +401,9 @@ def generate(
 ) -> Iterator[Tensor]:
     """Sample a continuation of [batch, seq] prompts from a causal model, one token [batch] at a time.
 
-    `temperature` 0 takes the likeliest token; `top_k` > 0 samples among the k likeliest; `top_p` < 1 among the fewest
-    whose probabilities add up to p (nucleus sampling: Holtzman et al. 2020, section 3.1). Where the model's positions
-    are used up, it forgets all but the latest half of them.
+    `temperature` 0 takes the likeliest token; `top_k` > 0 samples among the k likeliest; `top_p` < 1 among
+    the fewest whose probabilities add up to p (nucleus sampling: Holtzman et al. 2020, section 3.1). Where
+    the model's positions are used up, it forgets all but the latest half of them.
     """
     model.eval()
     n_positions = model.config.num_max_positions
@@ -422,7 +437,9 @@ def keep_likeliest(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def initialize(module: nn.Module, std: float) -> None:
-    """N(0, std) for the weights of linear and embedding layers, zero for biases; LayerNorms stay the identity."""
+    """N(0, std) for the weights of linear and embedding layers, zero for biases; LayerNorms stay the
+    identity.
+    """
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear) and module.bias is not None:
@@ -437,7 +454,9 @@ def sinusoids(num_positions: int, embed_dim: int) -> Tensor:
 
 
 def expand_mask(attention_mask: Tensor, causal: bool) -> Tensor:
-    """[batch, seq] → a boolean mask, broadcastable to [batch, heads, query, key], of the keys that each query may look at."""
+    """[batch, seq] → a boolean mask, broadcastable to [batch, heads, query, key], of the keys that each query
+    may look at.
+    """
     mask = attention_mask.bool()[:, None, None, :]
     if causal:
         seq = attention_mask.size(1)

@@ -65,7 +65,8 @@ from utils import Batch, Run, finish_run, open_folder, show, start_run
 
 @notified
 def pretrain(config: PretrainingConfig) -> dict[str, float]:
-    """Pretrain a model; return the metrics of the best evaluation (`loss`, `ppl`, `word_ppl`, `tokens_per_second`, …).
+    """Pretrain a model; return the metrics of the best evaluation (`loss`, `ppl`, `word_ppl`,
+    `tokens_per_second`, …).
 
     Raises UserError for input that cannot be used.
     """
@@ -102,7 +103,9 @@ def pretrain(config: PretrainingConfig) -> dict[str, float]:
 
 
 def start_from_counts(model: TransformerWithLMHead, corpus: Corpus, config: PretrainingConfig) -> None:
-    """Set what the flags want to be set from the counts of the training corpus: output bias, token embeddings."""
+    """Set what the flags want to be set from the counts of the training corpus: output bias, token
+    embeddings.
+    """
     embeddings = model.transformer.token_embeddings.weight
     if config.output_bias:
         counts = np.bincount(corpus.train.ids, minlength=len(embeddings)) + 1

@@ -1,4 +1,5 @@
-"""Pretrain a small language model on movie reviews, fine-tune it three ways, and compare. `make quickstart` runs this.
+"""Pretrain a small language model on movie reviews, fine-tune it three ways, and compare. `make quickstart`
+runs this.
 
 Every number of the table comes from a run whose preset is run_configs/quickstart_*.json.
 """

@@ -44,7 +44,7 @@ def derive_seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
-# --------------------------------------------------------------------------------------------------------- the run
+# ---------------------------------------------------------------------------------------------------- the run
 
 
 @dataclass
@@ -115,11 +115,13 @@ def start_run(config: RunArguments) -> Run:
     )
 
 
-# ------------------------------------------------------------------------------------------------------- processes
+# -------------------------------------------------------------------------------------------------- processes
 
 
 def n_processes() -> int:
-    """How many processes the launcher started: torchrun and torch.distributed.launch set WORLD_SIZE, plain `srun` its own variable."""
+    """How many processes the launcher started: torchrun and torch.distributed.launch set WORLD_SIZE, plain
+    `srun` its own variable.
+    """
     return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
 
 
@@ -145,7 +147,9 @@ def form_process_group(device: torch.device) -> None:
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What `make()` returns in the main process, given to every process: other machines may not see its files."""
+    """What `make()` returns in the main process, given to every process: other machines may not see its
+    files.
+    """
     if idist.get_world_size() == 1:
         return make()
     box = [make() if idist.get_rank() == 0 else None]
@@ -154,11 +158,11 @@ def from_main(make: Callable[[], T]) -> T:
 
 
 def end_group_threads(last_reference: list) -> None:
-    """End the threads of a process group, for the end of a process: one of them that lets go of a tensor after the interpreter's end
-    aborts a process that has finished its work (pytorch/pytorch issue 190489).
+    """End the threads of a process group, for the end of a process: one of them that lets go of a tensor
+    after the interpreter's end aborts a process that has finished its work (pytorch/pytorch issue 190489).
 
-    They end with the group, which the model keeps, in a cycle. If the model were the last to keep it, it would wait for the threads with
-    the interpreter locked, for ever if one of them needs it.
+    They end with the group, which the model keeps, in a cycle. If the model were the last to keep it, it
+    would wait for the threads with the interpreter locked, for ever if one of them needs it.
     """
     gc.collect()
     last_reference.clear()
@@ -173,17 +177,21 @@ class AboveProgressBar(logging.Handler):
 
 
 def show_messages(level: int = logging.INFO) -> None:
-    """Let the project's own messages through, and no more than warnings of libraries, unless the application has set up its logging."""
+    """Let the project's own messages through, and no more than warnings of libraries, unless the application
+    has set up its logging.
+    """
     logger.setLevel(level)
     if not logger.hasHandlers():
         logger.addHandler(AboveProgressBar())
 
 
 def open_folder(run: Run, **sections: object) -> None:
-    """Make the run folder and write config.json: every argument, and what else describes the run (`sections`).
+    """Make the run folder and write config.json: every argument, and what else describes the run
+    (`sections`).
 
-    Called when all input has been read, so that a mistake leaves nothing behind and overwrites nothing. Everything else in the
-    folder is the main process's; config.json is on every machine, since `--resume` reads it before the processes know each other.
+    Called when all input has been read, so that a mistake leaves nothing behind and overwrites nothing.
+    Everything else in the folder is the main process's; config.json is on every machine, since `--resume`
+    reads it before the processes know each other.
     """
     if run.is_open:
         return
@@ -286,8 +294,9 @@ def git_commit() -> str | None:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`: CUDA, else Apple's MPS, else the CPU; of several GPUs the one with the local rank. Raises UserError for a device that
-    is not there."""
+    """`auto`: CUDA, else Apple's MPS, else the CPU; of several GPUs the one with the local rank. Raises
+    UserError for a device that is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and torch.cuda.is_available():
@@ -320,7 +329,9 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def peak_memory_mb(device: torch.device) -> float | None:
-    """Peak memory of the GPU, or of the process on a CPU, in 10^6 bytes; None where the system does not tell (Windows)."""
+    """Peak memory of the GPU, or of the process on a CPU, in 10^6 bytes; None where the system does not tell
+    (Windows).
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     if resource is None:

@@ -2,8 +2,9 @@
 
     python benchmarks/ablation.py [--n_steps N]
 
-Starts from plain GPT-2 training (AdamW, cosine, N(0, 0.02) embeddings, full softmax), changes one thing at a time, and in
-the end all of them. Muon comes with a learning rate of its own for AdamW's part, as it does in the recipe.
+Starts from plain GPT-2 training (AdamW, cosine, N(0, 0.02) embeddings, full softmax), changes one thing at a
+time, and in the end all of them. Muon comes with a learning rate of its own for AdamW's part, as it does in
+the recipe.
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
     python benchmarks/adapters.py
 
-A bidirectional transformer of MiniLM's shape (6 layers × 384, segments aside), reviews of at most 128 tokens, AdamW.
+A bidirectional transformer of MiniLM's shape (6 layers × 384, segments aside), reviews of at most 128 tokens,
+AdamW.
 """
 
 import itertools

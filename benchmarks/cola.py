@@ -1,8 +1,10 @@
-"""Is a poor result the model's fault or ours? `transformers` and we fine-tune all of the same encoder on CoLA.
+"""Is a poor result the model's fault or ours? `transformers` and we fine-tune all of the same encoder on
+CoLA.
 
     python benchmarks/cola.py [--model_checkpoint FOLDER] [--dataset_path FOLDER]
 
-Three epochs, AdamW at 5e-5, batches of 16, at most 128 tokens; the figures are Matthews correlations after each epoch.
+Three epochs, AdamW at 5e-5, batches of 16, at most 128 tokens; the figures are Matthews correlations after
+each epoch.
 """
 
 import argparse

@@ -93,7 +93,9 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def side_by_side(rounds: int, **works: Callable[[], float]) -> dict[str, list[float]]:
-    """Call every function once a round, in turn, so that a machine whose speed drifts is as fair to each; first a warm-up."""
+    """Call every function once a round, in turn, so that a machine whose speed drifts is as fair to each;
+    first a warm-up.
+    """
     results = {name: [] for name in works}
     for number in range(rounds + 1):
         for name, work in works.items():
@@ -108,15 +110,16 @@ def median_ratio(one: list[float], other: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(one, other, strict=True))
 
 
-# ------------------------------------------------------------------------------------------------------- operations
+# ------------------------------------------------------------------------------------------------- operations
 
 
 def operations_per_token(config: TransformerConfig, seq_len: int) -> float:
-    """Floating-point operations of one token's forward pass, multiplications and additions, in matrix products alone.
+    """Floating-point operations of one token's forward pass, multiplications and additions, in matrix
+    products alone.
 
-    2 L (4 d² + 2 d h) for the layers' matrices, 2 L d (T + 1) for causal attention (scores and mixing, 2 d each for the
-    (T + 1) / 2 positions that a token sees on average), 2 d V for the language-modelling head. Training: three times as
-    many, since each product has two in the backward pass.
+    2 L (4 d² + 2 d h) for the layers' matrices, 2 L d (T + 1) for causal attention (scores and mixing, 2 d
+    each for the (T + 1) / 2 positions that a token sees on average), 2 d V for the language-modelling head.
+    Training: three times as many, since each product has two in the backward pass.
     """
     d, h, n_layers = config.embed_dim, config.hidden_dim, config.num_layers
     return (
@@ -127,8 +130,9 @@ def operations_per_token(config: TransformerConfig, seq_len: int) -> float:
 
 
 def matmul_rate(config: TransformerConfig, n_tokens: int) -> float:
-    """Operations per second of bare matrix products in the shapes of a training step: each matrix forward, and both of
-    its products backward, in the proportions of the model."""
+    """Operations per second of bare matrix products in the shapes of a training step: each matrix forward,
+    and both of its products backward, in the proportions of the model.
+    """
     d, h = config.embed_dim, config.hidden_dim
     shapes = [(d, 3 * d), (d, d), (d, h), (h, d)] * config.num_layers + [(d, config.num_embeddings)]
     operations = spent = 0.0
@@ -139,7 +143,7 @@ def matmul_rate(config: TransformerConfig, n_tokens: int) -> float:
     return operations / spent
 
 
-# ------------------------------------------------------------------------------------------- the two sides of a race
+# ------------------------------------------------------------------------------------ the two sides of a race
 
 
 def benchmark_corpus() -> Corpus:
@@ -183,7 +187,9 @@ def peer_model(nanogpt: str | None, num_embeddings: int, **shape) -> tuple[str, 
 
 
 def with_hidden_dim(gpt: nn.Module, embed_dim: int, hidden_dim: int) -> nn.Module:
-    """nanoGPT's model with feed-forward blocks of a width of ours: its own are always four times as wide as the model."""
+    """nanoGPT's model with feed-forward blocks of a width of ours: its own are always four times as wide as
+    the model.
+    """
     for block in gpt.transformer.h if hidden_dim != 4 * embed_dim else ():
         block.mlp.c_fc = nn.Linear(embed_dim, hidden_dim, bias=False)
         block.mlp.c_proj = nn.Linear(hidden_dim, embed_dim, bias=False)

@@ -1,9 +1,11 @@
-"""Reviews per second and accuracy of fine-tuning, beside transformers' Trainer with the same weights to start from.
+"""Reviews per second and accuracy of fine-tuning, beside transformers' Trainer with the same weights to start
+from.
 
     python benchmarks/finetuning.py
 
-Both take 800 labelled IMDb reviews twice, at most 512 tokens of each, in batches of 16 that are padded to their longest
-review, with AdamW at the same learning rates, and classify the state of the last token; figures are means over three seeds.
+Both take 800 labelled IMDb reviews twice, at most 512 tokens of each, in batches of 16 that are padded to
+their longest review, with AdamW at the same learning rates, and classify the state of the last token; figures
+are means over three seeds.
 """
 
 import itertools

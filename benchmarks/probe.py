@@ -1,4 +1,5 @@
-"""How much a pretrained model's token embeddings know of a task: logistic regression on their mean over each review.
+"""How much a pretrained model's token embeddings know of a task: logistic regression on their mean over each
+review.
 
 python benchmarks/probe.py RUN_FOLDER
 """

@@ -1,4 +1,5 @@
-"""How seconds per step and peak memory grow with width, depth, context, vocabulary and batch, against the operations.
+"""How seconds per step and peak memory grow with width, depth, context, vocabulary and batch, against the
+operations.
 
     python benchmarks/scaling.py          also draws docs/scaling.png
     python benchmarks/scaling.py --draw   draws it anew from the recorded figures

@@ -95,8 +95,10 @@ def encoding_memory(texts: list[str]) -> None:
 
 
 def start_up() -> None:
-    """Seconds until --help answers, and until the first step of a second start is done and saved: with a batch of one,
-    where starting takes nearly all of that, and with a batch as large as in the other benchmarks."""
+    """Seconds until --help answers, and until the first step of a second start is done and saved: with a
+    batch of one, where starting takes nearly all of that, and with a batch as large as in the other
+    benchmarks.
+    """
 
     def first_step(batch_size: int) -> float:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,5 @@
-"""The yardstick for held-out IMDb accuracy: TF-IDF with logistic regression on the labels that fine-tuning gets.
+"""The yardstick for held-out IMDb accuracy: TF-IDF with logistic regression on the labels that fine-tuning
+gets.
 
 python benchmarks/tfidf.py [N_LABELS …]
 """
@@ -19,7 +20,9 @@ from tasks.examples import choose_subset
 
 
 def accuracy(n_labels: int, train: list[dict], valid: list[dict], seed: int = 42) -> float:
-    """Accuracy on the held-out reviews after training on the reviews that `--train_subset_size n_labels` chooses."""
+    """Accuracy on the held-out reviews after training on the reviews that `--train_subset_size n_labels`
+    chooses.
+    """
     labels = np.array([row["label"] == "pos" for row in train], dtype=np.int64)
     chosen = choose_subset(labels, n_labels, seed)
     classifier = make_pipeline(

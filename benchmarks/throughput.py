@@ -2,8 +2,9 @@
 
     python benchmarks/throughput.py --nanogpt PATH_OF_A_CHECKOUT
 
-Both sides train the same shape (4 layers × 256, vocabulary 8,192, context 256, batch 16) with AdamW on the same tokens,
-in turns within one process. The operations counted are those of the formula in `common.operations_per_token`.
+Both sides train the same shape (4 layers × 256, vocabulary 8,192, context 256, batch 16) with AdamW on the
+same tokens, in turns within one process. The operations counted are those of the formula in
+`common.operations_per_token`.
 """
 
 import itertools

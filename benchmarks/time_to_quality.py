@@ -1,10 +1,11 @@
-"""Time until the validation loss that nanoGPT has after 1.35M tokens: same texts, tokens, model size and machine.
+"""Time until the validation loss that nanoGPT has after 1.35M tokens: same texts, tokens, model size and
+machine.
 
     python benchmarks/time_to_quality.py --nanogpt PATH_OF_A_CHECKOUT     without it: transformers' GPT-2 and Trainer
 
-The peer runs with each of three learning rates, and its best loss is the mark. Ours runs with three numbers of steps, and
-the shortest that gets below the mark counts. All losses are over the whole validation corpus. Times are of training alone, on both sides; ours has
-the latent semantic analysis in it.
+The peer runs with each of three learning rates, and its best loss is the mark. Ours runs with three numbers
+of steps, and the shortest that gets below the mark counts. All losses are over the whole validation corpus.
+Times are of training alone, on both sides; ours has the latent semantic analysis in it.
 """
 
 import json
@@ -75,7 +76,8 @@ def run_nanogpt(checkout: str, corpus: Corpus, lr: float) -> dict[str, float]:
         }  # fmt: skip
         command = [sys.executable, "train.py", *(f"--{name}={value}" for name, value in options.items())]
         printed = subprocess.run(command, cwd=copy, check=True, capture_output=True, text=True).stdout
-        # The first iteration's time has an evaluation in it, and so has the last one's, which is one too many.
+        # The first iteration's time has an evaluation in it, and so has the last one's, which is one too
+        # many.
         times = [float(one) / 1000 for one in re.findall(r"^iter \d+:.* time ([\d.]+)ms", printed, re.M)][
             1:-1
         ]

@@ -1,4 +1,5 @@
-"""The tables of docs/transfer.md, from the folder of a finished grid, and its picture, from results.csv or a part of it.
+"""The tables of docs/transfer.md, from the folder of a finished grid, and its picture, from results.csv or a
+part of it.
 
     python benchmarks/transfer.py GRID_FOLDER [--without TARGET]
     python benchmarks/transfer.py docs/transfer.csv                  draws docs/transfer.png

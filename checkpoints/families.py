@@ -1,7 +1,7 @@
 """GPT-2, BERT, RoBERTa and MiniLM as other people publish them: their names, shapes and layouts, and ours.
 
-A family is a table of names: what we call a module, and what `transformers` calls it. The table is read from left to
-right to load, and from right to left to export.
+A family is a table of names: what we call a module, and what `transformers` calls it. The table is read from
+left to right to load, and from right to left to export.
 """
 
 from dataclasses import dataclass

@@ -69,7 +69,9 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 def load_into(
     model: nn.Module, weights: dict[str, torch.Tensor], where: str, missing: tuple[str, ...] = ()
 ) -> None:
-    """Load weights by name. Raises UserError unless they fit; only names that start with one of `missing` may lack."""
+    """Load weights by name. Raises UserError unless they fit; only names that start with one of `missing` may
+    lack.
+    """
     own = model.state_dict()
     for name, tensor in weights.items():
         if name not in own:

@@ -17,8 +17,8 @@ from layers.adapters import FLAGS, METHODS, Tuning, check_settings
 def load_finetuned(folder: str | Path, flag: str) -> TransformerWithClfHead:
     """The model of a fine-tuning run folder.
 
-    Adapters are put onto the base that they were trained on. Raises UserError if the folder is not a fine-tuning run,
-    or if the base is missing or not the same any more.
+    Adapters are put onto the base that they were trained on. Raises UserError if the folder is not a
+    fine-tuning run, or if the base is missing or not the same any more.
     """
     config = read_run_config(folder, flag)
     if "head" not in config:
@@ -81,7 +81,9 @@ def rename_token_head(model_class: str, kind: str | None) -> str:
 def choose_shape(
     config: FinetuningConfig, vocab_size: int, checkpoint: Checkpoint | None
 ) -> TransformerConfig:
-    """The checkpoint's shape, or that of the flags. Raises UserError for another vocabulary than the checkpoint's."""
+    """The checkpoint's shape, or that of the flags. Raises UserError for another vocabulary than the
+    checkpoint's.
+    """
     if checkpoint is None:
         return transformer_config(config, vocab_size)
     shape = replace(checkpoint.config, dropout=config.dropout, attention_dropout=config.attention_dropout)
@@ -118,7 +120,9 @@ def max_length(config: FinetuningConfig, shape: TransformerConfig) -> int:
 
 
 def check_start(tuning: Tuning, checkpoint: Checkpoint | None) -> None:
-    """Raises UserError if adapters have no model, or if a checkpoint holds some that the tuning does not just train further."""
+    """Raises UserError if adapters have no model, or if a checkpoint holds some that the tuning does not just
+    train further.
+    """
     if checkpoint is None:
         if not tuning.is_full:
             raise UserError(
@@ -150,8 +154,9 @@ class TrainedAdapter:
 
 
 def fused_adapters(folders: str | None, checkpoint: Checkpoint, drop_last: bool) -> dict[str, TrainedAdapter]:
-    """The adapters of the run folders, by name. Raises UserError unless all are Pfeiffer adapters of the checkpoint, in every
-    layer that the fusion is in."""
+    """The adapters of the run folders, by name. Raises UserError unless all are Pfeiffer adapters of the
+    checkpoint, in every layer that the fusion is in.
+    """
     if not folders:
         raise UserError(
             "--tuning fusion needs trained adapters; name their run folders with --adapters a,b,c"

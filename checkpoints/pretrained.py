@@ -22,9 +22,11 @@ HUB_PREFIX = "hf:"
 
 @dataclass
 class Checkpoint:
-    """A trained model on disk: its shape, its weights under our names, and the folder, which holds its tokenizer too.
+    """A trained model on disk: its shape, its weights under our names, and the folder, which holds its
+    tokenizer too.
 
-    Of a fine-tuned one, the head is left out. Adapters and the like come with the weights of the model that they belong to.
+    Of a fine-tuned one, the head is left out. Adapters and the like come with the weights of the model that
+    they belong to.
     """
 
     name: str  # as the user wrote it
@@ -36,7 +38,8 @@ class Checkpoint:
 
 
 def open_checkpoint(name: str, flag: str) -> Checkpoint:
-    """A run folder of ours, pretrained or fine-tuned, a folder as `transformers` writes it, or `hf:owner/name` of the Hub.
+    """A run folder of ours, pretrained or fine-tuned, a folder as `transformers` writes it, or
+    `hf:owner/name` of the Hub.
 
     Raises UserError, naming the flag, if it is none of them or of a family that we do not have.
     """
@@ -75,7 +78,9 @@ def open_run(name: str, folder: Path, config: dict) -> Checkpoint:
 
 
 def describe_base(checkpoint: Checkpoint, run_folder: Path) -> dict:
-    """How a run folder's config.json tells which weights its adapters belong to; also if they started as other adapters."""
+    """How a run folder's config.json tells which weights its adapters belong to; also if they started as
+    other adapters.
+    """
     base = checkpoint.base or checkpoint
     folder = base.folder.resolve()
     relative = os.path.relpath(folder, run_folder.resolve())
@@ -106,7 +111,9 @@ def find_base(folder: Path, base: dict) -> Checkpoint:
 def load_pretrained(
     name: str | Path, flag: str
 ) -> tuple[TransformerWithLMHead, Tokenizer | ByteLevelTokenizer]:
-    """The language model of a checkpoint and its tokenizer. Raises UserError, naming the flag, if there is none."""
+    """The language model of a checkpoint and its tokenizer. Raises UserError, naming the flag, if there is
+    none.
+    """
     checkpoint = open_checkpoint(str(name), flag)
     model = TransformerWithLMHead(checkpoint.config)
     load_into(model, checkpoint.weights, f"{flag} {name}")
@@ -114,7 +121,9 @@ def load_pretrained(
 
 
 def download_checkpoint(repository: str, flag: str) -> Path:
-    """The folder of the local Hub cache with config, weights and tokenizer of a model. Raises UserError if it has none."""
+    """The folder of the local Hub cache with config, weights and tokenizer of a model. Raises UserError if it
+    has none.
+    """
     folder = download(repository, CONFIG, flag).parent
     download(repository, WEIGHTS, flag, "; pickled weights are never loaded, since they can run code")
     download_tokenizer(repository, flag)

@@ -2,8 +2,9 @@
 
 argparse reads it; tyro 1.0 and jsonargparse 4.53 were tried instead. tyro prints a box of several lines and
 exits, offers no way to get at the sentence alone, puts all fields of a dataclass into one group, does not
-tell which flags were typed, and keeps only the last of a repeated `--notify`. jsonargparse raises errors of up
-to seven lines, suggests no names, and wants `--notify+=`. Either would replace little more than `flag_options`.
+tell which flags were typed, and keeps only the last of a repeated `--notify`. jsonargparse raises errors of
+up to seven lines, suggests no names, and wants `--notify+=`. Either would replace little more than
+`flag_options`.
 """
 
 import argparse

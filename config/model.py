@@ -8,7 +8,9 @@ from config.groups import ModelArguments
 
 @dataclass
 class TransformerConfig:
-    """The shape of a transformer. The defaults are the tutorial's model: 50M parameters with a 29k vocabulary."""
+    """The shape of a transformer. The defaults are the tutorial's model: 50M parameters with a 29k
+    vocabulary.
+    """
 
     num_embeddings: int
     embed_dim: int = 410
@@ -25,7 +27,8 @@ class TransformerConfig:
     causal: bool = True
     output_bias: bool = False
     sampled_softmax: int = 0
-    # What checkpoints of other families want (checkpoints/families.py); pretraining from scratch leaves it as it is.
+    # What checkpoints of other families want (checkpoints/families.py); pretraining from scratch leaves it as
+    # it is.
     pre_norm: bool = True  # LayerNorm before each sub-layer, as GPT-2; else after the residual sum, as BERT
     embedding_norm: bool = False
     num_token_types: int = 0  # segment embeddings

@@ -13,10 +13,11 @@ from data.fast_tokenizers import export_tokenizer, ids_of, never_empty, spans_of
 
 
 class ByteLevelTokenizer:
-    """Byte-level BPE (Radford et al. 2019, section 2.2) as GPT-2 and RoBERTa have it. The Rust library does the work.
+    """Byte-level BPE (Radford et al. 2019, section 2.2) as GPT-2 and RoBERTa have it. The Rust library does
+    the work.
 
-    GPT-2 has one special token, which opens, closes and pads; it takes the part of [CLS], [SEP] and [PAD], and there is no
-    [MASK]. RoBERTa has two separators between the texts of a pair.
+    GPT-2 has one special token, which opens, closes and pads; it takes the part of [CLS], [SEP] and [PAD],
+    and there is no [MASK]. RoBERTa has two separators between the texts of a pair.
     """
 
     file = "tokenizer.json"

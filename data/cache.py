@@ -33,7 +33,9 @@ ENCODING_CHUNK = 2000  # texts encoded at once: enough for all cores, little eno
 
 @dataclass
 class EncodedTexts:
-    """Texts as memory-mapped token ids: text i is ids[offsets[i]:offsets[i + 1]]. The texts of a row lie behind one another."""
+    """Texts as memory-mapped token ids: text i is ids[offsets[i]:offsets[i + 1]]. The texts of a row lie
+    behind one another.
+    """
 
     ids: np.ndarray
     offsets: np.ndarray
@@ -51,7 +53,8 @@ class EncodedTexts:
 def cached(cache: str, key: object, build: Callable[[Path], None]) -> Path:
     """The folder of the cache that `build` fills for `key`: built once, whole or not at all, by one process.
 
-    Its permissions follow the umask, so that users can share a cache. Raises UserError if it cannot be written or read.
+    Its permissions follow the umask, so that users can share a cache. Raises UserError if it cannot be
+    written or read.
     """
     digest = hashlib.sha256(f"{CACHE_FORMAT} {key}".encode()).hexdigest()[:20]
     folder = Path(cache) / digest
@@ -106,9 +109,9 @@ def encode_rows(
 ) -> EncodedTexts:
     """Token ids and labels of the rows, from the cache if there; `end_id` goes behind every text.
 
-    `rows()` is read only if the cache does not have them. `encode` (default: the tokenizer's `encode_batch`) gives an array per
-    text: ids [tokens], or ids with their spans [tokens, 3]. Raises UserError if there are no rows, or if all
-    their texts are empty and may not be.
+    `rows()` is read only if the cache does not have them. `encode` (default: the tokenizer's `encode_batch`)
+    gives an array per text: ids [tokens], or ids with their spans [tokens, 3]. Raises UserError if there are
+    no rows, or if all their texts are empty and may not be.
     """
     encode = encode or tokenizer.encode_batch
 
@@ -175,8 +178,9 @@ def warn_of_unknown_words(
 def find_tokenizer(
     name: str, source: Source, part: str, texts: Callable[[], Iterator[str]], cache: str
 ) -> Tokenizer:
-    """The tokenizer that `--tokenizer` names; `train:SIZE` learns it from `texts`, which are the named part of a source,
-    and keeps it in the cache."""
+    """The tokenizer that `--tokenizer` names; `train:SIZE` learns it from `texts`, which are the named part
+    of a source, and keeps it in the cache.
+    """
     request = parse_training_request(name)
     if request is None:
         return load_tokenizer(name)

@@ -146,7 +146,9 @@ def evaluation_blocks(
     world_size: int = 1,
     mask: "Masking | None" = None,
 ) -> list[Batch]:
-    """This process's part of a validation corpus: over all processes, every token but the first is predicted once."""
+    """This process's part of a validation corpus: over all processes, every token but the first is predicted
+    once.
+    """
     starts = np.arange(0, len(ids) - 1, seq_len)[rank::world_size]
     if not len(starts):  # more processes than blocks; all have to take part in the sum
         starts = np.array([len(ids)])
@@ -172,5 +174,7 @@ def _evaluation_batch(ids: np.ndarray, starts: np.ndarray, seq_len: int, mask: "
 
 
 def next_token_batch(tokens: Tensor) -> Batch:
-    """Causal language modelling over [batch, seq + 1] tokens: labels[:, t] is the token that follows position t."""
+    """Causal language modelling over [batch, seq + 1] tokens: labels[:, t] is the token that follows position
+    t.
+    """
     return {"input_ids": tokens[:, :-1].contiguous(), "labels": tokens[:, 1:].contiguous()}

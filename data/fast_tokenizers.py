@@ -38,7 +38,9 @@ def spans_of(fast: tokenizers.Tokenizer, texts: list[str]) -> list[np.ndarray]:
 def export_tokenizer(
     fast: tokenizers.Tokenizer, folder: Path, special: dict[str, str], causal: bool, max_length: int
 ) -> None:
-    """tokenizer.json and tokenizer_config.json; an encoder's tokenizer puts the special tokens around its texts."""
+    """tokenizer.json and tokenizer_config.json; an encoder's tokenizer puts the special tokens around its
+    texts.
+    """
     fast = tokenizers.Tokenizer.from_str(fast.to_str())
     if not causal:
         cls, sep = ((special[part], fast.token_to_id(special[part])) for part in ("cls", "sep"))

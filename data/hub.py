@@ -36,7 +36,9 @@ class WebArchive:
 
 
 def download(repository: str, file: str, flag: str, why: str = "") -> Path:
-    """One file of a model repository on the Hub, from the local cache if it is there; `why` it is needed, for the error."""
+    """One file of a model repository on the Hub, from the local cache if it is there; `why` it is needed, for
+    the error.
+    """
     found = _download(repository, file, flag, may_be_unknown=False)
     if found is None:
         raise UserError(f"{flag} {repository}: the repository has no {file}{why}")
@@ -116,7 +118,9 @@ def download_archive(url: str, what: str) -> Path:
 
 
 def _table_rows(table) -> Iterator[dict]:
-    """Rows of a `datasets.Dataset`; class labels, alone or in lists, come as their names, missing ones (-1) as None."""
+    """Rows of a `datasets.Dataset`; class labels, alone or in lists, come as their names, missing ones (-1)
+    as None.
+    """
     import datasets
 
     inner = {key: getattr(one, "feature", one) for key, one in table.features.items()}

@@ -1,4 +1,6 @@
-"""Token embeddings from the counts of a corpus: a start for pretraining that costs seconds (`--initial_embeddings lsa`)."""
+"""Token embeddings from the counts of a corpus: a start for pretraining that costs seconds
+(`--initial_embeddings lsa`).
+"""
 
 import numpy as np
 import scipy.sparse
@@ -14,8 +16,9 @@ MAX_BLOCKS = (
 def latent_semantic_analysis(embeddings: Tensor, ids: np.ndarray, seq_len: int) -> Tensor:
     """Embeddings of which two are alike if their tokens occur in the same texts (Deerwester et al. 1990).
 
-    The leading right singular vectors of a matrix of blocks × tokens, whose entries are log(1 + count) times the
-    token's inverse block frequency. The vectors are weighted by that frequency too, so that frequent words are short.
+    The leading right singular vectors of a matrix of blocks × tokens, whose entries are log(1 + count) times
+    the token's inverse block frequency. The vectors are weighted by that frequency too, so that frequent
+    words are short.
 
     Args:
         embeddings: [num_embeddings, embed_dim], as initialised; what the corpus says nothing about stays as it is.

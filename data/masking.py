@@ -13,8 +13,9 @@ from utils import Batch, derive_seed
 
 @dataclass
 class Masking:
-    """Masked language modelling (Devlin et al. 2019, section 3.1): of the tokens chosen with `probability`, 80 %
-    become [MASK], 10 % a random token, 10 % stay. Special tokens, and so padding, are never chosen."""
+    """Masked language modelling (Devlin et al. 2019, section 3.1): of the tokens chosen with `probability`,
+    80 % become [MASK], 10 % a random token, 10 % stay. Special tokens, and so padding, are never chosen.
+    """
 
     tokenizer: Tokenizer
     probability: float
@@ -26,7 +27,9 @@ class Masking:
             )
 
     def __call__(self, input_ids: Tensor, key: tuple[int, ...], rows: slice, n_rows: int) -> Batch:
-        """Mask [batch, seq] ids, which are `rows` of the `n_rows` rows that `key` draws the random numbers for."""
+        """Mask [batch, seq] ids, which are `rows` of the `n_rows` rows that `key` draws the random numbers
+        for.
+        """
         generator = torch.Generator().manual_seed(derive_seed(*key))
         seq = input_ids.size(1)
         chance, action = torch.rand(2, n_rows, seq, generator=generator)[:, rows]

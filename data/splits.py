@@ -1,4 +1,6 @@
-"""A source of rows and its splits; a part of the training split is held out where there is no validation split."""
+"""A source of rows and its splits; a part of the training split is held out where there is no validation
+split.
+"""
 
 import hashlib
 import json
@@ -70,8 +72,8 @@ def split_rows(
 ) -> dict[str, Iterable[dict]]:
     """Rows of the training and validation splits; `check(split, rows)` sees them as the source has them.
 
-    Without a validation split, a part of the training split is held out: always the same one, stratified by label;
-    rows whose `inputs` (the fields that a model reads) stand in it are taken out of the training part,
+    Without a validation split, a part of the training split is held out: always the same one, stratified by
+    label; rows whose `inputs` (the fields that a model reads) stand in it are taken out of the training part,
     wherever they occur, and so are those that repeat one another in it. A line tells how many.
     """
 

@@ -40,7 +40,9 @@ def read_table(file: Path) -> Iterator[dict]:
 
 
 def read_rows(file: Path) -> Iterator[dict]:
-    """Stream the rows of a `.txt` (one `text` a line), `.jsonl`, `.csv`, `.tsv`, `.parquet`, `.conll` or `.conllu` file."""
+    """Stream the rows of a `.txt` (one `text` a line), `.jsonl`, `.csv`, `.tsv`, `.parquet`, `.conll` or
+    `.conllu` file.
+    """
     if file.suffix == ".parquet":
         yield from _parquet_rows(file)
         return
@@ -92,8 +94,10 @@ def _csv_rows(lines: Iterator[str], file: Path) -> Iterator[dict]:
 
 
 def _sentences(lines: Iterator[str], file: Path) -> Iterator[dict]:
-    """A row per sentence, from a word a line and an empty line behind a sentence. `.conll` gives `tokens` (the first column) and
-    `tags` (the last one), `.conllu` the columns of Universal Dependencies, without contractions and empty nodes."""
+    """A row per sentence, from a word a line and an empty line behind a sentence. `.conll` gives `tokens`
+    (the first column) and `tags` (the last one), `.conllu` the columns of Universal Dependencies, without
+    contractions and empty nodes.
+    """
     is_ud, words = file.suffix == ".conllu", []
     for number, line in enumerate(itertools.chain(lines, [""]), start=1):
         columns = line.strip().split("\t" if is_ud else None)
@@ -122,7 +126,7 @@ def _parquet_rows(file: Path) -> Iterator[dict]:
         raise UserError(f"{file} is not a readable parquet file: {first_line(error)}") from error
 
 
-# ------------------------------------------------------------------------------------------------------ columns
+# ---------------------------------------------------------------------------------------------------- columns
 
 
 def rename(rows: Iterator[dict], columns: dict[str, str], where: str) -> Iterator[dict]:
@@ -141,8 +145,10 @@ def rename(rows: Iterator[dict], columns: dict[str, str], where: str) -> Iterato
 
 
 def read_column(row: dict, column: str) -> object:
-    """What a row holds under a column's name, `a.b` (b inside of a), `a,b` (a list of both) or `{a} and {b}` (a text made of
-    both; `{choice}` leaves room for the choices). Raises KeyError with the name of a column that is not there."""
+    """What a row holds under a column's name, `a.b` (b inside of a), `a,b` (a list of both) or `{a} and {b}`
+    (a text made of both; `{choice}` leaves room for the choices). Raises KeyError with the name of a column
+    that is not there.
+    """
     if column in row:
         return row[column]
     if "{" in column:

@@ -1,4 +1,6 @@
-"""Tokenizers: WordPiece with a vocabulary from the Hub, from a file or trained on a corpus, and byte-level BPE."""
+"""Tokenizers: WordPiece with a vocabulary from the Hub, from a file or trained on a corpus, and byte-level
+BPE.
+"""
 
 import re
 from pathlib import Path

@@ -20,8 +20,8 @@ BERT_SETTINGS = {  # as BertNormalizer calls them
 SETTINGS = (*BERT_SETTINGS, "add_prefix_space")
 
 
-# Classes of `transformers` that take tokenizer.json as it stands. Those of a family take its vocabulary alone,
-# and the rest from tokenizer_config.json.
+# Classes of `transformers` that take tokenizer.json as it stands. Those of a family take its vocabulary
+# alone, and the rest from tokenizer_config.json.
 GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 

@@ -39,17 +39,18 @@ MAX_WORDS = 2**19  # some 100 MB of words and their ids
 class Tokenizer:
     """WordPiece (Devlin et al. 2019) whose ids are those of `pytorch_pretrained_bert.BertTokenizer`.
 
-    Words, between spaces, do not see one another, so each is encoded once and then looked up; the Rust library does
-    the work. The two disagree about a few characters (those younger than Rust's Unicode tables, above all) and about
-    special tokens glued to other text: such words go to the reference itself.
+    Words, between spaces, do not see one another, so each is encoded once and then looked up; the Rust
+    library does the work. The two disagree about a few characters (those younger than Rust's Unicode tables,
+    above all) and about special tokens glued to other text: such words go to the reference itself.
 
     The reference strips accents if and only if it lowercases. For a checkpoint that wants anything else the
     Rust library encodes whole texts, as in `transformers`.
     """
 
     def __init__(self, vocab: list[str], normalizer: normalizers.Normalizer | None = None):
-        """`vocab`: the tokens in the order of their ids. `normalizer`: what becomes of case, accents and so on,
-        guessed from the vocabulary by default. Raises UserError where a special token is missing."""
+        """`vocab`: the tokens in the order of their ids. `normalizer`: what becomes of case, accents and so
+        on, guessed from the vocabulary by default. Raises UserError where a special token is missing.
+        """
         self.vocab = vocab
         self.token_to_id = {token: index for index, token in enumerate(vocab)}
         missing = [token for token in SPECIAL_TOKENS if token not in self.token_to_id]
@@ -131,7 +132,9 @@ class Tokenizer:
         return self._fast.decode(list(ids), skip_special_tokens=False)
 
     def _encode_words(self, words: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all words in a row, and how many each has; Rust gets many words at once, each closed by [PAD]."""
+        """The ids of all words in a row, and how many each has; Rust gets many words at once, each closed by
+        [PAD].
+        """
         slow = {row: self._reference(word) for row, word in enumerate(words) if self._needs_reference(word)}
         fast = ["" if row in slow else word for row, word in enumerate(words)]
         lines = [
@@ -194,8 +197,8 @@ class Tokenizer:
 class WordTable:
     """The ids of every word met so far.
 
-    In running text nineteen words out of twenty were met before. To look them up is faster than to encode them anew, and
-    leaves the other cores free (`benchmarks/text.py`).
+    In running text nineteen words out of twenty were met before. To look them up is faster than to encode
+    them anew, and leaves the other cores free (`benchmarks/text.py`).
     """
 
     def __init__(self, encode_words: Callable[[list[str]], tuple[np.ndarray, np.ndarray]]):
@@ -243,8 +246,9 @@ def _is_uncased(vocab: list[str]) -> bool:
 def train_tokenizer(texts: Callable[[], Iterator[str]], vocab_size: int, lowercase: bool) -> Tokenizer:
     """Learn a WordPiece vocabulary of at most `vocab_size` tokens from the texts that `texts()` gives.
 
-    Reproducible, though the library goes through hash tables: the alphabet is cut by a rule of our own; what follows the first
-    character of a word gets its number from us, since numbers decide between pairs that are equally frequent; learned tokens are sorted.
+    Reproducible, though the library goes through hash tables: the alphabet is cut by a rule of our own; what
+    follows the first character of a word gets its number from us, since numbers decide between pairs that are
+    equally frequent; learned tokens are sorted.
     """
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     learner = _fast_tokenizer(models.WordPiece(unk_token="[UNK]"), normalizer)
@@ -263,7 +267,9 @@ def train_tokenizer(texts: Callable[[], Iterator[str]], vocab_size: int, lowerca
 
 
 def _alphabet(texts: Iterator[str], normalizer: normalizers.Normalizer, size: int) -> list[str]:
-    """The `size` most frequent characters of the normalized texts; of equally frequent ones, the first in Unicode."""
+    """The `size` most frequent characters of the normalized texts; of equally frequent ones, the first in
+    Unicode.
+    """
     raw, counts = Counter(), Counter()
     for text in texts:
         raw.update(LONE_SURROGATE.sub("", text))

@@ -1,7 +1,8 @@
 """Claims on pieces of work that several processes, or machines that share a folder, divide among themselves.
 
-A claim is a file that only one of them can create. Its holder touches it as long as it works, so that the claim of one that was
-killed can be taken over: at once on the same machine (but for Windows), after a time without a touch on others.
+A claim is a file that only one of them can create. Its holder touches it as long as it works, so that the
+claim of one that was killed can be taken over: at once on the same machine (but for Windows), after a time
+without a touch on others.
 """
 
 import contextlib
@@ -55,7 +56,9 @@ class Claims:
         return True
 
     def _take_over(self, file: Path) -> bool:
-        """Replace a void claim. One process at a time, or a second one might remove the new claim of the first."""
+        """Replace a void claim. One process at a time, or a second one might remove the new claim of the
+        first.
+        """
         if not self._is_void(file):
             return False
         with filelock.FileLock(self.folder / ".lock"):

@@ -1,6 +1,7 @@
 """Tell people how a run fares, by mail, Telegram or any other service that the apprise library knows.
 
-Addresses hold passwords and tokens, so neither a run folder nor an error message ever shows more of one than its service.
+Addresses hold passwords and tokens, so neither a run folder nor an error message ever shows more of one than
+its service.
 """
 
 import contextlib
@@ -23,7 +24,8 @@ logger = logging.getLogger(LOGGER)
 
 
 def notified(function: Callable[[RunArguments], dict]) -> Callable[[RunArguments], dict]:
-    """A script's main function that tells `--notify` of its start, of its end with the metrics, and of its failure.
+    """A script's main function that tells `--notify` of its start, of its end with the metrics, and of its
+    failure.
 
     Raises UserError for an address that no service has, before anything else. Only the main process tells.
     """
@@ -48,7 +50,9 @@ def notified(function: Callable[[RunArguments], dict]) -> Callable[[RunArguments
 
 
 def open_services(addresses: list[str]) -> dict:
-    """The services behind the addresses, by the name of their scheme. Raises UserError for an address that none has."""
+    """The services behind the addresses, by the name of their scheme. Raises UserError for an address that
+    none has.
+    """
     if not addresses:
         return {}
     import apprise  # a tenth of a second, for those who ask for it
@@ -103,7 +107,9 @@ def describe(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def termination_as_exit() -> Iterator[None]:
-    """SIGTERM, which schedulers and launchers send, ends the process by an exception, so that there is time for a message."""
+    """SIGTERM, which schedulers and launchers send, ends the process by an exception, so that there is time
+    for a message.
+    """
 
     def leave(*_: object) -> None:
         sys.exit(128 + signal.SIGTERM)

@@ -15,10 +15,11 @@ from utils import Run, finish_run, from_main, show, start_run
 
 
 def train_restarts(config: RunArguments, train: Callable[[RunArguments, Run], dict]) -> dict:
-    """Train with the seeds `seed`, `seed + 1`, …, each in a run folder of its own; return means and deviations of the metrics.
+    """Train with the seeds `seed`, `seed + 1`, …, each in a run folder of its own; return means and
+    deviations of the metrics.
 
-    The folder of the whole has what a single run has, with the weights of the best restart. Restarts that are finished when
-    it is resumed are not repeated.
+    The folder of the whole has what a single run has, with the weights of the best restart. Restarts that are
+    finished when it is resumed are not repeated.
     """
     whole, results = start_run(config), {}
     for number in range(config.restarts):
@@ -57,7 +58,9 @@ def best_seed(config: RunArguments, results: dict[int, dict], folder: Path) -> i
 
 
 def summarize(results: dict[int, dict]) -> dict:
-    """Means under the usual names, sample deviations as `…_std`, and the metrics of each seed; time adds up, memory is the most."""
+    """Means under the usual names, sample deviations as `…_std`, and the metrics of each seed; time adds up,
+    memory is the most.
+    """
     rows = list(results.values())
     means = {name: statistics.mean(row[name] for row in rows) for name in rows[0]}
     measured = [name for name, value in rows[0].items() if isinstance(value, float)]

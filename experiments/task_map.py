@@ -7,8 +7,9 @@
       "to": {"rte": {"metric": "accuracy", "sizes": [100, 1000], "seeds": [1, 2, 3]}, "boolq": {}}
     }
 
-A task is the name of a preset in run_configs/, or a `--dataset_path`, or an object with a `name` and values for the flags of
-finetuning_train.py. The preset gives way to `defaults`, these to the task's own values, and all to the command line.
+A task is the name of a preset in run_configs/, or a `--dataset_path`, or an object with a `name` and values
+for the flags of finetuning_train.py. The preset gives way to `defaults`, these to the task's own values, and
+all to the command line.
 """
 
 import dataclasses
@@ -25,7 +26,8 @@ from config.presets import RUN_CONFIGS, read_json, read_preset
 from tasks.kind import Kind
 
 NO_TRANSFER = "none"
-# What the grid sets for every training, and what has to be the same in all of them, so that the model goes from one to the next.
+# What the grid sets for every training, and what has to be the same in all of them, so that the model goes
+# from one to the next.
 SET_BY_GRID = {"output_dir", "overwrite", "resume", "local_rank", "notify", "seed", "restarts", "adapters"}
 TOP = {"description": str, "defaults": dict, "from": (list, dict), "to": (list, dict), "fusion": dict}
 SHAPE = {field.name for field in dataclasses.fields(ModelArguments)} - {"dropout", "attention_dropout"}
@@ -115,11 +117,13 @@ class Job:
     metric: str = ""
 
 
-# ------------------------------------------------------------------------------------------------------ reading a map
+# ---------------------------------------------------------------------------------------------- reading a map
 
 
 def read_task_map(file: str, config: FinetuningConfig) -> TaskMap:
-    """The tasks with all their arguments; `config` is the command line. Raises UserError for a map that makes no grid."""
+    """The tasks with all their arguments; `config` is the command line. Raises UserError for a map that makes
+    no grid.
+    """
     content = check_top(read_json(file), file)
     defaults, typed = (
         read_defaults(content.get("defaults", {}), f"{file}: defaults"),
@@ -161,7 +165,9 @@ def read_defaults(values: dict, where: str) -> dict:
 
 
 def typed_values(config: FinetuningConfig, file: str) -> dict:
-    """The flags for fine-tuning that were given on the command line, or from Python that differ from their defaults."""
+    """The flags for fine-tuning that were given on the command line, or from Python that differ from their
+    defaults.
+    """
     fields = dataclasses.fields(FinetuningConfig)
     given = {
         one.name: getattr(config, one.name)
@@ -208,7 +214,9 @@ def read_tasks(entries: list | dict, where: str, task_class: type, defaults: dic
 
 
 def read_task(entry: dict, where: str, task_class: type, defaults: dict, typed: dict):
-    """An instance of `task_class`. Raises UserError, naming `where`, for what cannot be set or has a wrong value."""
+    """An instance of `task_class`. Raises UserError, naming `where`, for what cannot be set or has a wrong
+    value.
+    """
     own = check_types(task_class, entry, where)
     for key in own:
         if key in SET_BY_GRID:
@@ -259,7 +267,9 @@ def read_fusions(entries: dict, where: str, sources: dict) -> dict[str, list[str
 
 
 def label(name: str) -> str:
-    """What a task is called in the table and on disk: the end of a path, without what a file name cannot have."""
+    """What a task is called in the table and on disk: the end of a path, without what a file name cannot
+    have.
+    """
     return re.sub(r"[^\w.-]+", "_", name.removesuffix(".json").rstrip("/").split("/")[-1])
 
 
@@ -268,7 +278,7 @@ def without(values: dict, keys: set[str]) -> dict:
     return {key: value for key, value in values.items() if key not in keys}
 
 
-# ------------------------------------------------------------------------------------------------------ jobs of a grid
+# --------------------------------------------------------------------------------------------- jobs of a grid
 
 
 def jobs_of(task_map: TaskMap, config: FinetuningConfig, folder: Path) -> dict[str, Job]:
@@ -298,7 +308,9 @@ def source_job(source: SourceTask, seed: int, folder: Path) -> Job:
 
 
 def target_jobs(target: TargetTask, task_map: TaskMap, config: FinetuningConfig, folder: Path) -> list[Job]:
-    """The trainings of a target: for each size without transfer, from each source and from each fusion, with each seed."""
+    """The trainings of a target: for each size without transfer, from each source and from each fusion, with
+    each seed.
+    """
     origins = (
         {NO_TRANSFER: []}
         | {name: [name] for name in task_map.sources if name != target.name}
@@ -328,7 +340,9 @@ def training(task: SourceTask, seed: int, size: int | None, folder: Path) -> Fin
 
 
 def with_start(config: FinetuningConfig, sources: list[str], is_fusion: bool) -> FinetuningConfig:
-    """The same training, from other weights: those of a source, which brings its tokenizer along, or a fusion of several adapters."""
+    """The same training, from other weights: those of a source, which brings its tokenizer along, or a fusion
+    of several adapters.
+    """
     if is_fusion:
         return dataclasses.replace(
             config, tuning="fusion", adapters=",".join(sources), adapters_dim=0
@@ -337,8 +351,10 @@ def with_start(config: FinetuningConfig, sources: list[str], is_fusion: bool) ->
 
 
 def settle_metric(target: TargetTask, kind: Kind) -> None:
-    """Write a target's metric as metrics.json has it (`accuracy`, `eval_accuracy` and `valid_accuracy` are the same), and let it choose
-    the best weights. Raises UserError for one that tasks of this kind do not have."""
+    """Write a target's metric as metrics.json has it (`accuracy`, `eval_accuracy` and `valid_accuracy` are
+    the same), and let it choose the best weights. Raises UserError for one that tasks of this kind do not
+    have.
+    """
     split, name = re.fullmatch(r"(?:(test|valid|eval)_)?(.*)", target.metric or kind.metrics[0]).groups()
     if not kind.has_metric(name):
         raise UserError(

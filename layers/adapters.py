@@ -1,7 +1,8 @@
-"""What fine-tuning trains, by name: all of the model, its head, its biases, or modules that are added to a frozen transformer.
+"""What fine-tuning trains, by name: all of the model, its head, its biases, or modules that are added to a
+frozen transformer.
 
-Bottleneck adapters and their fusion fill the slots of a layer; LoRA stands in for a linear layer. None of them changes
-the names of the transformer's own weights, so a checkpoint loads with or without them.
+Bottleneck adapters and their fusion fill the slots of a layer; LoRA stands in for a linear layer. None of
+them changes the names of the transformer's own weights, so a checkpoint loads with or without them.
 """
 
 import math
@@ -34,11 +35,13 @@ class Tuning:
         return self.name == "full"
 
 
-# ----------------------------------------------------------------------------------------------- bottleneck adapters
+# ---------------------------------------------------------------------------------------- bottleneck adapters
 
 
 class Adapter(nn.Module):
-    """A bottleneck with a residual connection (Houlsby et al. 2019, section 2.1), near the identity at the start."""
+    """A bottleneck with a residual connection (Houlsby et al. 2019, section 2.1), near the identity at the
+    start.
+    """
 
     def __init__(self, embed_dim: int, width: int, activation: str = "gelu"):
         super().__init__()
@@ -62,7 +65,9 @@ class Adapter(nn.Module):
 
 
 class PfeifferAdapter(Adapter):
-    """The same bottleneck, which reads what the layer would hand on (Pfeiffer et al. 2021, section 3.1 and appendix)."""
+    """The same bottleneck, which reads what the layer would hand on (Pfeiffer et al. 2021, section 3.1 and
+    appendix).
+    """
 
     def read(self, output: Tensor, residual: Tensor, norm: nn.Module | None) -> Tensor:
         """The residual sum; normalised, where the layer normalises it."""
@@ -72,8 +77,8 @@ class PfeifferAdapter(Adapter):
 class AdapterFusion(nn.Module):
     """Attention over the outputs of several trained adapters (Pfeiffer et al. 2021, section 3.2).
 
-    The query is what the adapters read, keys and values are what their bottlenecks put out. The value matrix starts as the
-    identity, so that training begins with a mean of the adapters.
+    The query is what the adapters read, keys and values are what their bottlenecks put out. The value matrix
+    starts as the identity, so that training begins with a mean of the adapters.
     """
 
     def __init__(self, embed_dim: int, adapters: dict[str, Adapter], initializer_range: float):
@@ -97,12 +102,13 @@ class AdapterFusion(nn.Module):
         return output + torch.einsum("bsa,bsae->bse", scores.softmax(-1), self.value(outputs))
 
 
-# --------------------------------------------------------------------------------------------------------------- LoRA
+# ------------------------------------------------------------------------------------------------------- LoRA
 
 
 class LoRALinear(nn.Linear):
-    """The layer that makes queries, keys and values, with a low-rank update of the first and the last (Hu et al. 2022,
-    sections 4.1 and 4.2). The update is zero at the start."""
+    """The layer that makes queries, keys and values, with a low-rank update of the first and the last (Hu et
+    al. 2022, sections 4.1 and 4.2). The update is zero at the start.
+    """
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float):
         nn.Module.__init__(self)
@@ -123,7 +129,7 @@ class LoRALinear(nn.Linear):
         return torch.cat((query + query_update, key, value + value_update), dim=-1)
 
 
-# -------------------------------------------------------------------------------------------------- what trains, by name
+# --------------------------------------------------------------------------------------- what trains, by name
 
 
 def add_houlsby(layer: TransformerLayer, tuning: Tuning, embed_dim: int, initializer_range: float) -> None:
@@ -211,7 +217,9 @@ def saved_names(model: nn.Module, tuning: Tuning) -> set[str]:
 
 
 def check_settings(name: str, **given: int | bool) -> None:
-    """Raises UserError for settings that a tuning by this name does not have. They are off unless somebody gives them."""
+    """Raises UserError for settings that a tuning by this name does not have. They are off unless somebody
+    gives them.
+    """
     settings = METHODS[name].settings
     for setting, value in given.items():
         if value and setting not in settings:

@@ -1,4 +1,6 @@
-"""Shared fixtures: real reviews, a small tokenizer, scripts as a user runs them, and a Hub on the loopback device."""
+"""Shared fixtures: real reviews, a small tokenizer, scripts as a user runs them, and a Hub on the loopback
+device.
+"""
 
 import json
 import os
@@ -85,7 +87,9 @@ print(json.dumps(found))
         }  # fmt: skip
 
     def load(self, *names, columns=None, **env):
-        """The first rows of every split of the datasets, or the sentence of the error, by name; `stderr` keeps what was said."""
+        """The first rows of every split of the datasets, or the sentence of the error, by name; `stderr`
+        keeps what was said.
+        """
         requests = [json.dumps({"name": name, "columns": columns}) for name in names]
         result = self.run("-c", self.LOAD, *requests, env=self.env | env)
         assert result.returncode == 0, result.stderr

@@ -133,7 +133,9 @@ def test_loss_holds_only_a_piece_of_the_logits():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape, num_embeddings", [((64, 512), 97), ((4, 64), 119_547)])
 def test_loss_and_gradient_in_half_precision_are_those_in_single(dtype, shape, num_embeddings):
-    """Of many tokens, whose sum no fp16 holds, and of a multilingual vocabulary, the softmax of which it does not hold either."""
+    """Of many tokens, whose sum no fp16 holds, and of a multilingual vocabulary, the softmax of which it does
+    not hold either.
+    """
     model, generator = make_model(num_embeddings=num_embeddings), torch.Generator().manual_seed(2)
     states, labels = (
         torch.randn(*shape, SHAPE["embed_dim"], generator=generator),

@@ -1,4 +1,6 @@
-"""Several processes: started by torchrun, by SLURM, on machines that share no folder, and fewer of them than before."""
+"""Several processes: started by torchrun, by SLURM, on machines that share no folder, and fewer of them than
+before.
+"""
 
 import json
 import os

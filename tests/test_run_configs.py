@@ -1,4 +1,6 @@
-"""Every task of run_configs/ fits the flags, and trains a step on rows laid out as its dataset publishes them."""
+"""Every task of run_configs/ fits the flags, and trains a step on rows laid out as its dataset publishes
+them.
+"""
 
 import json
 import re
@@ -75,7 +77,8 @@ N_ROWS = 24
 CONTEXT = "The fox number {n} lives in Paris, far from the dog."
 CITIES = ["Rome", "Paris", "Oslo", "Bern"]
 
-# What a column holds where its type alone does not say it, by its name; lists of columns of words have five items.
+# What a column holds where its type alone does not say it, by its name; lists of columns of words have five
+# items.
 VALUES = {
     "question": "Where does the _ live? {n}", "sentence": "The _ number {n} was too big .", "query": "The fox lives in @placeholder . {n}",
     "context": CONTEXT, "passage": CONTEXT, "plot": CONTEXT, "supports": ["A town.", CONTEXT], "answerKey": "B", "mirrored": False,

@@ -13,7 +13,9 @@ from utils import Run, from_main, show
 
 
 class BestWeights:
-    """Keeps the weights of the best evaluation so far in model.safetensors, and counts those that did not improve."""
+    """Keeps the weights of the best evaluation so far in model.safetensors, and counts those that did not
+    improve.
+    """
 
     def __init__(
         self,
@@ -69,7 +71,9 @@ def attach_evaluation(
     options: LoopOptions,
     steps_per_epoch: int,
 ) -> None:
-    """Evaluate every `eval_every` steps (-1: after each epoch) and at the end; stop after `patience` without progress."""
+    """Evaluate every `eval_every` steps (-1: after each epoch) and at the end; stop after `patience` without
+    progress.
+    """
 
     def run_evaluation(engine: Engine) -> None:
         if best.last_step == engine.state.iteration:

@@ -30,8 +30,8 @@ def fit(
 ) -> "Progress":
     """Train the model for `n_steps` optimizer steps, or on from where a resumed run stood.
 
-    Every so many steps, what `evaluate()` returns goes to `best`, which keeps the best weights in the run folder, and stops
-    early if it is told to. Returns how far it came, and how fast.
+    Every so many steps, what `evaluate()` returns goes to `best`, which keeps the best weights in the run
+    folder, and stops early if it is told to. Returns how far it came, and how fast.
     """
     wrapped = wrap_model(model, run, some_are_frozen=options.unfreeze_every > 0)
     step = TrainingStep(wrapped, optimizers, objective, run, options)
@@ -39,8 +39,9 @@ def fit(
     state = {"trainer": trainer, "model": model, "best": best, "scaler": step.scaler}
     state |= {f"optimizer_{index}": optimizer for index, optimizer in enumerate(optimizers)}
 
-    # The handlers of an event run in this order. Learning rates and frozen layers come before the step that heeds them;
-    # the clock stops before the evaluation; the evaluation comes before the checkpoint, which has to know of it.
+    # The handlers of an event run in this order. Learning rates and frozen layers come before the step that
+    # heeds them; the clock stops before the evaluation; the evaluation comes before the checkpoint, which has
+    # to know of it.
     attach_schedule(trainer, optimizers, options)
     attach_unfreezing(trainer, model, options.unfreeze_every)
     progress = attach_logging(trainer, optimizers, run, options.log_every)
@@ -54,7 +55,9 @@ def fit(
 
 @dataclass
 class Progress:
-    """What all processes together have done since the process started, evaluations aside; and the step that it led to."""
+    """What all processes together have done since the process started, evaluations aside; and the step that
+    it led to.
+    """
 
     timer: Timer = field(default_factory=lambda: Timer(average=False))
     n_steps: int = 0  # of the whole training
@@ -86,8 +89,10 @@ def attach_schedule(trainer: Engine, optimizers: list, options: LoopOptions) -> 
 
 
 def attach_unfreezing(trainer: Engine, model: TrainableModel, every: int) -> None:
-    """Gradual unfreezing (ULMFiT: Howard & Ruder 2018, section 3.3): first the head alone trains, then, every so many steps,
-    one layer more from the top, the embeddings last. A pure function of the step; 0: everything trains from the start."""
+    """Gradual unfreezing (ULMFiT: Howard & Ruder 2018, section 3.3): first the head alone trains, then, every
+    so many steps, one layer more from the top, the embeddings last. A pure function of the step; 0:
+    everything trains from the start.
+    """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     depths = model.parameter_depths()
 
@@ -141,7 +146,9 @@ def attach_logging(trainer: Engine, optimizers: list, run: Run, log_every: int) 
 
 
 def run_to_the_end(trainer: Engine, batches: Batches, best: BestWeights, n_steps: int) -> None:
-    """Run the engine from where it stands to `n_steps`, unless the run that it resumes had ended or stopped early."""
+    """Run the engine from where it stands to `n_steps`, unless the run that it resumes had ended or stopped
+    early.
+    """
     if trainer.state.iteration < n_steps and not best.is_stopped_early:
         trainer.add_event_handler(Events.ITERATION_COMPLETED(once=n_steps), lambda engine: engine.terminate())
         n_epochs = math.ceil(n_steps / len(batches))

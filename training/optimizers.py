@@ -25,11 +25,12 @@ class TrainableModel(Protocol):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized by a Newton-Schulz iteration (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+    """Momentum, orthogonalized by a Newton-Schulz iteration (Jordan et al. 2024,
+    kellerjordan.github.io/posts/muon).
 
-    For the matrices of hidden layers alone. Differs from torch.optim.Muon in speed: it iterates in the dtype that the
-    device is fast at and stacks matrices of one shape. A group's `n_blocks` is the number of matrices that lie below
-    one another in its parameters: queries, keys and values are orthogonalized apart.
+    For the matrices of hidden layers alone. Differs from torch.optim.Muon in speed: it iterates in the dtype
+    that the device is fast at and stacks matrices of one shape. A group's `n_blocks` is the number of
+    matrices that lie below one another in its parameters: queries, keys and values are orthogonalized apart.
     """
 
     COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -98,7 +99,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def build_optimizers(model: TrainableModel, config: OptimizationArguments) -> list[torch.optim.Optimizer]:
-    """AdamW, with weight decay on matrices alone; with `--optimizer muon`, Muon for the matrices of the layers.
+    """AdamW, with weight decay on matrices alone; with `--optimizer muon`, Muon for the matrices of the
+    layers.
 
     With `layer_lr_decay` below 1, layers farther from the output get smaller learning rates: discriminative
     fine-tuning (ULMFiT: Howard & Ruder 2018, section 3.2).
@@ -134,7 +136,9 @@ def build_optimizers(model: TrainableModel, config: OptimizationArguments) -> li
 
 @dataclass
 class JointOptimizer:
-    """Several optimizers that the gradient scaler of fp16 takes for one: if any gradient overflows, none of them steps."""
+    """Several optimizers that the gradient scaler of fp16 takes for one: if any gradient overflows, none of
+    them steps.
+    """
 
     optimizers: list[torch.optim.Optimizer]
 

@@ -25,8 +25,9 @@ from utils import Run, from_main, show
 def rows_per_process(config: OptimizationArguments, run: Run) -> int:
     """How many rows of an optimizer step a process takes.
 
-    All processes together take as many in a resumed run as before: its steps, and the batches in them, stay what they were.
-    Raises UserError if they cannot be divided among the processes, or if flags ask for others.
+    All processes together take as many in a resumed run as before: its steps, and the batches in them, stay
+    what they were. Raises UserError if they cannot be divided among the processes, or if flags ask for
+    others.
     """
     asked = config.train_batch_size * config.gradient_accumulation_steps
     if not config.resume:
@@ -73,7 +74,9 @@ def step_sizes(batches: DividedBatches) -> dict[str, int]:
 
 
 def check_resumable(config: OptimizationArguments, run: Run, steps_per_epoch: int) -> None:
-    """Raises UserError if a resumed run had epochs of another length: then its data changed, or a flag that chooses from it."""
+    """Raises UserError if a resumed run had epochs of another length: then its data changed, or a flag that
+    chooses from it.
+    """
     if not config.resume:
         return
     before = from_main(lambda: read_run_config(run.folder, "--resume")).get("steps_per_epoch")
@@ -85,8 +88,10 @@ def check_resumable(config: OptimizationArguments, run: Run, steps_per_epoch: in
 
 
 class Saver(DiskSaver):
-    """Writes checkpoints to temporary files and renames them. An old one that is gone already is no error: it goes before the new one is
-    written, so a run that is killed in between has lost a file that its last checkpoint still lists."""
+    """Writes checkpoints to temporary files and renames them. An old one that is gone already is no error: it
+    goes before the new one is written, so a run that is killed in between has lost a file that its last
+    checkpoint still lists.
+    """
 
     def remove(self, filename: str) -> None:
         """Delete an old checkpoint, in the main process."""
@@ -95,7 +100,9 @@ class Saver(DiskSaver):
 
 
 def attach_checkpoints(trainer: Engine, state: dict, run: Run, save_every: int) -> None:
-    """Save the training state every `save_every` steps, the last two kept; in a resumed run, load the newest one."""
+    """Save the training state every `save_every` steps, the last two kept; in a resumed run, load the newest
+    one.
+    """
     saver = Saver(str(run.folder / CHECKPOINTS), create_dir=True, require_empty=False)
     checkpoint = Checkpoint(
         state, saver, n_saved=2, global_step_transform=lambda *_: trainer.state.iteration, include_self=True

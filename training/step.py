@@ -45,7 +45,9 @@ class LoopOptions:
 
     @classmethod
     def from_flags(cls, flags: OptimizationArguments, batches: Batches, **others) -> "LoopOptions":
-        """What the flags say; `others` override them. The number of steps follows from the epochs unless it is given."""
+        """What the flags say; `others` override them. The number of steps follows from the epochs unless it
+        is given.
+        """
         given = {
             field.name: getattr(flags, field.name) for field in fields(cls) if hasattr(flags, field.name)
         }
@@ -57,7 +59,8 @@ class LoopOptions:
 class Objective:
     """A weighted sum of losses, each of them summed over a batch and divided by a count over the whole step.
 
-    Sums and counts, not means of means: neither the number of processes nor that of accumulation steps matters.
+    Sums and counts, not means of means: neither the number of processes nor that of accumulation steps
+    matters.
     """
 
     losses: Callable[
@@ -70,8 +73,8 @@ class Objective:
 class TrainingStep:
     """One optimizer step, as an ignite engine calls it.
 
-    Forward and backward over the batch in micro-batches of at most `train_batch_size` rows and some `part_tokens` tokens,
-    one clipping, one update. The gradient does not depend on the micro-batches.
+    Forward and backward over the batch in micro-batches of at most `train_batch_size` rows and some
+    `part_tokens` tokens, one clipping, one update. The gradient does not depend on the micro-batches.
     """
 
     def __init__(
@@ -84,7 +87,9 @@ class TrainingStep:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def __call__(self, engine: Engine, batch: Batch) -> dict[str, Tensor | float]:
-        """Update the model; return its loss, the norm of the gradient, and how much it saw: n_tokens, n_examples."""
+        """Update the model; return its loss, the norm of the gradient, and how much it saw: n_tokens,
+        n_examples.
+        """
         self.model.train()
         # A seed for each step, so that resuming is exact and costs nothing.
         torch.manual_seed(derive_seed(self.options.seed, engine.state.iteration, self.run.rank))
@@ -142,8 +147,8 @@ def wrap_model(model: nn.Module, run: Run, some_are_frozen: bool = False) -> nn.
 def split_batch(batch: Batch, size: int, part_tokens: int | None = None) -> list[Batch]:
     """Cut a batch into parts of at most `size` rows, each no longer than its longest row.
 
-    With `part_tokens`, a part takes only as many rows as make that many tokens: if the rows are sorted by length, hardly
-    any padding is left.
+    With `part_tokens`, a part takes only as many rows as make that many tokens: if the rows are sorted by
+    length, hardly any padding is left.
     """
     sizes, (n_rows, *choices, _) = [], batch["input_ids"].shape
     while n_rows:

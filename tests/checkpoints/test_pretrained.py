@@ -1,4 +1,6 @@
-"""Checkpoints of other families give the hidden states and logits that `transformers` gives, and go back there."""
+"""Checkpoints of other families give the hidden states and logits that `transformers` gives, and go back
+there.
+"""
 
 import json
 

@@ -39,7 +39,7 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-# ----------------------------------------------------------------------------------------------------- the token cache
+# -------------------------------------------------------------------------------------------- the token cache
 
 
 def test_texts_are_encoded_once_and_read_back_as_they_were_encoded(tokenizer, tmp_path):
@@ -251,7 +251,7 @@ def test_the_cache_keeps_the_count_of_words(tokenizer, tmp_path):
     assert texts.n_words == 3 + 6
 
 
-# ------------------------------------------------------------------------------------------------------------- corpora
+# ---------------------------------------------------------------------------------------------------- corpora
 
 
 def test_a_folder_of_text_files_is_a_corpus(tmp_path, tiny_vocab):
@@ -336,7 +336,7 @@ def test_wikitext_has_the_standard_number_of_words(tiny_vocab, tmp_path):
     assert load_corpus(str(tmp_path), str(tiny_vocab), str(tmp_path / "cache")).valid.n_words == 245_569
 
 
-# ---------------------------------------------------------------------------------------------------- training batches
+# ------------------------------------------------------------------------------------------- training batches
 
 
 def batches(ids=1000, seq_len=8, batch_size=4, seed=1, **options):
@@ -391,7 +391,7 @@ def test_the_smallest_corpus_gives_full_batches_and_a_smaller_one_a_sentence():
         batches(ids=16)
 
 
-# -------------------------------------------------------------------------------------------------------- evaluation
+# ------------------------------------------------------------------------------------------------- evaluation
 
 
 @pytest.mark.parametrize("n_tokens", [2, 8, 9, 10, 1003])
@@ -427,7 +427,7 @@ def test_masked_evaluation_is_the_same_whatever_the_batches_and_ignores_padding(
     assert torch.equal(last["labels"] != IGNORE_INDEX, last["attention_mask"] == 1)
 
 
-# ----------------------------------------------------------------------------------------------------------- masking
+# ---------------------------------------------------------------------------------------------------- masking
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def rows_of(path, split="train", **columns):
     return list(open_source(str(path), columns).rows(split))
 
 
-# ---------------------------------------------------------------------------------------------- the user's own files
+# --------------------------------------------------------------------------------------- the user's own files
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
@@ -210,7 +210,7 @@ def test_missing_files_and_splits_are_sentences(tmp_path):
         rows_of(write(tmp_path / "train.csv", ROWS), "test")
 
 
-# ----------------------------------------------------------------------------------------------- an installed package
+# --------------------------------------------------------------------------------------- an installed package
 
 
 def test_the_package_has_the_training_splits(reviews):
@@ -225,7 +225,7 @@ def test_without_the_package_the_sentence_says_how_to_install_it(monkeypatch):
         open_source("imdb")
 
 
-# ------------------------------------------------------------------------------------------------------------ the Hub
+# ---------------------------------------------------------------------------------------------------- the Hub
 
 
 @pytest.fixture(scope="module")

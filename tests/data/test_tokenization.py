@@ -1,6 +1,7 @@
 """The tokenizer against its references, and the vocabularies it takes.
 
-Where accents are stripped if and only if it lowercases, that is `pytorch_pretrained_bert`, else `transformers`.
+Where accents are stripped if and only if it lowercases, that is `pytorch_pretrained_bert`, else
+`transformers`.
 """
 
 import itertools

@@ -1,4 +1,6 @@
-"""Several seeds of one configuration: each a run of its own, none done twice, and a summary that a run folder is made of."""
+"""Several seeds of one configuration: each a run of its own, none done twice, and a summary that a run folder
+is made of.
+"""
 
 import json
 import math

@@ -1,4 +1,6 @@
-"""Sequential transfer: what a target starts from, and a grid of cells that may be killed, shared and added to."""
+"""Sequential transfer: what a target starts from, and a grid of cells that may be killed, shared and added
+to.
+"""
 
 import csv
 import json
@@ -110,7 +112,7 @@ def grid(grid_map, common, tmp_path_factory) -> Path:
     return folder
 
 
-# ------------------------------------------------------------------------------------------------------ one transfer
+# ----------------------------------------------------------------------------------------------- one transfer
 
 
 def stored(folder: Path) -> dict:
@@ -224,7 +226,7 @@ def test_adapters_go_on_only_as_they_were_trained(grid, tasks, cache, tmp_path):
         assert "add --tuning pfeiffer --adapters_dim 4 --adapter_activation relu" in refuse(*flags)
 
 
-# ------------------------------------------------------------------------------------------------------------ a grid
+# ----------------------------------------------------------------------------------------------------- a grid
 
 
 def test_the_table_has_means_deviations_and_gains(grid):
@@ -382,7 +384,7 @@ def test_messages_are_about_the_grid_alone(tasks, common, tmp_path, monkeypatch)
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ claims
+# ----------------------------------------------------------------------------------------------------- claims
 
 
 def test_a_claim_is_held_by_one_and_given_up(tmp_path):
@@ -413,7 +415,7 @@ def test_the_claim_of_the_dead_is_taken_over(tmp_path):
     assert not is_free(), "a claim that is being written"
 
 
-# ---------------------------------------------------------------------------------------------------- what is refused
+# -------------------------------------------------------------------------------------------- what is refused
 
 
 @pytest.mark.parametrize(

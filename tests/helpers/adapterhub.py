@@ -1,9 +1,10 @@
-"""What AdapterHub's library computes with random weights: run by tests/layers/test_adapterhub.py, in an environment that has the library.
+"""What AdapterHub's library computes with random weights: run by tests/layers/test_adapterhub.py, in an
+environment that has the library.
 
     python adapterhub.py FOLDER
 
-writes, for each family of models, a folder with the transformer, and for each kind of adapters a file with their weights, the input
-and the hidden states. It stands alone, since its transformers are older than ours.
+writes, for each family of models, a folder with the transformer, and for each kind of adapters a file with
+their weights, the input and the hidden states. It stands alone, since its transformers are older than ours.
 """
 
 import sys

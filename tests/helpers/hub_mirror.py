@@ -1,7 +1,8 @@
 """A loopback stand-in for the Hugging Face Hub, so that the code that loads from the Hub runs for real.
 
-It serves `ROOT/datasets/<owner>/<name>/<files>` and `ROOT/models/<owner>/<name>/<files>` over the Hub's own HTTP
-routes; a revision other than main lies in `<name>@<revision>`. It can answer 503 at first, or cut files short.
+It serves `ROOT/datasets/<owner>/<name>/<files>` and `ROOT/models/<owner>/<name>/<files>` over the Hub's own
+HTTP routes; a revision other than main lies in `<name>@<revision>`. It can answer 503 at first, or cut files
+short.
 """
 
 import hashlib

@@ -67,7 +67,9 @@ NO_DROPOUT = ["--dropout", 0, "--attention_dropout", 0]
 
 
 def launch(module: str) -> list[str]:
-    """The command that starts two processes; `--standalone` takes a port that no other test can take in between."""
+    """The command that starts two processes; `--standalone` takes a port that no other test can take in
+    between.
+    """
     return ["-m", module, "--standalone", "--nproc_per_node", "2"]
 
 
@@ -95,7 +97,9 @@ def config_class_of(script: str) -> type:
 
 
 def call(script: str, *arguments) -> str:
-    """Call a script's main function with its flags, without the seconds that a process takes to start; return what it prints."""
+    """Call a script's main function with its flags, without the seconds that a process takes to start; return
+    what it prints.
+    """
     function = getattr(importlib.import_module(script.removesuffix(".py")), MAIN[script][1])
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         function(parse(script, *arguments))

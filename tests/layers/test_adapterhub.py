@@ -1,4 +1,6 @@
-"""The same weights give what AdapterHub's library gives: `make test-slow`, since it needs an environment of its own."""
+"""The same weights give what AdapterHub's library gives: `make test-slow`, since it needs an environment of
+its own.
+"""
 
 import subprocess
 import sysconfig

@@ -172,7 +172,7 @@ def test_layers_thaw_from_the_top():
         assert thawed == set(order[: 1 + (step - 1) // 10]), step
 
 
-# ------------------------------------------------------------------------------------------------------ whole runs
+# ------------------------------------------------------------------------------------------------- whole runs
 
 
 @pytest.mark.parametrize("name", ["head", "bitfit", "pfeiffer", "lora"])

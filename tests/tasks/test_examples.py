@@ -10,7 +10,7 @@ from data.cache import encode_rows
 from tasks.examples import Collator, Examples, TaskBatches, choose_subset, evaluation_batches, share
 from training.step import split_batch
 
-# -------------------------------------------------------------------------------------------------------------- subsets
+# ---------------------------------------------------------------------------------------------------- subsets
 
 
 @pytest.mark.parametrize("size", [1, 7, 50, 333, 1000])
@@ -33,7 +33,7 @@ def test_a_subset_is_drawn_by_the_seed(labels):
     assert choose_subset(labels, 500, seed=0).tolist() == list(range(200))
 
 
-# ------------------------------------------------------------------------------------------------------------- collator
+# --------------------------------------------------------------------------------------------------- collator
 
 
 def ids(*lengths, start=100):
@@ -106,7 +106,7 @@ def test_batches_are_padded_on_the_right_to_their_longest_row(tokenizer):
     assert torch.equal(batch["attention_mask"], (batch["input_ids"] != 0).long())
 
 
-# -------------------------------------------------------------------------------------------------------------- batches
+# ---------------------------------------------------------------------------------------------------- batches
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def loss(model, batch):
     return model(**batch)["clf"]
 
 
-# --------------------------------------------------------------------------------------------------- multiple choice
+# -------------------------------------------------------------------------------------------- multiple choice
 
 
 CHOICES = [
@@ -133,7 +133,7 @@ def test_any_of_several_right_choices_will_do(task):
     assert made.kind.has_metric("f1") and not task("multiple_choice", *rows[2:]).kind.has_metric("f1")
 
 
-# ------------------------------------------------------------------------------------------------------------ tagging
+# ---------------------------------------------------------------------------------------------------- tagging
 
 
 WORDS = ["Zebediah", "was", "in", "Xanadupolis", "."]
@@ -208,7 +208,7 @@ def test_padding_does_not_change_tags(task, causal):
     torch.testing.assert_close(loss(model, together), total, atol=1e-4, rtol=1e-5)
 
 
-# ---------------------------------------------------------------------------------------------- question answering
+# ----------------------------------------------------------------------------------------- question answering
 
 
 LONG = (
@@ -332,7 +332,7 @@ def test_answers_are_compared_as_squad_does():
     assert token_f1("", "") == 1 and token_f1("", "Kyoto") == 0
 
 
-# ------------------------------------------------------------------------------------------------------------ parsing
+# ---------------------------------------------------------------------------------------------------- parsing
 
 
 SENTENCE = {"tokens": WORDS, "head": [2, 0, 4, 2, 2], "deprel": ["nsubj", "root", "case", "obl:loc", "punct"]}
@@ -437,7 +437,7 @@ def test_the_best_tree_is_the_best_of_all_trees(seed):
     assert tuple(best_tree(scores)) == best
 
 
-# ------------------------------------------------------------------------------------------------- what is measured
+# ------------------------------------------------------------------------------------------- what is measured
 
 
 @pytest.mark.parametrize("has_valid_file", [True, False])
@@ -454,7 +454,7 @@ def test_evaluations_read_the_rows_once(has_valid_file, tiny_vocab, tmp_path):
     assert made.kind.measure(valid, outputs) == first
 
 
-# ---------------------------------------------------------------------------------------------------------- bad rows
+# --------------------------------------------------------------------------------------------------- bad rows
 
 
 @pytest.mark.parametrize(

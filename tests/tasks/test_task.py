@@ -39,7 +39,7 @@ def labelled(*labels):
     return [(f"text {number}", label) for number, label in enumerate(labels)]
 
 
-# ------------------------------------------------------------------------------------------------ the held-out part
+# ------------------------------------------------------------------------------------------ the held-out part
 
 
 def held_out(folder):
@@ -140,7 +140,7 @@ def test_a_validation_file_is_used_as_it_is(task):
     assert made.examples("valid").labels.tolist() == [1, 0]
 
 
-# --------------------------------------------------------------------------------------------------------------- labels
+# ----------------------------------------------------------------------------------------------------- labels
 
 
 @pytest.mark.parametrize(

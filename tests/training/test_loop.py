@@ -221,7 +221,9 @@ def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing(
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_compiled_model_is_not_compiled_anew_for_each_length(causal, tmp_path):
-    """Dynamo's part of --compile; the whole of it is in test_slow.py. A masked language model waits for its labels, which breaks the graph."""
+    """Dynamo's part of --compile; the whole of it is in test_slow.py. A masked language model waits for its
+    labels, which breaks the graph.
+    """
     from torch._dynamo.testing import CompileCounter
 
     batches, counter = lengths_that_change(causal), CompileCounter()
