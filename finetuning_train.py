@@ -30,6 +30,7 @@ from checkpoints.finetuned import build_model, max_length
 from checkpoints.pretrained import Checkpoint, describe_base, newest_checkpoint, open_checkpoint
 from config.constants import IGNORE_INDEX
 from config.errors import UserError
+from config.presets import with_dataset
 from data.masking import Masking
 from experiments.notify import notified
 from experiments.restarts import train_restarts
@@ -53,6 +54,7 @@ def finetune(config: FinetuningConfig) -> dict[str, float]:
 
     With `restarts`, these are means. Raises UserError for input that cannot be used.
     """
+    config = config if config.resume else with_dataset(config)
     config = dataclasses.replace(config, model_checkpoint=config.model_checkpoint or newest_checkpoint())
     return finetune_once(config) if config.restarts == 1 else train_restarts(config, finetune_once)
 

@@ -18,7 +18,7 @@ class PretrainingConfig(ModelArguments, OptimizationArguments):
     title = "data"
 
     dataset_path: str = flag(
-        "wikitext-103", "corpus: a short name, hub:owner/name[:config], a folder or a file"
+        "wikitext-103", "a corpus or a task of run_configs/, hub:owner/name[:config], a folder or a file"
     )
     text_column: str | None = flag(
         None, "column of the texts, for data from the Hub or in tables (default: text)"

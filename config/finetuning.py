@@ -24,7 +24,7 @@ class TaskArguments(Arguments):
         ),
     )
     dataset_path: str = flag(
-        "imdb", "task: a short name, hub:owner/name[:config][@revision], a folder or a file"
+        "imdb", "a task of run_configs/, hub:owner/name[:config][@revision], a folder or a file"
     )
     text_column: str | None = flag(
         None,
@@ -83,6 +83,23 @@ class TaskArguments(Arguments):
         "which end of a longer text to keep; both: a quarter of head, the rest of tail",
         ("head", "tail", "both"),
     )
+    patience_metric: str = flag(
+        "auto",
+        "what progress is (auto: accuracy, pearson, F1 of tags and answers, or las)",
+        (
+            "auto",
+            "accuracy",
+            "macro_f1",
+            "f1",
+            "matthews",
+            "pearson",
+            "spearman",
+            "exact_match",
+            "uas",
+            "las",
+            "loss",
+        ),
+    )
 
 
 @dataclass
@@ -140,23 +157,6 @@ class FinetuningConfig(TaskArguments, TuningArguments, ModelArguments, Optimizat
         0.15, "fraction of the tokens to predict, for the auxiliary loss of an mlm model", least=0.001, most=1
     )
     patience: int = flag(0, "stop after so many evaluations without progress; 0: never", least=0)
-    patience_metric: str = flag(
-        "auto",
-        "what progress is (auto: accuracy, pearson, F1 of tags and answers, or las)",
-        (
-            "auto",
-            "accuracy",
-            "macro_f1",
-            "f1",
-            "matthews",
-            "pearson",
-            "spearman",
-            "exact_match",
-            "uas",
-            "las",
-            "loss",
-        ),
-    )
     restarts: int = flag(
         1, "train so many times, with the seeds seed, seed + 1, …, and report means and deviations", least=1
     )

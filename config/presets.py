@@ -1,5 +1,10 @@
-"""Presets: JSON files with values for the flags of a script, in run_configs/ or anywhere."""
+"""Presets: JSON files with values for the flags of a script, in run_configs/ or anywhere.
 
+run_configs/tasks/ says what a task is, corpora/ what a corpus is, recipes/ how to train. A task or a corpus
+can be named among the presets, or by `--dataset_path`.
+"""
+
+import dataclasses
 import json
 import os
 from collections.abc import Iterable
@@ -67,6 +72,58 @@ def preset_names() -> list[str]:
     """The names that `find_preset` understands, with and without the subfolder of run_configs/."""
     paths = [path.relative_to(RUN_CONFIGS).with_suffix("") for path in RUN_CONFIGS.rglob("*.json")]
     return sorted({path.as_posix() for path in paths} | {path.name for path in paths})
+
+
+# ------------------------------------------------------------------------------------------ tasks and corpora
+
+
+def with_dataset(config: Config) -> Config:
+    """The config with what the task or corpus file that `dataset_path` names says about the flags.
+
+    Flags that were given, or differ from their defaults, stay. Raises UserError for a mistake in the file.
+    """
+    values = read_dataset(config.dataset_path)
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    if not config.dataset_path.endswith(".json"):  # of a task, pretraining takes the texts alone
+        values = {key: value for key, value in values.items() if key in fields}
+    values = check_types(type(config), values, f"--dataset_path {config.dataset_path}")
+    unset = {
+        key: value
+        for key, value in values.items()
+        if key != "dataset_path"
+        and key not in config.explicit_flags
+        and getattr(config, key) == fields[key].default
+    }
+    filled = dataclasses.replace(config, **unset)
+    filled.explicit_flags = config.explicit_flags
+    return filled
+
+
+def read_dataset(name: str) -> dict:
+    """The values of the task or corpus file of that name, or at that path; none for any other name.
+
+    Raises UserError if the data can no longer be had, or if there is a file or folder of that name, too.
+    """
+    file = Path(name) if name.endswith(".json") else dataset_files().get(name)
+    if file is None:
+        return {}
+    if name in dataset_files() and os.path.exists(name):
+        there = file.relative_to(RUN_CONFIGS).with_suffix("").as_posix()
+        raise UserError(
+            f"--dataset_path {name} may mean {there} of {RUN_CONFIGS.name}/ or ./{name}; say which"
+        )
+    return read_preset(file)
+
+
+def dataset_files() -> dict[str, Path]:
+    """The files of all tasks and corpora, by their names with and without the folder."""
+    files = [file for folder in ("tasks", "corpora") for file in (RUN_CONFIGS / folder).glob("*.json")]
+    return {name: file for file in files for name in (file.stem, f"{file.parent.name}/{file.stem}")}
+
+
+def dataset_names() -> list[str]:
+    """The names of all tasks and corpora."""
+    return sorted(name for name in dataset_files() if "/" not in name)
 
 
 def read_preset(file: Path) -> dict:

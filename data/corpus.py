@@ -16,7 +16,7 @@ from config.constants import IGNORE_INDEX
 from config.errors import UserError
 from data.cache import EncodedTexts, encode_rows, find_tokenizer
 from data.masking import Masking
-from data.sources import PACKAGED, open_source
+from data.sources import open_source
 from data.splits import Source, split_rows, text_digest
 from data.wordpiece import Tokenizer
 from utils import Batch
@@ -56,9 +56,7 @@ def _corpus_lines(source: Source) -> Callable[[str], Iterator[dict]]:
     """A function from a split to its lines; what has no validation split gives the end of its training split."""
 
     def raw(split: str) -> Iterator[str]:
-        if (
-            source.name in PACKAGED
-        ):  # labelled reviews: never those held out for classification; shuffled by hash
+        if source.is_task:  # labelled reviews: never those held out for classification; shuffled by hash
             training = split_rows(source)["train"]
             return iter(sorted((row["text"] for row in training), key=text_digest))
         return (
@@ -71,7 +69,7 @@ def _corpus_lines(source: Source) -> Callable[[str], Iterator[dict]]:
         return n_lines, n_lines - max(1, round(VALID_FRACTION * n_lines))
 
     def lines(split: str) -> Iterator[dict]:
-        if source.name in PACKAGED or "valid" not in source.splits:
+        if source.is_task or "valid" not in source.splits:
             n_lines, first_valid = cut()
             chosen = range(first_valid) if split == "train" else range(first_valid, n_lines)
             texts = itertools.islice(raw("train"), chosen.start, chosen.stop)

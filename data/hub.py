@@ -1,38 +1,18 @@
 """Files and datasets of the Hugging Face Hub, and archives of the web."""
 
 import functools
-import itertools
 import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from checkpoints.files import atomic_write
 from config.errors import UserError
 from data.network import WITHOUT_NETWORK, hub_errors
-from data.splits import SPLIT_FILES, Source, Split, choose_splits, text_digest
-from data.tables import first_line, rename
+from data.splits import SPLIT_FILES, Table, text_digest
+from data.tables import first_line
 from utils import logger
-
-
-@dataclass(frozen=True)
-class HubDataset:
-    """A dataset of the Hub, and the columns that hold what we call text, text_pair, choices, heads and label."""
-
-    path: str
-    config: str | None = None
-    revision: str | None = None
-    columns: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class WebArchive:
-    """Text files inside a zip archive on the web; `{split}` in `member` is train, valid or test."""
-
-    url: str
-    member: str
 
 
 def download(repository: str, file: str, flag: str, why: str = "") -> Path:
@@ -64,40 +44,33 @@ def _download(repository: str, file: str, flag: str, may_be_unknown: bool) -> Pa
     return None
 
 
-def hub_source(name: str, dataset: HubDataset, wanted: dict[str, str] | None = None) -> Source:
-    def open_splits() -> dict[str, Split]:
-        import datasets
+def hub_tables(path: str, config: str | None, revision: str | None, where: str) -> dict[str, Table]:
+    """The splits of a dataset on the Hub, under their names there. Raises UserError if it cannot be loaded."""
+    import datasets
 
-        where = f"--dataset_path {name}"
-        with hub_errors(where):
-            tables = datasets.load_dataset(dataset.path, dataset.config, revision=dataset.revision)
-
-        def rows(names: list[str]) -> Iterator[dict]:
-            return itertools.chain.from_iterable(
-                rename(_table_rows(tables[one]), dataset.columns, f"{where} ({one})") for one in names
-            )
-
-        return {
-            split: functools.partial(rows, names)
-            for split, names in choose_splits(tables, wanted or {}, where).items()
-        }
-
-    return Source(name, f"{dataset} {wanted or ''}", open_splits)
+    with hub_errors(where):
+        tables = datasets.load_dataset(path, config, revision=revision)
+    return _as_tables(tables, where)
 
 
-def archive_source(name: str, archive: WebArchive) -> Source:
-    def open_splits() -> dict[str, Split]:
-        import datasets
+def archive_tables(url: str, member: str, where: str) -> dict[str, Table]:
+    """Text files in a zip archive on the web; `{split}` in `member` is train, valid or test."""
+    import datasets
 
-        file = download_archive(archive.url, f"--dataset_path {name}")
-        files = {split: f"zip://{archive.member.format(split=split)}::{file}" for split in SPLIT_FILES}
-        tables = datasets.load_dataset("text", data_files=files)
-        return {split: lambda table=tables[split]: _table_rows(table) for split in files}
-
-    return Source(name, f"{archive}", open_splits)
+    file = download_archive(url, where)
+    files = {split: f"zip://{member.format(split=split)}::{file}" for split in SPLIT_FILES}
+    tables = datasets.load_dataset("text", data_files=files)
+    return _as_tables(tables, where)
 
 
-def download_archive(url: str, what: str) -> Path:
+def _as_tables(splits: dict, where: str) -> dict[str, Table]:
+    return {
+        name: Table(f"{where} ({name})", functools.partial(_table_rows, rows))
+        for name, rows in splits.items()
+    }
+
+
+def download_archive(url: str, where: str) -> Path:
     """A file of the web, kept beside what `datasets` downloads; whole, or not there."""
     import datasets
 
@@ -110,10 +83,10 @@ def download_archive(url: str, what: str) -> Path:
         with atomic_write(file) as tmp_path:
             urllib.request.urlretrieve(url, tmp_path)
             if not zipfile.is_zipfile(tmp_path):  # but the page of somebody's login, say
-                raise UserError(f"{what}: what {url} gives is not a zip archive; check the network")
+                raise UserError(f"{where}: what {url} gives is not a zip archive; check the network")
     except OSError as error:
         reason = first_line(getattr(error, "reason", error))
-        raise UserError(f"{what}: {url} could not be loaded ({reason}); {WITHOUT_NETWORK}") from error
+        raise UserError(f"{where}: {url} could not be loaded ({reason}); {WITHOUT_NETWORK}") from error
     return file
 
 

