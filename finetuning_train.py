@@ -13,7 +13,7 @@ python finetuning_train.py squad --model_checkpoint hf:bert-base-uncased       a
 """
 
 from config.command_line import parse_arguments, run_script
-from config.finetuning import FinetuningConfig
+from config.finetuning import FinetuningConfig, with_task
 
 if __name__ == "__main__":
     config = parse_arguments(FinetuningConfig, __doc__)  # before the slow imports: --help answers at once
@@ -30,7 +30,6 @@ from checkpoints.finetuned import build_model, max_length
 from checkpoints.pretrained import Checkpoint, describe_base, newest_checkpoint, open_checkpoint
 from config.constants import IGNORE_INDEX
 from config.errors import UserError
-from config.presets import with_dataset
 from data.masking import Masking
 from experiments.notify import notified
 from experiments.restarts import train_restarts
@@ -54,7 +53,7 @@ def finetune(config: FinetuningConfig) -> dict[str, float]:
 
     With `restarts`, these are means. Raises UserError for input that cannot be used.
     """
-    config = config if config.resume else with_dataset(config)
+    config = config if config.resume else with_task(config)
     config = dataclasses.replace(config, model_checkpoint=config.model_checkpoint or newest_checkpoint())
     return finetune_once(config) if config.restarts == 1 else train_restarts(config, finetune_once)
 

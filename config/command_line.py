@@ -12,7 +12,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from config.errors import UserError, fail, suggestion
 from config.flags import (
@@ -103,7 +103,7 @@ def build_parser(config_class: type, description: str) -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for field in positionals:
-        options = {"nargs": "*", "default": []} if field.metadata["nargs"] == "*" else {}
+        options: dict[str, Any] = {"nargs": "*", "default": []} if field.metadata["nargs"] == "*" else {}
         parser.add_argument(field.name, metavar=field.name.upper(), help=field.metadata["help"], **options)
     if not positionals:
         text = "JSON file with values for the flags, or its name in run_configs/; of several, later ones win"
@@ -115,7 +115,8 @@ def build_parser(config_class: type, description: str) -> Parser:
 
 def add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
     """The flags with their aliases, in a group for each title."""
-    groups, names = {}, accepted_names(config_class)
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    names = accepted_names(config_class)
     for field, kind in fields_with_types(config_class):
         if "nargs" in field.metadata:
             continue
@@ -130,12 +131,12 @@ def usage_of(field: dataclasses.Field) -> str:
     return f"[{name} …]" if field.metadata["nargs"] == "*" else name
 
 
-def flag_options(field: dataclasses.Field, kind: type) -> dict:
+def flag_options(field: dataclasses.Field, kind: type) -> dict[str, Any]:
     """What argparse has to know of a flag. It gets no default, which would look as if it had been typed."""
     text, choices = field.metadata["help"].replace("%", "%%"), field.metadata["choices"]
     if field.default is not None and "(default:" not in text:
         text += f" (default: {field.default})"
-    options = {"default": argparse.SUPPRESS, "help": text}
+    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
     kind = without_none(kind)
     if kind is bool:
         return options | {"action": argparse.BooleanOptionalAction}

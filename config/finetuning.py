@@ -1,9 +1,12 @@
 """The arguments of fine-tuning."""
 
+import dataclasses
 from dataclasses import dataclass
+from typing import TypeVar
 
-from config.flags import Arguments, flag
+from config.flags import Arguments, check_types, flag
 from config.groups import ModelArguments, OptimizationArguments
+from config.presets import read_dataset
 
 
 @dataclass
@@ -100,6 +103,28 @@ class TaskArguments(Arguments):
             "loss",
         ),
     )
+
+
+TaskConfig = TypeVar("TaskConfig", bound=TaskArguments)
+
+
+def with_task(config: TaskConfig) -> TaskConfig:
+    """The config with what the task of run_configs/ that `dataset_path` names says about the other flags.
+
+    Flags that were given, or differ from their defaults, stay. Raises UserError for a mistake in the file.
+    """
+    where = f"--dataset_path {config.dataset_path}"
+    values = check_types(type(config), read_dataset(config.dataset_path), where)
+    unset = {
+        field.name
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) == field.default and field.name not in config.explicit_flags
+    }
+    filled = dataclasses.replace(
+        config, **{key: values[key] for key in unset & values.keys() - {"dataset_path"}}
+    )
+    filled.explicit_flags = config.explicit_flags
+    return filled
 
 
 @dataclass

@@ -45,13 +45,13 @@ def positional(help: str, nargs: str | None = None):
     return dataclasses.field(kw_only=True, metadata={"help": help, "nargs": nargs})
 
 
+@dataclasses.dataclass
 class Arguments:
     """Base of the config classes: values out of range are a UserError, however the config came about."""
 
     title: ClassVar[str] = "options"  # heading in --help of the fields that a class declares
-    explicit_flags: frozenset[str] = (
-        frozenset()
-    )  # those of the command line, also where they have the value of their default
+    # Those of the command line, even where they have the value of their default. No field: never saved.
+    explicit_flags = frozenset[str]()
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -84,11 +84,10 @@ def fields_with_types(config_class: type) -> list[tuple[dataclasses.Field, type]
     return [(field, kinds[field.name]) for field in fields]
 
 
-def owner(config_class: type, name: str) -> type:
+def owner(config_class: type, name: str) -> type[Arguments]:
     """The class that first declares a field; the field is in the group with its title."""
-    return next(
-        cls for cls in reversed(config_class.__mro__) if name in cls.__dict__.get("__annotations__", {})
-    )
+    classes = [cls for cls in reversed(config_class.__mro__) if issubclass(cls, Arguments)]
+    return next(cls for cls in classes if name in cls.__dict__.get("__annotations__", {}))
 
 
 def accepted_names(config_class: type) -> dict[str, str]:

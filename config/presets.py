@@ -4,7 +4,6 @@ run_configs/tasks/ says what a task is, corpora/ what a corpus is, recipes/ how 
 can be named among the presets, or by `--dataset_path`.
 """
 
-import dataclasses
 import json
 import os
 from collections.abc import Iterable
@@ -25,7 +24,7 @@ def load_preset(config_class: type[Config], *names: str, **overrides) -> Config:
 
 def read_presets(config_class: type, names: Iterable[str]) -> dict:
     """The values of presets, later ones overriding earlier ones. Raises UserError for a mistake in one."""
-    values = {}
+    values: dict[str, object] = {}
     for name in names:
         file = find_preset(name)
         values |= check_types(config_class, read_preset(file), str(file))
@@ -75,28 +74,6 @@ def preset_names() -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------ tasks and corpora
-
-
-def with_dataset(config: Config) -> Config:
-    """The config with what the task or corpus file that `dataset_path` names says about the flags.
-
-    Flags that were given, or differ from their defaults, stay. Raises UserError for a mistake in the file.
-    """
-    values = read_dataset(config.dataset_path)
-    fields = {field.name: field for field in dataclasses.fields(config)}
-    if not config.dataset_path.endswith(".json"):  # of a task, pretraining takes the texts alone
-        values = {key: value for key, value in values.items() if key in fields}
-    values = check_types(type(config), values, f"--dataset_path {config.dataset_path}")
-    unset = {
-        key: value
-        for key, value in values.items()
-        if key != "dataset_path"
-        and key not in config.explicit_flags
-        and getattr(config, key) == fields[key].default
-    }
-    filled = dataclasses.replace(config, **unset)
-    filled.explicit_flags = config.explicit_flags
-    return filled
 
 
 def read_dataset(name: str) -> dict:

@@ -16,13 +16,14 @@ from utils import logger
 
 
 def download(repository: str, file: str, flag: str, why: str = "") -> Path:
-    """One file of a model repository on the Hub, from the local cache if it is there; `why` it is needed, for
-    the error.
+    """One file of a model repository on the Hub, from the local cache if it is there.
+
+    Raises UserError, naming the flag and `why` the file is needed, if there is none.
     """
-    found = _download(repository, file, flag, may_be_unknown=False)
-    if found is None:
+    path = _download(repository, file, flag, may_be_unknown=False)
+    if path is None:
         raise UserError(f"{flag} {repository}: the repository has no {file}{why}")
-    return found
+    return path
 
 
 def download_if_there(repository: str, file: str, flag: str) -> Path | None:
@@ -45,7 +46,7 @@ def _download(repository: str, file: str, flag: str, may_be_unknown: bool) -> Pa
 
 
 def hub_tables(path: str, config: str | None, revision: str | None, where: str) -> dict[str, Table]:
-    """The splits of a dataset on the Hub, under their names there. Raises UserError if it cannot be loaded."""
+    """The splits of a dataset under their names on the Hub. Raises UserError if it cannot be loaded."""
     import datasets
 
     with hub_errors(where):
@@ -91,18 +92,17 @@ def download_archive(url: str, where: str) -> Path:
 
 
 def _table_rows(table) -> Iterator[dict]:
-    """Rows of a `datasets.Dataset`; class labels, alone or in lists, come as their names, missing ones (-1)
-    as None.
-    """
+    """Rows of a `datasets.Dataset`; class labels come as their names, alone or in lists."""
     import datasets
 
-    inner = {key: getattr(one, "feature", one) for key, one in table.features.items()}
-    class_names = {key: one.names for key, one in inner.items() if isinstance(one, datasets.ClassLabel)}
-
-    def named(label: object, names: list[str]) -> object:
-        if isinstance(label, list):
-            return [named(one, names) for one in label]
-        return names[label] if label is not None and label >= 0 else None
-
+    items = {column: getattr(feature, "feature", feature) for column, feature in table.features.items()}
+    names = {column: item.names for column, item in items.items() if isinstance(item, datasets.ClassLabel)}
     for row in table:
-        yield row | {key: named(row[key], names) for key, names in class_names.items()}
+        yield row | {column: _class_name(row[column], names[column]) for column in names}
+
+
+def _class_name(label: int | list | None, names: list[str]) -> str | list | None:
+    """The name of a class, or of each in a list; None where the label is missing, which is -1 or None."""
+    if isinstance(label, list):
+        return [_class_name(item, names) for item in label]
+    return names[label] if label is not None and label >= 0 else None

