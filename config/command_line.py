@@ -61,11 +61,23 @@ def parse_argv(config_class: type[Config], description: str, argv: list[str] | N
         flags = [name for action in parser._actions for name in action.option_strings]
         raise UserError(f"unknown argument {unknown[0]}{suggestion(unknown[0].split('=')[0], flags)}")
     check_aliases(config_class, argv)
-    explicit = vars(values)
+    explicit = nest(config_class, vars(values))
     presets = explicit.pop("presets", [])
     config = config_class(**values_below(config_class, presets, explicit.get("resume")) | explicit)
     config.explicit_flags = frozenset(explicit)
     return config
+
+
+def nest(config_class: type, values: dict) -> dict:
+    """The values, with those of another config's flags in the field that is there for them."""
+    fields = dataclasses.fields(config_class)
+    holder = next((field.name for field in fields if "flags_of" in field.metadata), None)
+    if holder is None:
+        return values
+    own = {field.name for field in fields}
+    return {key: value for key, value in values.items() if key in own} | {
+        holder: {key: value for key, value in values.items() if key not in own}
+    }
 
 
 def values_below(config_class: type, presets: list[str], resume: str | None) -> dict:
@@ -82,6 +94,8 @@ def values_below(config_class: type, presets: list[str], resume: str | None) -> 
 def check_aliases(config_class: type, argv: list[str]) -> None:
     """Raises UserError for a flag that is given under two of its names."""
     names = accepted_names(config_class)
+    for field in dataclasses.fields(config_class):
+        names = accepted_names(field.metadata["flags_of"]) | names if "flags_of" in field.metadata else names
     given = dict.fromkeys(word.split("=")[0].removeprefix("--") for word in argv if word.startswith("--"))
     for name in names.values():
         if len(same := same_name(given, names, name)) > 1:
@@ -113,12 +127,18 @@ def build_parser(config_class: type, description: str) -> Parser:
     return parser
 
 
-def add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser, config_class: type, without: frozenset[str] = frozenset()
+) -> None:
     """The flags with their aliases, in a group for each title."""
     groups: dict[str, argparse._ArgumentGroup] = {}
     names = accepted_names(config_class)
     for field, kind in fields_with_types(config_class):
-        if "nargs" in field.metadata:
+        if "nargs" in field.metadata or field.name in without:
+            continue
+        if inner := field.metadata.get("flags_of"):
+            own = {field.name for field in dataclasses.fields(config_class)}
+            add_flags(parser, inner, field.metadata["without"] | own)
             continue
         title = owner(config_class, field.name).title
         group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))

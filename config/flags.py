@@ -45,6 +45,15 @@ def positional(help: str, nargs: str | None = None):
     return dataclasses.field(kw_only=True, metadata={"help": help, "nargs": nargs})
 
 
+def flags_of(config_class: type, without: typing.Iterable[str] = ()):
+    """A dataclass field that holds the values of another config's flags, by name, as far as they are given.
+
+    They stand on the command line beside the class's own, except those in `without`.
+    """
+    metadata = {"flags_of": config_class, "without": frozenset(without)}
+    return dataclasses.field(default_factory=dict, metadata=metadata)
+
+
 @dataclasses.dataclass
 class Arguments:
     """Base of the config classes: values out of range are a UserError, however the config came about."""

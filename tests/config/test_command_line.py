@@ -11,7 +11,7 @@ import pytest
 
 from config.command_line import parse_argv
 from config.errors import UserError
-from config.flags import ALIASES, flag
+from config.flags import ALIASES, Arguments, flag, flags_of, positional
 from config.groups import OptimizationArguments, RunArguments
 from config.presets import load_preset
 
@@ -203,3 +203,29 @@ def test_the_tab_key_completes_flags_choices_and_presets(typed, completions, tmp
 def test_the_shell_finds_the_marker_of_scripts_that_complete(script):
     """The global hook of argcomplete asks only files with this marker in their first 1,024 bytes."""
     assert b"PYTHON_ARGCOMPLETE_OK" in (ROOT / script).read_bytes()[:1024]
+
+
+@dataclass
+class GridFlags(Arguments):
+    map: str = positional("what to train")
+    training: dict = flags_of(OptimizationArguments, without=["output_dir"])
+    seed: int = flag(1, "of the grid")
+
+
+def test_flags_of_another_config_are_kept_in_a_field_of_their_own():
+    config = parse_argv(GridFlags, "", ["a.json", "--learning_rate", "0.5", "--seed", "3", "--compile"])
+    assert config == GridFlags(map="a.json", seed=3, training={"lr": 0.5, "compile": True})
+    assert parse_argv(GridFlags, "", ["a.json"]).training == {}
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--output_dir", "runs"], "unknown argument --output_dir"),
+        (["--lr", "much"], "argument --lr/--learning_rate: invalid float value"),
+        (["--lr", "1", "--learning_rate", "2"], "--lr and --learning_rate mean the same"),
+    ],
+)
+def test_mistakes_in_flags_of_another_config_are_sentences_too(arguments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        parse_argv(GridFlags, "", ["a.json", *arguments])
