@@ -74,6 +74,7 @@ ITRAIN = [
     "wnut_17",
     "yelp_polarity",
 ]
+OTHERS = ["subj", "tweet_emotion", "tweet_irony", "tweet_offensive", "query_wellformedness"]
 GONE = ["comqa", "cq", "fce_error_detection", "pmb_sem_tagging"]
 N_ROWS = 24
 CONTEXT = "The fox number {n} lives in Paris, far from the dog."
@@ -104,6 +105,7 @@ VALUES_OF = {
     "quail": {"answers": CITIES},
     "ud_parsing": {"head": [2, 0, 2, 5, 3]},
     "qnli": {"sentence": "It lives in a town. {n}"},
+    "subj": {"label_text": ("objective", "subjective")},
 }  # fmt: skip
 
 
@@ -216,7 +218,7 @@ for name in names:
 @pytest.fixture(scope="module")
 def trained(hub, published, tiny_vocab, tmp_path_factory):
     """What came of a step on each task."""
-    names = [name for name in ITRAIN if name not in (*GONE, "imdb", "rotten_tomatoes")]
+    names = sorted(PUBLISHED.keys() - {"imdb", "rotten_tomatoes"})
     mirror = hub(published)
     folder = tmp_path_factory.mktemp("trained")
     result = mirror.run("-c", TRAIN, folder, tiny_vocab, *names, env=mirror.env, timeout=300)
@@ -225,10 +227,10 @@ def trained(hub, published, tiny_vocab, tmp_path_factory):
 
 
 def test_every_task_of_itrain_is_there():
-    assert {path.stem for path in (RUN_CONFIGS / "tasks").glob("*.json")} >= set(ITRAIN)
+    assert {path.stem for path in (RUN_CONFIGS / "tasks").glob("*.json")} == {*ITRAIN, *OTHERS}
 
 
-@pytest.mark.parametrize("name", [name for name in ITRAIN if name not in GONE])
+@pytest.mark.parametrize("name", [name for name in (*ITRAIN, *OTHERS) if name not in GONE])
 def test_a_task_and_a_recipe_make_a_training(name):
     config = parse_arguments(FinetuningConfig, "", [name, "pfeiffer", "--lr", "5e-5"])
     assert (config.tuning, config.n_epochs, config.patience, config.lr) == ("pfeiffer", 15, 4, 5e-5)
