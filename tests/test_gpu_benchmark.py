@@ -1,4 +1,4 @@
-"""The benchmark for GPUs, in miniature on the CPU: what it measures, and what it says without a card."""
+"""The GPU benchmark in miniature on the CPU: what it measures, and what it says without a card."""
 
 import dataclasses
 import importlib
@@ -12,22 +12,25 @@ from helpers.runs import ROOT
 
 from config.model import TransformerConfig
 
-sys.path.append(
-    str(ROOT / "benchmarks")
-)  # behind our own modules, since some of the benchmarks have their names
+# Last on the path, since some of the benchmarks have the names of our own modules.
+sys.path.append(str(ROOT / "benchmarks"))
 
 import gpu
+from gpu_device import halve_rows_to_fit, peak_operations, utilization
+from gpu_plan import Finetuning, Plan, Pretraining
+from gpu_pretraining import TOLERANCE, largest_difference
+from gpu_race import attempt, race, ratios
 
 CPU = torch.device("cpu")
 SIZES = {"embed_dim": 32, "hidden_dim": 48, "num_layers": 2, "num_heads": 2, "num_max_positions": 16}
-TINY = gpu.Pretraining(100, 4, SIZES)
+TINY = Pretraining(100, 4, SIZES)
 ENCODER = TransformerConfig(
-    100,
-    32,
-    64,
-    32,
-    2,
-    2,
+    num_embeddings=100,
+    embed_dim=32,
+    hidden_dim=64,
+    num_max_positions=32,
+    num_heads=2,
+    num_layers=2,
     activation="gelu",
     causal=False,
     pre_norm=False,
@@ -35,10 +38,10 @@ ENCODER = TransformerConfig(
     num_token_types=2,
     layer_norm_eps=1e-12,
 )
-PLAN = gpu.Plan(
+PLAN = Plan(
     TINY,
     TINY,
-    gpu.Finetuning(ENCODER, 4, 16),
+    Finetuning(ENCODER, 4, 16),
     n_losses=8,
     n_steps=2,
     n_rounds=2,
@@ -49,7 +52,7 @@ PLAN = gpu.Plan(
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """All sections, measured in miniature: what is returned, and the file."""
+    """All sections in miniature: the results, and the file that they were written to."""
     file = tmp_path_factory.mktemp("gpu") / "results.json"
     return gpu.measure(CPU, PLAN, None, file), file
 
@@ -71,14 +74,14 @@ def test_every_section_is_measured_and_written(measured):
         assert results[section]["ratios"].keys() == {f"ours/{side}" for side in sides - {"ours"}}
 
 
-def test_a_library_that_is_not_there_is_no_fault():
+def test_a_missing_library_is_no_fault():
     notes = []
-    assert gpu.attempt("trainer", lambda: importlib.import_module("no_such_library"), notes) is None
+    assert attempt("trainer", lambda: importlib.import_module("no_such_library"), notes) is None
     assert notes == ["trainer was left out: No module named 'no_such_library'"]
     assert not gpu.faults({"notes": notes})
 
 
-def test_losses_of_the_precisions_agree_and_fall(measured):
+def test_losses_agree_across_precisions_and_fall(measured):
     losses = measured[0]["losses"]
     assert losses["agree"] and 0 < losses["largest_relative_difference"] < 0.01
     assert losses["fp32"] != losses["bf16"]
@@ -88,18 +91,18 @@ def test_losses_of_the_precisions_agree_and_fall(measured):
     )
 
 
-def test_the_part_of_the_peak_is_that_of_the_formula(measured):
+def test_utilization_follows_the_formula(measured):
     """Layer: 2 (4 · 32² + 2 · 32 · 48) for matrices, 2 · 32 · 17 for attention. Head: 2 · 32 · 100."""
     operations = 2 * (2 * (4 * 32**2 + 2 * 32 * 48) + 2 * 32 * 17) + 2 * 32 * 100
     tutorial, matmul = measured[0]["tutorial"], measured[0]["matmul"]["operations_per_second"]
     assert tutorial["operations_per_trained_token"] == 3 * operations
     ours = tutorial["sides"]["ours"]
     assert ours["matmul_fraction"] == pytest.approx(3 * operations * ours["tokens_per_second"] / matmul)
-    assert ours["peak_fraction"] is None  # nobody promises one for a CPU
-    assert gpu.utilisation(1e6, 100e6, 989e12) == pytest.approx(0.3033, rel=1e-3)
+    assert ours["peak_fraction"] is None  # no maker promises one for a CPU
+    assert utilization(1e6, 100e6, 989e12) == pytest.approx(0.3033, rel=1e-3)
 
 
-def test_the_hours_of_the_whole_run_are_those_of_the_rate(measured):
+def test_hours_of_the_whole_run_follow_from_the_rate(measured):
     tutorial = measured[0]["tutorial"]
     hours = tutorial["whole_run"]["hours_on_one_card"]
     assert hours == {
@@ -123,8 +126,8 @@ def test_the_hours_of_the_whole_run_are_those_of_the_rate(measured):
         ("cpu", None),
     ],
 )
-def test_a_card_has_its_own_peak_and_a_part_of_one_has_none(name, peak):
-    assert gpu.peak_operations(name) == peak
+def test_peaks_belong_to_whole_cards(name, peak):
+    assert peak_operations(name) == peak
 
 
 def test_rows_are_halved_until_they_fit():
@@ -136,15 +139,16 @@ def test_rows_are_halved_until_they_fit():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return {"rate": 1.0}
 
-    assert gpu.fitting(8, work, CPU) == {"rate": 1.0, "n_rows": 2} and tried == [8, 4, 2]
+    assert halve_rows_to_fit(8, work, CPU) == {"rate": 1.0, "n_rows": 2} and tried == [8, 4, 2]
     with pytest.raises(torch.OutOfMemoryError):
-        gpu.fitting(1, lambda n_rows: work(8), CPU)
+        halve_rows_to_fit(1, lambda n_rows: work(8), CPU)
 
 
-def test_a_side_that_fails_leaves_the_others_their_figures():
-    found = gpu.race({"ours": lambda: lambda: 0.5, "peer": lambda: 1 / 0}, 3, 10, "tokens_per_second", CPU)
-    assert found["sides"]["ours"]["tokens_per_second"] == 20 and found["sides"]["peer"] is None
-    assert found["notes"] == ["peer failed: ZeroDivisionError: division by zero"] and found["ratios"] == {}
+def test_a_failing_side_does_not_affect_the_others():
+    results = race({"ours": lambda: lambda: 0.5, "peer": lambda: 1 / 0}, 3, 10, "tokens_per_second", CPU)
+    assert results["sides"]["ours"]["tokens_per_second"] == 20 and results["sides"]["peer"] is None
+    assert results["notes"] == ["peer failed: ZeroDivisionError: division by zero"]
+    assert results["ratios"] == {}
 
 
 def test_compiled_is_compared_with_compiled():
@@ -154,11 +158,11 @@ def test_compiled_is_compared_with_compiled():
         "ours_compiled": [9.0, 9.0, 9.0],
         "peer_compiled": [3.0, 3.0, 3.0],
     }
-    assert gpu.ratios(rates) == {"ours/peer": 3.0, "ours_compiled/peer_compiled": 3.0}
-    assert gpu.ratios({"ours_compiled": [1.0]}) == gpu.ratios({"peer": [1.0]}) == {}
+    assert ratios(rates) == {"ours/peer": 3.0, "ours_compiled/peer_compiled": 3.0}
+    assert ratios({"ours_compiled": [1.0]}) == ratios({"peer": [1.0]}) == {}
 
 
-def test_a_section_without_time_is_left_out_and_one_that_fails_is_told(tmp_path):
+def test_sections_without_time_are_left_out_and_failures_noted(tmp_path):
     hurried = gpu.measure(
         CPU, dataclasses.replace(PLAN, budget=20.0, matrix_size=-1), None, tmp_path / "results.json"
     )
@@ -174,8 +178,8 @@ def test_a_section_without_time_is_left_out_and_one_that_fails_is_told(tmp_path)
     ("bf16", "agree"), [([4.02, 2.0], True), ([4.0, 1.97], False), ([math.nan, 2.0], False)]
 )
 def test_losses_that_differ_are_a_fault(bf16, agree):
-    difference = gpu.largest_difference([4.0, 2.0], bf16)
-    losses = {"agree": difference <= gpu.TOLERANCE, "largest_relative_difference": difference}
+    difference = largest_difference([4.0, 2.0], bf16)
+    losses = {"agree": difference <= TOLERANCE, "largest_relative_difference": difference}
     assert losses["agree"] is agree
     assert bool(gpu.faults({"notes": [], "losses": losses})) is not agree
 
@@ -191,7 +195,7 @@ def test_without_a_card_it_says_so_and_writes_nothing(run_script):
 
 
 @pytest.mark.slow
-def test_compiled_models_are_measured_too(tmp_path):
+def test_compiled_models_are_measured(tmp_path):
     results = gpu.measure(CPU, dataclasses.replace(PLAN, compile=True), None, tmp_path / "results.json")
     assert not gpu.faults(results) and not results["notes"]
     assert results["losses"]["agree"] and results["losses"]["bf16_compiled"] != results["losses"]["fp32"]
