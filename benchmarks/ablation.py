@@ -1,10 +1,9 @@
-"""What each choice of the recipe gains alone: validation loss after the same tokens, and tokens per second.
+"""What each choice in the recipe gains by itself: validation loss after the same tokens, and speed.
 
     python benchmarks/ablation.py [--n_steps N]
 
-Starts from plain GPT-2 training (AdamW, cosine, N(0, 0.02) embeddings, full softmax), changes one thing at a
-time, and in the end all of them. Muon comes with a learning rate of its own for AdamW's part, as it does in
-the recipe.
+Starts from plain GPT-2 training (AdamW, cosine schedule, N(0, 0.02) embeddings, full softmax), changes one
+thing at a time, and finally all of them. The Muon rows also change AdamW's learning rate, as the recipe does.
 """
 
 import argparse
@@ -14,8 +13,8 @@ from common import BATCH_SIZE, CACHE, NO_DROPOUT, RECIPE, SHAPE, TOKENIZER, reco
 
 from pretraining_train import PretrainingConfig, pretrain
 
-PLAIN = {"lr": 2e-3, "n_warmup": 5, "max_norm": 1.0}
-CHOICES = {
+PLAIN: dict = {"lr": 2e-3, "n_warmup": 5, "max_norm": 1.0}
+CHOICES: dict[str, dict] = {
     "linear decay": {"schedule": "linear"},
     "residual projections start at zero": {"residual_init": "zero"},
     "Muon": {"optimizer": "muon", "lr": 8e-3, "muon_lr": 0.02},
@@ -27,20 +26,19 @@ CHOICES = {
 }
 
 
-def loss_of(n_steps: int, **options) -> dict[str, float]:
-    """Validation loss and speed of a short run."""
-    common = (
-        SHAPE
-        | NO_DROPOUT
-        | {
-            "dataset_path": "imdb",
-            "tokenizer": TOKENIZER,
-            "dataset_cache": CACHE,
-            "train_batch_size": BATCH_SIZE,
-        }
+def short_run(n_steps: int, **options) -> dict[str, float]:
+    """Validation loss and speed of a short pretraining run."""
+    config = PretrainingConfig(
+        dataset_path="imdb",
+        tokenizer=TOKENIZER,
+        dataset_cache=CACHE,
+        train_batch_size=BATCH_SIZE,
+        n_steps=n_steps,
+        output_dir=tempfile.mkdtemp(),
+        **SHAPE | NO_DROPOUT | options,
     )
-    found = pretrain(PretrainingConfig(n_steps=n_steps, output_dir=tempfile.mkdtemp(), **common | options))
-    return {name: round(found[name], 3) for name in ("loss", "tokens_per_second")}
+    metrics = pretrain(config)
+    return {name: round(metrics[name], 3) for name in ("loss", "tokens_per_second")}
 
 
 def main() -> None:
@@ -50,9 +48,9 @@ def main() -> None:
     )
     parser.add_argument("--n_steps", type=int, default=60)
     n_steps = parser.parse_args().n_steps
-    rows = {"plain": loss_of(n_steps, **PLAIN)}
-    rows |= {name: loss_of(n_steps, **PLAIN | choice) for name, choice in CHOICES.items()}
-    rows["all of them"] = loss_of(n_steps, **RECIPE)
+    rows = {"plain": short_run(n_steps, **PLAIN)}
+    rows |= {name: short_run(n_steps, **PLAIN | choice) for name, choice in CHOICES.items()}
+    rows["all of them"] = short_run(n_steps, **RECIPE)
     record("ablation", rows=rows, tokens=n_steps * BATCH_SIZE * SHAPE["num_max_positions"])
 
 

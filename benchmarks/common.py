@@ -38,7 +38,7 @@ RESULTS = ROOT / "benchmarks" / "results.json"
 CACHE = str(ROOT / "dataset_cache")
 TOKENIZER = "train:8192"
 SHAPE = {"embed_dim": 256, "hidden_dim": 1024, "num_layers": 4, "num_heads": 8, "num_max_positions": 256}
-NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}
+NO_DROPOUT: dict = {"dropout": 0.0, "attention_dropout": 0.0}
 BATCH_SIZE = 16
 # The fastest-learning settings that docs/performance.md found at these sizes.
 RECIPE: dict = {

@@ -1,4 +1,4 @@
-"""Generating 200 tokens beside transformers' `generate`, with the same weights and the same tokens.
+"""Generating 200 tokens, compared with transformers' `generate` with the same weights.
 
 python benchmarks/generation.py
 """
@@ -15,11 +15,11 @@ N_TOKENS, PROMPT = 200, 20
 
 
 def main() -> None:
-    """Measure and record, greedily, for one text and for 16."""
+    """Measure greedy decoding for one text and for 16, and record."""
     import transformers
 
     parse(__doc__)
-    folder = pretrained(activation="gelu_new", output_bias=False)  # as in GPT-2
+    folder = pretrained(activation="gelu_new", output_bias=False)  # as GPT-2 has it
     model = load_pretrained(folder, "RUN_FOLDER")[0].eval()
     peer = transformers.GPT2LMHeadModel(gpt2_config(model.config.num_embeddings)).eval()
     peer.transformer.load_state_dict(gpt2_weights(model))
@@ -33,14 +33,16 @@ def main() -> None:
             return torch.stack(list(generate(model, prompt, N_TOKENS, temperature=0)), 1)
 
         def theirs(prompt=prompt) -> torch.Tensor:
-            options = {
-                "do_sample": False,
-                "max_new_tokens": N_TOKENS,
-                "min_new_tokens": N_TOKENS,
-                "pad_token_id": 0,
-                "eos_token_id": None,
-            }
-            return peer.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[:, PROMPT:]
+            tokens = peer.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                do_sample=False,
+                max_new_tokens=N_TOKENS,
+                min_new_tokens=N_TOKENS,
+                pad_token_id=0,
+                eos_token_id=None,
+            )
+            return tokens[:, PROMPT:]
 
         same = (ours() == theirs()).float().mean().item()
         spent = side_by_side(5, ours=lambda: seconds(ours), theirs=lambda: seconds(theirs))

@@ -62,7 +62,7 @@ def measure(device: torch.device, plan: Plan, nanogpt: str | None, file: Path) -
 def sections(
     device: torch.device, plan: Plan, nanogpt: str | None, results: dict[str, dict | None]
 ) -> dict[str, Callable[[], dict]]:
-    """What to measure, in this order: the later sections need the matrix rate that the first puts in `results`."""
+    """What to measure, in order. Later sections need the matrix rate that the first leaves in `results`."""
     peak = describe_machine(device)["bf16_peak"]
 
     def pretraining(model: Pretraining) -> dict:

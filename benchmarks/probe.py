@@ -1,7 +1,7 @@
-"""How much a pretrained model's token embeddings know of a task: logistic regression on their mean over each
-review.
+"""How much a pretrained model's token embeddings know about a task: logistic regression on the mean embedding
+of each review.
 
-python benchmarks/probe.py RUN_FOLDER
+    python benchmarks/probe.py RUN_FOLDER
 """
 
 import sys
@@ -22,12 +22,12 @@ from tasks.task import Task
 def mean_embeddings(
     embeddings: np.ndarray, examples: Examples, chosen: np.ndarray, collate: Collator
 ) -> np.ndarray:
-    """[chosen, embed]: the mean over the tokens that fine-tuning would see."""
+    """[chosen, embed]: means over the tokens that fine-tuning would see."""
     return np.stack([embeddings[collate.with_special_tokens(examples[index])].mean(0) for index in chosen])
 
 
 def probe(run_folder: str, n_labels: int = 4000) -> float:
-    """Accuracy on every second held-out IMDb review."""
+    """Accuracy on every other held-out IMDb review."""
     model = load_pretrained(run_folder, "RUN_FOLDER")[0]
     task = Task("imdb", run_folder, "dataset_cache")
     collate = Collator(task.tokenizer, 256, causal=True, truncation="both")

@@ -1,13 +1,13 @@
-"""How seconds per step and peak memory grow with width, depth, context, vocabulary and batch, against the
-operations.
+"""How step time and peak memory grow with the operations of a step: width, depth, context, vocabulary, batch.
 
-    python benchmarks/scaling.py          also draws docs/scaling.png
-    python benchmarks/scaling.py --draw   draws it anew from the recorded figures
+    python benchmarks/scaling.py          measures, and draws docs/scaling.png
+    python benchmarks/scaling.py --draw   redraws it from the recorded figures
 
-One dimension at a time is doubled, from a shape of 4 layers × 256; every measurement is a process of its own.
+Doubles one dimension at a time, starting from 4 layers × 256; every measurement has its own process.
 """
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +30,7 @@ N_STEPS = 5
 
 
 def measure(shape: dict) -> dict[str, float]:
-    """Seconds of a training step (forward, backward, AdamW) and peak memory of this process."""
+    """Seconds of a training step (forward, backward, AdamW) and the memory that it adds to this process."""
     before = peak_memory_mb(torch.device("cpu"))
     batch_size, num_embeddings = shape.pop("batch_size"), shape.pop("num_embeddings")
     model = make_model(PretrainingConfig(**shape, dropout=0.0, attention_dropout=0.0), num_embeddings).train()
@@ -43,25 +43,25 @@ def measure(shape: dict) -> dict[str, float]:
         optimizer.step()
 
     step()
-    spent = sorted(seconds(step) for _ in range(N_STEPS))[N_STEPS // 2]
+    median = statistics.median(seconds(step) for _ in range(N_STEPS))
     operations = 3 * operations_per_token(model.config, model.config.num_max_positions) * input_ids.numel()
+    after = peak_memory_mb(torch.device("cpu"))
+    assert before is not None and after is not None, "Windows does not report peak memory"
     return {
-        "seconds": spent,
+        "seconds": median,
         "gigaoperations": operations / 1e9,
-        "memory_mb": peak_memory_mb(torch.device("cpu")) - before,
+        "memory_mb": after - before,
     }
 
 
-def measure_apart(shape: dict) -> dict[str, float]:
+def measure_in_own_process(shape: dict) -> dict[str, float]:
     """The same in a process of its own."""
-    printed = subprocess.run(
-        [sys.executable, __file__, json.dumps(shape)], check=True, capture_output=True, text=True
-    ).stdout
-    return json.loads(printed)
+    command = [sys.executable, __file__, json.dumps(shape)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def draw(rows: dict[str, list[dict]], file: Path) -> None:
-    """Seconds per step and memory over operations, one line per dimension."""
+    """Plot seconds per step and memory against operations, one line per dimension."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -71,12 +71,11 @@ def draw(rows: dict[str, list[dict]], file: Path) -> None:
         operations = [row["gigaoperations"] for row in measured]
         left.loglog(operations, [row["seconds"] for row in measured], marker=marker, markersize=5, label=name)
         right.loglog(operations, [row["memory_mb"] for row in measured], marker=marker, markersize=5)
-    slowest, fastest = (
-        extreme(row["gigaoperations"] for one in rows.values() for row in one) for extreme in (min, max)
-    )
+    operations = [row["gigaoperations"] for measured in rows.values() for row in measured]
+    ends = [min(operations), max(operations)]
     base = next(row for row in rows["depth"] if row["num_layers"] == BASE["num_layers"])
-    proportional = [base["seconds"] * one / base["gigaoperations"] for one in (slowest, fastest)]
-    left.loglog([slowest, fastest], proportional, "k:", label="in proportion to the operations")
+    proportional = [base["seconds"] * end / base["gigaoperations"] for end in ends]
+    left.loglog(ends, proportional, "k:", label="in proportion to the operations")
     left.set(title="time", ylabel="seconds per training step")
     right.set(title="memory", ylabel="peak memory of a training step, MB")
     for axes in (left, right):
@@ -98,12 +97,12 @@ def draw_recorded() -> None:
 
 def main() -> None:
     """Measure, record and draw."""
-    rows = {}
+    rows: dict[str, list[dict]] = {}
     for name, (key, values) in GROWTH.items():
         rows[name] = []
         for value in values:
             shape = BASE | {key: value} | ({"hidden_dim": 4 * value} if key == "embed_dim" else {})
-            rows[name].append({key: value} | measure_apart(shape))
+            rows[name].append({key: value} | measure_in_own_process(shape))
             print(name, rows[name][-1], flush=True)
     record("scaling", **rows)
     draw_recorded()

@@ -1,4 +1,4 @@
-"""Text to tokens beside pytorch_pretrained_bert, the memory of encoding 500 MB, and how soon a script starts.
+"""Tokenization compared with pytorch_pretrained_bert, the memory to encode 500 MB, and start-up times.
 
 python benchmarks/text.py
 """
@@ -40,7 +40,7 @@ print(len(corpus.train.ids), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss 
 
 
 def tokenization(texts: list[str]) -> None:
-    """Characters per second, ours in batches as `data/cache.py` encodes them."""
+    """Characters per second; ours in chunks, as `data/cache.py` encodes them."""
     from pytorch_pretrained_bert import BertTokenizer
 
     tokenizer = benchmark_corpus().tokenizer
@@ -52,7 +52,7 @@ def tokenization(texts: list[str]) -> None:
     few = texts[:200]
 
     def encode() -> None:
-        fresh = Tokenizer(tokenizer.vocab)  # knows no words yet
+        fresh = Tokenizer(tokenizer.vocab)  # with an empty cache of words
         for start in range(0, len(texts), ENCODING_CHUNK):
             fresh.encode_batch(texts[start : start + ENCODING_CHUNK])
 
@@ -75,7 +75,7 @@ def tokenization(texts: list[str]) -> None:
 
 
 def encoding_memory(texts: list[str]) -> None:
-    """Peak memory and time of encoding a file of 500 MB."""
+    """Peak memory and time to encode a file of 500 MB."""
     with tempfile.TemporaryDirectory() as folder:
         file, size = Path(folder) / "train.txt", 0
         with open(file, "w", encoding="utf-8") as lines:
@@ -89,50 +89,52 @@ def encoding_memory(texts: list[str]) -> None:
         command = [sys.executable, "-c", PEAK_MEMORY, str(file), str(vocabulary), folder]
         printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.split()
         record(
-            "encoding_500_MB", peak_memory_gb=int(printed[1]) / 1e9, seconds=time.perf_counter() - started,
-            megabytes=size / 1e6, training_tokens=int(printed[0]),
-        )  # fmt: skip
+            "encoding_500_MB",
+            peak_memory_gb=int(printed[1]) / 1e9,
+            seconds=time.perf_counter() - started,
+            megabytes=size / 1e6,
+            training_tokens=int(printed[0]),
+        )
+
+
+def seconds_to_first_step(batch_size: int) -> float:
+    """Seconds until pretraining_train.py has done and saved its first step; then it is killed."""
+    with tempfile.TemporaryDirectory() as folder, open(f"{folder}/stderr", "w+") as stderr:
+        options: dict = SHAPE | NO_DROPOUT
+        options |= {"dataset_path": "imdb", "tokenizer": TOKENIZER, "dataset_cache": CACHE}
+        options |= {"train_batch_size": batch_size, "output_dir": f"{folder}/run", "save_every": 1}
+        flags = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+        started = time.perf_counter()
+        process = subprocess.Popen([sys.executable, ROOT / "pretraining_train.py", *flags], stderr=stderr)
+        while not Path(f"{folder}/run/checkpoints/checkpoint_1.pt").is_file():
+            if process.poll() is not None:
+                stderr.seek(0)
+                raise RuntimeError(stderr.read())
+            time.sleep(0.01)
+        elapsed = time.perf_counter() - started
+        process.kill()
+        process.wait()
+        return elapsed
+
+
+def seconds_to_help() -> float:
+    """Seconds until pretraining_train.py has printed its flags."""
+    command = [sys.executable, str(ROOT / "pretraining_train.py"), "--help"]
+    return seconds(lambda: subprocess.run(command, check=True, capture_output=True))
 
 
 def start_up() -> None:
-    """Seconds until --help answers, and until the first step of a second start is done and saved: with a
-    batch of one, where starting takes nearly all of that, and with a batch as large as in the other
-    benchmarks.
+    """Seconds until --help answers and until the first step is done, with the corpus in the cache: with a
+    batch of one, where most of the time is start-up, and with the batch size of the other benchmarks.
     """
-
-    def first_step(batch_size: int) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            options = SHAPE | NO_DROPOUT | {"dataset_path": "imdb", "tokenizer": TOKENIZER, "dataset_cache": CACHE, "train_batch_size": batch_size,
-                               "output_dir": f"{folder}/run", "save_every": 1}  # fmt: skip
-            flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-            started = time.perf_counter()
-            process = subprocess.Popen(
-                [sys.executable, ROOT / "pretraining_train.py", *flags], stderr=subprocess.PIPE
-            )
-            while not Path(f"{folder}/run/checkpoints/checkpoint_1.pt").is_file():
-                if process.poll() is not None:
-                    raise RuntimeError(process.stderr.read().decode())
-                time.sleep(0.01)
-            spent = time.perf_counter() - started
-            process.kill()
-            process.wait()
-            return spent
-
-    def help_text() -> float:
-        return seconds(
-            lambda: subprocess.run(
-                [sys.executable, ROOT / "pretraining_train.py", "--help"], check=True, capture_output=True
-            )
-        )
-
-    benchmark_corpus()  # so that it is in the cache
-    spent = side_by_side(
+    benchmark_corpus()  # puts it into the cache
+    measured = side_by_side(
         5,
-        help=help_text,
-        first_step_with_batch_1=lambda: first_step(1),
-        first_step_with_batch_16=lambda: first_step(BATCH_SIZE),
+        help=seconds_to_help,
+        first_step_with_batch_1=lambda: seconds_to_first_step(1),
+        first_step_with_batch_16=lambda: seconds_to_first_step(BATCH_SIZE),
     )
-    record("start_up", seconds={name: statistics.median(values) for name, values in spent.items()})
+    record("start_up", seconds={name: statistics.median(values) for name, values in measured.items()})
 
 
 def main() -> None:

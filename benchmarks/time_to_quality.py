@@ -1,11 +1,12 @@
-"""Time until the validation loss that nanoGPT has after 1.35M tokens: same texts, tokens, model size and
-machine.
+"""Time to reach the validation loss that nanoGPT has after 1.35M tokens, with the same texts, tokens, model
+size and machine.
 
-    python benchmarks/time_to_quality.py --nanogpt PATH_OF_A_CHECKOUT     without it: transformers' GPT-2 and Trainer
+    python benchmarks/time_to_quality.py --nanogpt PATH_OF_A_CHECKOUT
 
-The peer runs with each of three learning rates, and its best loss is the mark. Ours runs with three numbers
-of steps, and the shortest that gets below the mark counts. All losses are over the whole validation corpus.
-Times are of training alone, on both sides; ours has the latent semantic analysis in it.
+Without a checkout, the peer is transformers' GPT-2 with its Trainer. The peer runs with three learning rates,
+and its best loss is the target. Ours runs with three numbers of steps, and the shortest run that reaches the
+target counts. All losses are over the whole validation corpus. Both times are of training alone, but ours
+includes the latent semantic analysis.
 """
 
 import json
@@ -47,7 +48,7 @@ OUR_STEPS = (75, 95, 120)
 
 @torch.inference_mode()
 def validation_loss(peer, corpus: Corpus) -> float:
-    """Mean loss per token over the validation corpus of a model with nanoGPT's interface."""
+    """Mean loss per token over the validation corpus, for a model with nanoGPT's interface."""
     peer.eval()
     total = n_labels = 0
     for batch in evaluation_blocks(corpus.valid.ids, SEQ, BATCH_SIZE):
@@ -59,28 +60,39 @@ def validation_loss(peer, corpus: Corpus) -> float:
 
 
 def run_nanogpt(checkout: str, corpus: Corpus, lr: float) -> dict[str, float]:
-    """nanoGPT's own train.py in a copy of the checkout."""
+    """nanoGPT's own train.py, in a copy of the checkout."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "nanoGPT"
         shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git"))
         data = copy / "data" / "benchmark"
         data.mkdir()
-        for name, part in (("train", corpus.train), ("val", corpus.valid)):
-            part.ids.astype("uint16").tofile(data / f"{name}.bin")
+        for name, split in (("train", corpus.train), ("val", corpus.valid)):
+            split.ids.astype("uint16").tofile(data / f"{name}.bin")
         (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(corpus.tokenizer)}))
         options = {
-            "dataset": "benchmark", "device": "cpu", "compile": False, "dtype": "float32", "n_layer": SHAPE["num_layers"],
-            "n_head": SHAPE["num_heads"], "n_embd": SHAPE["embed_dim"], "block_size": SEQ, "batch_size": BATCH_SIZE,
-            "gradient_accumulation_steps": 1, "max_iters": N_STEPS, "lr_decay_iters": N_STEPS, "warmup_iters": N_WARMUP,
-            "learning_rate": lr, "min_lr": lr / 10, "eval_interval": N_STEPS, "eval_iters": 1, "log_interval": 1,
-        }  # fmt: skip
+            "dataset": "benchmark",
+            "device": "cpu",
+            "compile": False,
+            "dtype": "float32",
+            "n_layer": SHAPE["num_layers"],
+            "n_head": SHAPE["num_heads"],
+            "n_embd": SHAPE["embed_dim"],
+            "block_size": SEQ,
+            "batch_size": BATCH_SIZE,
+            "gradient_accumulation_steps": 1,
+            "max_iters": N_STEPS,
+            "lr_decay_iters": N_STEPS,
+            "warmup_iters": N_WARMUP,
+            "learning_rate": lr,
+            "min_lr": lr / 10,
+            "eval_interval": N_STEPS,
+            "eval_iters": 1,
+            "log_interval": 1,
+        }
         command = [sys.executable, "train.py", *(f"--{name}={value}" for name, value in options.items())]
         printed = subprocess.run(command, cwd=copy, check=True, capture_output=True, text=True).stdout
-        # The first iteration's time has an evaluation in it, and so has the last one's, which is one too
-        # many.
-        times = [float(one) / 1000 for one in re.findall(r"^iter \d+:.* time ([\d.]+)ms", printed, re.M)][
-            1:-1
-        ]
+        # The first and the last iteration include an evaluation; nanoGPT also does one step too many.
+        times = [float(ms) / 1000 for ms in re.findall(r"^iter \d+:.* time ([\d.]+)ms", printed, re.M)][1:-1]
         checkpoint = torch.load(copy / "out" / "ckpt.pt", weights_only=True)
         module = import_file(copy / "model.py")
         model = module.GPT(module.GPTConfig(**checkpoint["model_args"]))
@@ -109,32 +121,45 @@ def run_transformers(corpus: Corpus, lr: float) -> dict[str, float]:
     torch.manual_seed(0)
     peer = TransformersPeer(gpt2_config(len(corpus.tokenizer), **SHAPE))
     arguments = transformers.TrainingArguments(
-        tempfile.mkdtemp(), per_device_train_batch_size=BATCH_SIZE, max_steps=N_STEPS, learning_rate=lr, warmup_steps=N_WARMUP,
-        lr_scheduler_type="cosine", adam_beta2=0.95, weight_decay=0.1, logging_steps=50, save_strategy="no", report_to="none", use_cpu=True,
-    )  # fmt: skip
-    spent = (
-        transformers.Trainer(peer.model, arguments, train_dataset=Blocks()).train().metrics["train_runtime"]
+        tempfile.mkdtemp(),
+        per_device_train_batch_size=BATCH_SIZE,
+        max_steps=N_STEPS,
+        learning_rate=lr,
+        warmup_steps=N_WARMUP,
+        lr_scheduler_type="cosine",
+        adam_beta2=0.95,
+        weight_decay=0.1,
+        logging_steps=50,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
     )
-    return {"loss": validation_loss(peer, corpus), "seconds": spent, "lr": lr}
+    trained = transformers.Trainer(peer.model, arguments, train_dataset=Blocks()).train()
+    return {
+        "loss": validation_loss(peer, corpus),
+        "seconds": trained.metrics["train_runtime"],
+        "lr": lr,
+    }
 
 
 def run_ours(corpus: Corpus, n_steps: int) -> dict[str, float]:
-    """Our own script's function, in our own way of pretraining."""
-    options = (
-        RECIPE | SHAPE | NO_DROPOUT | {"dataset_path": "imdb", "tokenizer": TOKENIZER, "dataset_cache": CACHE}
+    """Our `pretrain` with the recipe."""
+    config = PretrainingConfig(
+        dataset_path="imdb",
+        tokenizer=TOKENIZER,
+        dataset_cache=CACHE,
+        train_batch_size=BATCH_SIZE,
+        n_steps=n_steps,
+        output_dir=tempfile.mkdtemp(),
+        **RECIPE | SHAPE | NO_DROPOUT,
     )
-    folder = tempfile.mkdtemp()
-    found = pretrain(
-        PretrainingConfig(
-            train_batch_size=BATCH_SIZE, n_steps=n_steps, output_dir=folder, overwrite=True, **options
-        )
-    )
+    metrics = pretrain(config)
     n_tokens = n_steps * BATCH_SIZE * SEQ
     embeddings = torch.randn(len(corpus.tokenizer), SHAPE["embed_dim"])
     analysis = seconds(lambda: latent_semantic_analysis(embeddings, corpus.train.ids, SEQ))
     return {
-        "loss": found["loss"],
-        "seconds": n_tokens / found["tokens_per_second"] + analysis,
+        "loss": metrics["loss"],
+        "seconds": n_tokens / metrics["tokens_per_second"] + analysis,
         "seconds_of_analysis": analysis,
         "tokens": n_tokens,
     }
@@ -150,11 +175,11 @@ def main() -> None:
         run_nanogpt(flags.nanogpt, corpus, lr) if flags.nanogpt else run_transformers(corpus, lr)
         for lr in LEARNING_RATES
     ]
-    best = min(peers, key=lambda one: one["loss"])
-    reached = [one["seconds"] for one in ours if one["loss"] <= best["loss"]]
+    best = min(peers, key=lambda run: run["loss"])
+    reached = [run["seconds"] for run in ours if run["loss"] <= best["loss"]]
     record(
         "time_to_quality_vs_peer",
-        ratio=best["seconds"] / reached[0] if reached else None,  # None: the mark was not reached
+        ratio=best["seconds"] / reached[0] if reached else None,  # None: not reached
         ours=ours,
         peers=peers,
         peer_tokens=N_STEPS * BATCH_SIZE * SEQ,

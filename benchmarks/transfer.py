@@ -1,10 +1,9 @@
-"""The tables of docs/transfer.md, from the folder of a finished grid, and its picture, from results.csv or a
-part of it.
+"""The tables of docs/transfer.md, from the folder of a finished grid; its heat map, from results.csv.
 
     python benchmarks/transfer.py GRID_FOLDER [--without TARGET]
     python benchmarks/transfer.py docs/transfer.csv                  draws docs/transfer.png
 
-Gains are over no transfer with the same seed; the mean gains leave out the target named by --without.
+A gain compares with no transfer and the same seed. The mean gains exclude the target named by --without.
 """
 
 import argparse
@@ -17,11 +16,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from finetuning_transfer import draw_heat_map
 
-Cells = dict[tuple[str, str], dict[str, float]]  # (source, target) → seed → the target's metric, or the gain
+Cells = dict[tuple[str, str], dict[str, float]]  # (source, target) → seed → metric or gain
 
 
 def read_cells(grid: Path) -> tuple[Cells, Cells]:
-    """The values of all cells, and the gains of those with transfer."""
+    """The metrics of all cells, and the gains of the cells with transfer."""
     with open(grid / "results.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     values = {
@@ -33,9 +32,12 @@ def read_cells(grid: Path) -> tuple[Cells, Cells]:
     }
     signs = {row["target"]: -1 if row["metric"].endswith("_loss") else 1 for row in rows}
     gains = {
-        (source, target): {seed: signs[target] * (value - values["none", target][seed]) for seed, value in by_seed.items()}
-        for (source, target), by_seed in values.items() if source != "none"
-    }  # fmt: skip
+        (source, target): {
+            seed: signs[target] * (value - values["none", target][seed]) for seed, value in by_seed.items()
+        }
+        for (source, target), by_seed in values.items()
+        if source != "none"
+    }
     return values, gains
 
 
@@ -44,29 +46,29 @@ def read_metrics(run_folder: Path) -> dict:
     return json.loads((run_folder / "metrics.json").read_text())
 
 
-def draw(table: Path) -> None:
-    """The heat map of a table, beside it."""
-    with open(table, newline="", encoding="utf-8") as file:
+def draw(results: Path) -> None:
+    """Draw the heat map of a results.csv beside it."""
+    with open(results, newline="", encoding="utf-8") as file:
         rows = [
             row | {key: float(row[key]) if row[key] else None for key in ("mean", "gain")}
             for row in csv.DictReader(file)
         ]
-    draw_heat_map(rows, table.with_suffix(".png"))
+    draw_heat_map(rows, results.with_suffix(".png"))
 
 
 def mean_and_deviation(numbers: dict[str, float], sign: str = "") -> str:
-    """As `0.903 ± 0.007`."""
+    """Like `0.903 ± 0.007`."""
     return f"{statistics.mean(numbers.values()):{sign}.3f} ± {statistics.stdev(numbers.values()):.3f}"
 
 
 def mean_gains(gains: Cells, source: str, without: str) -> dict[str, float]:
-    """The mean gain over the targets, by seed."""
+    """The mean gain over all targets but one, by seed."""
     rows = [by_seed for (name, target), by_seed in gains.items() if name == source and target != without]
     return {seed: statistics.mean(row[seed] for row in rows) for seed in rows[0]}
 
 
 def print_table(values: Cells, gains: Cells, without: str) -> None:
-    """A row per source, a column per target."""
+    """Print a row per source and a column per target."""
     sources, targets = (list(dict.fromkeys(names)) for names in zip(*gains, strict=True))
     print("| from |", " | ".join(targets), "| mean gain | by seed |")
     print("|---" * (len(targets) + 3) + "|")
@@ -91,14 +93,13 @@ def print_table(values: Cells, gains: Cells, without: str) -> None:
 
 
 def print_noise(values: Cells, gains: Cells) -> None:
-    """How much of it may be chance."""
+    """Print how much of the gains may be chance."""
     for target in dict.fromkeys(target for _, target in values):
         variances = [
             statistics.variance(by_seed.values()) for (_, name), by_seed in values.items() if name == target
         ]
-        print(
-            f"deviation from seed to seed on {target}, all rows pooled: {statistics.mean(variances) ** 0.5:.3f}"
-        )
+        deviation = statistics.mean(variances) ** 0.5
+        print(f"deviation from seed to seed on {target}, all rows pooled: {deviation:.3f}")
     agreeing = sum(min(by_seed.values()) > 0 or max(by_seed.values()) < 0 for by_seed in gains.values())
     by_chance = sum(2 * 0.5 ** len(by_seed) for by_seed in gains.values())
     print(
@@ -107,29 +108,35 @@ def print_noise(values: Cells, gains: Cells) -> None:
 
 
 def print_sources(grid: Path) -> None:
-    """What the sources themselves learned."""
+    """Print what the sources themselves learned."""
     for run_folder in sorted(grid.glob("sources/*/*")):
-        found = read_metrics(run_folder)
-        metrics = {
+        metrics = read_metrics(run_folder)
+        valid_metrics = {
             name: round(value, 3)
-            for name, value in found.items()
+            for name, value in metrics.items()
             if name.startswith("valid_") and name != "valid_loss"
         }
-        print(f"source {run_folder.name}: {found['n_labels']:,} labels, {metrics}")
+        print(f"source {run_folder.name}: {metrics['n_labels']:,} labels, {valid_metrics}")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print the tables, or draw the heat map."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "grid", type=Path, help="folder of a finished grid, with two seeds or more; or a table to draw"
+        "grid", type=Path, help="folder of a finished grid with at least two seeds, or a results.csv to draw"
     )
-    parser.add_argument("--without", default="", help="target to leave out of the mean gains")
+    parser.add_argument("--without", default="", help="target to exclude from the mean gains")
     arguments = parser.parse_args()
     if arguments.grid.is_file():
-        sys.exit(draw(arguments.grid))
+        draw(arguments.grid)
+        return
     values, gains = read_cells(arguments.grid)
     print_table(values, gains, arguments.without)
     print_noise(values, gains)
     print_sources(arguments.grid)
+
+
+if __name__ == "__main__":
+    main()
