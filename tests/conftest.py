@@ -1,6 +1,4 @@
-"""Shared fixtures: real reviews, a small tokenizer, scripts as a user runs them, and a Hub on the loopback
-device.
-"""
+"""Shared fixtures: real reviews, a small tokenizer, small data and runs, and a Hub on localhost."""
 
 import json
 import os
@@ -22,13 +20,13 @@ from helpers.runs import SHAPE, STEPS, WORDS, run
 from data.sources import open_source
 from data.wordpiece import train_tokenizer
 
-# Python runs this at the start of every process that has its folder on PYTHONPATH: retries come at once.
+# The sitecustomize.py of processes that use the Hub: retries do not wait.
 NO_WAITING = "import time; sleep = time.sleep; time.sleep = lambda seconds: sleep(min(seconds, 0.01))"
 
 
 @pytest.fixture(scope="session")
 def reviews():
-    """The labelled reviews of IMDb's training split."""
+    """The labeled reviews of IMDb's training split."""
     return list(open_source("imdb").rows("train"))
 
 
@@ -48,48 +46,54 @@ def tiny_vocab(tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run_script():
-    """Run a file of the project, or code after `-c`, in a process of its own."""
+    """Run a file of the project, or the code after `-c`, in its own process."""
 
     def run(name, *arguments, env=None, cwd=None, timeout=120):
         command = ["-c"] if name == "-c" else [str(ROOT / name)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | (env or {})
         return subprocess.run(
             [sys.executable, *command, *map(str, arguments)],
-            capture_output=True, text=True, env=environment, cwd=cwd, timeout=timeout,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=cwd,
+            timeout=timeout,
+        )
 
     return run
 
 
 class Hub:
-    """A mirror and the environment of the processes that take it for the Hub."""
+    """A mirror, and the environment for processes that should use it as the Hub."""
 
     LOAD = """
 import itertools, json, sys
 from config.errors import UserError
 from data.sources import open_source
-found = {}
+rows = {}
 for request in map(json.loads, sys.argv[1:]):
+    name = request["name"]
     try:
-        source = open_source(request["name"], request["columns"])
-        found[request["name"]] = {split: list(itertools.islice(source.rows(split), 20)) for split in source.splits}
+        source = open_source(name, request["columns"])
+        rows[name] = {split: list(itertools.islice(source.rows(split), 20)) for split in source.splits}
     except UserError as error:
-        found[request["name"]] = str(error)
-print(json.dumps(found))
+        rows[name] = str(error)
+print(json.dumps(rows))
 """
 
     def __init__(self, mirror, home, run):
         self.mirror, self.run = mirror, run
         (home / "sitecustomize.py").write_text(NO_WAITING)
         self.env = {
-            "HF_ENDPOINT": mirror.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_ENDPOINT": mirror.url,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
             "PYTHONPATH": os.pathsep.join([str(home), str(ROOT)]),
-        }  # fmt: skip
+        }
 
     def load(self, *names, columns=None, **env):
-        """The first rows of every split of the datasets, or the sentence of the error, by name; `stderr`
-        keeps what was said.
-        """
+        """The first rows of every split, or the error message, by dataset name; sets `stderr`."""
         requests = [json.dumps({"name": name, "columns": columns}) for name in names]
         result = self.run("-c", self.LOAD, *requests, env=self.env | env)
         assert result.returncode == 0, result.stderr
@@ -99,7 +103,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory, run_script):
-    """Start a mirror of a folder: `hub(root, fail_first=0, truncate=0)`. Each has an empty HF_HOME."""
+    """A function that starts a mirror of a folder, with an empty HF_HOME: `hub(root, fail_first=0)`."""
     with ExitStack() as stack:
 
         def start(root, **faults):
@@ -112,7 +116,7 @@ def hub(tmp_path_factory, run_script):
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
-    """A language with some structure: what follows a word depends on it."""
+    """A corpus in which each word depends on the one before it."""
     folder, generator = tmp_path_factory.mktemp("corpus"), random.Random(0)
     for split, n_lines in (("train", 400), ("valid", 60)):
         lines = []
@@ -127,7 +131,7 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def task(tmp_path_factory) -> Path:
-    """Two classes told apart by a word, with all splits."""
+    """A task of two classes, which differ in one word, with all splits."""
     folder, generator = tmp_path_factory.mktemp("task"), random.Random(1)
     for split, n_rows in (("train", 120), ("valid", 41), ("test", 23)):
         rows = []
@@ -146,48 +150,22 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def pretraining(corpus, cache) -> list:
-    return [
-        "--dataset_path",
-        corpus,
-        "--dataset_cache",
-        cache,
-        "--tokenizer",
-        "train:200",
-        *SHAPE,
-        *STEPS,
-        "--lr",
-        "3e-3",
-    ]
+    """Flags for pretraining on the small corpus."""
+    data = ["--dataset_path", corpus, "--dataset_cache", cache, "--tokenizer", "train:200"]
+    return [*data, *SHAPE, *STEPS, "--lr", "3e-3"]
 
 
 @pytest.fixture(scope="session")
 def pretrained(pretraining, tmp_path_factory) -> Path:
+    """The folder of a short pretraining run."""
     folder = tmp_path_factory.mktemp("pretrained") / "run"
-    run(
-        "pretraining_train.py",
-        *pretraining,
-        "--n_steps",
-        60,
-        "--eval_every",
-        20,
-        "--eval_at_start",
-        "--output_bias",
-        "--output_dir",
-        folder,
-    )
+    options = ["--n_steps", 60, "--eval_every", 20, "--eval_at_start", "--output_bias"]
+    run("pretraining_train.py", *pretraining, *options, "--output_dir", folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def finetuning(task, cache, pretrained) -> list:
-    return [
-        "--dataset_path",
-        task,
-        "--dataset_cache",
-        cache,
-        "--model_checkpoint",
-        pretrained,
-        *STEPS,
-        "--lr",
-        "3e-3",
-    ]
+    """Flags for fine-tuning that model on the small task."""
+    data = ["--dataset_path", task, "--dataset_cache", cache]
+    return [*data, "--model_checkpoint", pretrained, *STEPS, "--lr", "3e-3"]

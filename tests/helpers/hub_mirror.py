@@ -1,8 +1,8 @@
-"""A loopback stand-in for the Hugging Face Hub, so that the code that loads from the Hub runs for real.
+"""A stand-in for the Hugging Face Hub on localhost, so that the code that loads from the Hub runs for real.
 
-It serves `ROOT/datasets/<owner>/<name>/<files>` and `ROOT/models/<owner>/<name>/<files>` over the Hub's own
-HTTP routes; a revision other than main lies in `<name>@<revision>`. It can answer 503 at first, or cut files
-short.
+It serves `ROOT/datasets/<owner>/<name>/<files>` and `ROOT/models/<owner>/<name>/<files>` under the Hub's HTTP
+routes; revisions other than main are in `<name>@<revision>`. It can answer the first requests with 503, or
+truncate files.
 """
 
 import hashlib
@@ -18,7 +18,10 @@ REVISION = r"(refs/(?:convert|pr)/[^/]+|[^/]+)"  # after decoding: clients send 
 
 
 class HubMirror:
-    """A server in a thread of its own; a context manager. `requests` holds the paths of the files asked for."""
+    """A context manager that runs the server in a thread. `requests` has the paths of the files requested.
+
+    The first `fail_first` file requests get a 503; longer files are cut off after `truncate` bytes.
+    """
 
     def __init__(self, root: Path, fail_first: int = 0, truncate: int = 0):
         self.root, self.fail_first, self.truncate = root.resolve(), fail_first, truncate
@@ -41,7 +44,7 @@ class HubMirror:
         return commit
 
     def folder(self, kind: str, name: str, revision: str | None) -> Path | str:
-        """Where the files of a repository are, or the Hub's error code."""
+        """The folder of a repository at a revision, or the Hub's error code."""
         revision = self.commits.get(revision, revision or "main")
         folder = self.root / kind / (name if revision == "main" else f"{name}@{revision}")
         if not (self.root / kind / name).is_dir():
@@ -102,14 +105,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def repository(self, folder, name, revision, **_):
         siblings = [
-            {"rfilename": one.relative_to(folder).as_posix()}
-            for one in sorted(folder.rglob("*"))
-            if one.is_file()
+            {"rfilename": path.relative_to(folder).as_posix()}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
         ]
         now, commit = "2024-01-01T00:00:00.000Z", self.hub.commit(revision)
-        self.reply_json({"_id": commit[:24], "id": name, "sha": commit, "lastModified": now, "createdAt": now,
-                         "private": False, "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0,
-                         "siblings": siblings})  # fmt: skip
+        dates = {"lastModified": now, "createdAt": now}
+        others = {"private": False, "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0}
+        ids = {"_id": commit[:24], "id": name, "sha": commit}
+        self.reply_json(ids | dates | others | {"siblings": siblings})
 
     def entry(self, folder, path):
         kind, size = ("directory", 0) if path.is_dir() else ("file", path.stat().st_size)
@@ -120,9 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not top.is_dir():
             return self.not_found()
         recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
-        return self.reply_json(
-            [self.entry(folder, one) for one in sorted(top.rglob("*") if recursive else top.iterdir())]
-        )
+        paths = sorted(top.rglob("*") if recursive else top.iterdir())
+        return self.reply_json([self.entry(folder, path) for path in paths])
 
     def paths(self, folder, name, revision, body, **_):
         try:
@@ -130,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         except ValueError:
             paths = urllib.parse.parse_qs(body.decode()).get("paths", [])
         paths = [paths] if isinstance(paths, str) else paths
-        self.reply_json([self.entry(folder, folder / one) for one in paths if (folder / one).exists()])
+        self.reply_json([self.entry(folder, folder / path) for path in paths if (folder / path).exists()])
 
     def file(self, folder, name, revision, path, **_):
         file = folder / path
@@ -141,8 +144,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.fail_first -= 1
             return self.reply(503, b"try again")
         content = file.read_bytes()
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": self.hub.commit(revision),
-                   "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}  # fmt: skip
+        headers = {
+            "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
+            "X-Repo-Commit": self.hub.commit(revision),
+            "Accept-Ranges": "bytes",
+            "Content-Type": "application/octet-stream",
+        }
         if self.command == "HEAD":
             return self.reply(200, b"", headers, content_length=len(content))
         code, body = 200, content

@@ -1,4 +1,4 @@
-"""Runs of the scripts on small data, for the tests that need whole ones."""
+"""Run the scripts from start to end on small data."""
 
 import contextlib
 import importlib
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -18,42 +19,13 @@ from config.command_line import parse_argv
 
 ROOT = Path(__file__).parents[2]
 WORDS = [
-    "good",
-    "bad",
-    "the",
-    "film",
-    "was",
-    "a",
-    "story",
-    "of",
-    "its",
-    "own",
-    "kind",
-    "and",
-    "so",
-    "on",
-    "with",
-    "some",
-    "more",
-    "words",
-    "that",
-    "follow",
-    "each",
-    "other",
-    "here",
-]
+    "good", "bad", "the", "film", "was", "a", "story", "of", "its", "own", "kind", "and", "so", "on", "with",
+    "some", "more", "words", "that", "follow", "each", "other", "here",
+]  # fmt: skip
 SHAPE = [
-    "--embed_dim",
-    "32",
-    "--hidden_dim",
-    "64",
-    "--num_layers",
-    "2",
-    "--num_heads",
-    "2",
-    "--num_max_positions",
-    "32",
-]
+    "--embed_dim", "32", "--hidden_dim", "64", "--num_layers", "2", "--num_heads", "2",
+    "--num_max_positions", "32",
+]  # fmt: skip
 STEPS = ["--train_batch_size", "4", "--valid_batch_size", "8", "--n_warmup", "2", "--log_every", "2"]
 MAIN = {
     "pretraining_train.py": ("PretrainingConfig", "pretrain"),
@@ -67,14 +39,12 @@ NO_DROPOUT = ["--dropout", 0, "--attention_dropout", 0]
 
 
 def launch(module: str) -> list[str]:
-    """The command that starts two processes; `--standalone` takes a port that no other test can take in
-    between.
-    """
+    """How to launch two processes. `--standalone` picks a free port: tests that run at once do not clash."""
     return ["-m", module, "--standalone", "--nproc_per_node", "2"]
 
 
 def run(
-    script: str, *arguments, launcher: list[str] = (), check=True, stdin=None
+    script: str, *arguments, launcher: Sequence[str] = (), check=True, stdin=None
 ) -> subprocess.CompletedProcess:
     """Run a script as a user would, on one core."""
     command = [sys.executable, *launcher, str(ROOT / script), *map(str, arguments)]
@@ -87,7 +57,7 @@ def run(
 
 
 def parse(script: str, *arguments):
-    """The config that a script makes of its flags."""
+    """The config that a script gets from its flags."""
     return parse_argv(config_class_of(script), "", list(map(str, arguments)))
 
 
@@ -97,9 +67,7 @@ def config_class_of(script: str) -> type:
 
 
 def call(script: str, *arguments) -> str:
-    """Call a script's main function with its flags, without the seconds that a process takes to start; return
-    what it prints.
-    """
+    """Call a script's function with its flags, in this process to save time; return what it prints."""
     function = getattr(importlib.import_module(script.removesuffix(".py")), MAIN[script][1])
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         function(parse(script, *arguments))
@@ -107,7 +75,7 @@ def call(script: str, *arguments) -> str:
 
 
 def spawn(script: str, *arguments) -> subprocess.Popen:
-    """Start a script on one core and go on."""
+    """Start a script on one core without waiting for it."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.Popen(
         [sys.executable, str(ROOT / script), *map(str, arguments)],
@@ -118,7 +86,7 @@ def spawn(script: str, *arguments) -> subprocess.Popen:
 
 
 def kill_when_there_is(pattern: str, folder: Path, process: subprocess.Popen) -> None:
-    """SIGKILL a script as soon as such a file is in the folder, in the middle of its work."""
+    """SIGKILL a script as soon as a file in the folder matches the pattern."""
     deadline = time.monotonic() + 120
     while not list(folder.glob(pattern)):
         assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
@@ -129,17 +97,17 @@ def kill_when_there_is(pattern: str, folder: Path, process: subprocess.Popen) ->
 
 
 def assert_resumes_exactly(script: str, folder: Path, *arguments) -> None:
-    """A run that is killed and resumed leaves the weights and evaluations of one that never was, bit for bit."""
+    """Check that a run that is killed and resumed ends as an uninterrupted one does, bit for bit."""
     common = [*arguments, "--n_steps", 180, "--save_every", 15, "--optimizer", "muon"]
-    whole, killed = folder / "whole", folder / "killed"
-    run(script, *common, "--output_dir", whole)
+    uninterrupted, killed = folder / "uninterrupted", folder / "killed"
+    run(script, *common, "--output_dir", uninterrupted)
     kill_when_there_is("checkpoints/checkpoint_*.pt", killed, spawn(script, *common, "--output_dir", killed))
     assert not (killed / "metrics.json").exists()
     resumed = run(script, "--resume", killed)
     assert "resuming after step" in resumed.stderr and "resuming after step 0" not in resumed.stderr
-    assert same_weights(whole, killed) and evaluations(whole) == evaluations(killed)
+    assert same_weights(uninterrupted, killed) and evaluations(uninterrupted) == evaluations(killed)
     run(script, "--resume", killed)  # a finished run stays as it is
-    assert same_weights(whole, killed) and evaluations(whole) == evaluations(killed)
+    assert same_weights(uninterrupted, killed) and evaluations(uninterrupted) == evaluations(killed)
     assert len(list((killed / "checkpoints").iterdir())) <= 2
 
 
@@ -151,6 +119,6 @@ def evaluations(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def same_weights(one: Path, other: Path) -> bool:
-    first, second = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (one, other))
+def same_weights(*run_folders: Path) -> bool:
+    first, second = (safetensors.torch.load_file(folder / "model.safetensors") for folder in run_folders)
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
