@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from common import CACHE, record
+from sklearn.metrics import matthews_corrcoef
 
 from checkpoints.files import read_evaluations
 from checkpoints.pretrained import open_checkpoint
@@ -31,7 +32,6 @@ def our_correlations(config: FinetuningConfig, output_dir: str) -> list[float]:
 
 def trainer_correlations(config: FinetuningConfig, model_checkpoint: str) -> list[float]:
     """The Matthews correlation of transformers' Trainer after each epoch."""
-    import sklearn.metrics
     import transformers
 
     folder = open_checkpoint(model_checkpoint, "--model_checkpoint").folder
@@ -48,10 +48,6 @@ def trainer_correlations(config: FinetuningConfig, model_checkpoint: str) -> lis
             {"input_ids": input_ids, "labels": int(label)}
             for input_ids, label in zip(texts["input_ids"], labels, strict=True)
         ]
-
-    def matthews(outputs: transformers.EvalPrediction) -> dict[str, float]:
-        predicted = np.argmax(outputs.predictions, -1)
-        return {"matthews": sklearn.metrics.matthews_corrcoef(outputs.label_ids, predicted)}
 
     arguments = transformers.TrainingArguments(
         tempfile.mkdtemp(),
@@ -77,6 +73,11 @@ def trainer_correlations(config: FinetuningConfig, model_checkpoint: str) -> lis
     )
     trainer.train()
     return [row["eval_matthews"] for row in trainer.state.log_history if "eval_matthews" in row]
+
+
+def matthews(outputs) -> dict[str, float]:
+    """The metric, from the Trainer's `EvalPrediction`."""
+    return {"matthews": matthews_corrcoef(outputs.label_ids, np.argmax(outputs.predictions, -1))}
 
 
 def main() -> None:

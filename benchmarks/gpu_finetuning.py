@@ -69,7 +69,6 @@ def trainer_finetuning(
 
     names = FAMILIES["bert"].settings.items()
     config = transformers.BertConfig(**{theirs: getattr(task.shape, ours) for ours, theirs in names})
-    config.num_labels = 2
     arguments = transformers.TrainingArguments(
         tempfile.mkdtemp(),
         per_device_train_batch_size=n_rows,

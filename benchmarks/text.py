@@ -100,9 +100,9 @@ def encoding_memory(texts: list[str]) -> None:
 def seconds_to_first_step(batch_size: int) -> float:
     """Seconds until pretraining_train.py has done and saved its first step; then it is killed."""
     with tempfile.TemporaryDirectory() as folder, open(f"{folder}/stderr", "w+") as stderr:
-        options: dict = SHAPE | NO_DROPOUT
-        options |= {"dataset_path": "imdb", "tokenizer": TOKENIZER, "dataset_cache": CACHE}
-        options |= {"train_batch_size": batch_size, "output_dir": f"{folder}/run", "save_every": 1}
+        corpus = {"dataset_path": "imdb", "tokenizer": TOKENIZER, "dataset_cache": CACHE}
+        saving = {"output_dir": f"{folder}/run", "save_every": 1}
+        options = SHAPE | NO_DROPOUT | corpus | saving | {"train_batch_size": batch_size}
         flags = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
         started = time.perf_counter()
         process = subprocess.Popen([sys.executable, ROOT / "pretraining_train.py", *flags], stderr=stderr)
