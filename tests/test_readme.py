@@ -1,7 +1,7 @@
-"""What the docs say is so: files and flags that they name exist, and the README's commands run.
+"""The docs are right: the files and flags that they name exist, and the README's commands run.
 
-A path of the project stands between backticks and has the suffix of a source file, or a slash and, at its
-end, a suffix or another slash. Names of files in a run folder, or of the user's own, have none of that.
+Inline code counts as a path of the project if it has the suffix of a source file, or has a slash and ends
+with a suffix or a slash. Names of files in a run folder, or of the user's own files, do not look like that.
 """
 
 import ast
@@ -25,7 +25,7 @@ WRITTEN_LATER = ("runs/", "benchmarks/results")  # by a run, by a benchmark
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PROGRAMS = ("python", "torchrun", "srun", "make", "tensorboard", ".venv/bin/python")
 
-# How each command of the README runs in miniature, by the flags that are added to it ...
+# The flags that make each command of the README run in miniature ...
 N_STEPS = [*SHAPE, *STEPS, "--n_steps", "2"]
 TEXTS = ["--dataset_path", "my_texts", "--tokenizer", "train:200", *N_STEPS]
 TASK = ["--dataset_path", "my_task", *N_STEPS]
@@ -60,7 +60,7 @@ RUNS = {
     "python finetuning_transfer.py map.json --output_dir runs/grid --restarts 3"
     " --source_train_subset_size 10000": [*N_STEPS, "--restarts", "1", "--source_train_subset_size", "20"],
 }
-# ... or why it does not run here; then its flags are read, and that is all.
+# ... or the reason why it does not run here; then the test only parses its flags.
 NETWORK, PROCESSES = "needs the network", "needs several GPUs"
 MINUTES, SERVER = "takes minutes", "runs until it is stopped"
 ONLY_READ = {
@@ -101,12 +101,12 @@ HELP = "python pretraining_train.py --help"
 
 
 def inline_code(text: str) -> list[str]:
-    """What stands between backticks, outside of blocks."""
+    """The text between backticks, outside of code blocks."""
     return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", BLOCK.sub("", text))]
 
 
 def commands(text: str) -> list[str]:
-    """The commands in blocks and between backticks, as `shlex.join` quotes them, without comments and `>`."""
+    """Commands in code blocks and between backticks, quoted by `shlex.join`, without comments and `>`."""
     joined = text.replace("\\\n", " ")
     lines = [line for _, block in BLOCK.findall(joined) for line in block.splitlines()]
     indented = re.findall(r"^ {4}(\S.*)$", BLOCK.sub("", joined), re.MULTILINE)
@@ -119,19 +119,19 @@ def commands(text: str) -> list[str]:
 
 
 def is_command(code: str) -> bool:
-    """Does it begin with a program, and go on?"""
+    """Whether it is a program with arguments."""
     return len(code.split()) > 1 and code.split()[0] in PROGRAMS
 
 
 def script_and_arguments(command: str) -> tuple[str | None, list[str]]:
-    """The script of a command, behind its launcher, and what it is given."""
+    """The script of a command, whatever its launcher, and the arguments of the script."""
     words = shlex.split(command)
     index = next((index for index, word in enumerate(words) if word.endswith(".py")), None)
     return (None, []) if index is None else (words[index], words[index + 1 :])
 
 
 def is_path(code: str) -> bool:
-    """Is it meant to be a file or folder of the project?"""
+    """Whether it means a file or folder of the project."""
     if code in NOT_OURS or code.startswith(WRITTEN_LATER):
         return False
     if not re.fullmatch(r"[\w.*-]+(/[\w.*-]+)*/?", code):
@@ -171,7 +171,7 @@ def test_the_tree_has_a_line_for_every_file():
 def test_the_code_tour_leads_to_code_and_is_as_long_as_it_says():
     text = (ROOT / "docs" / "code_tour.md").read_text(encoding="utf-8")
     rows = [row.split("|")[1] for row in text.splitlines() if row.startswith("| `")]
-    stops = [re.findall(r"`([^`]+)`", where) for where in rows]
+    stops = [re.findall(r"`([^`]+)`", row) for row in rows]
     n_lines = sum(lines_of(ROOT / file, names) for file, *names in stops)
     said = int(re.search(r"These are the ([\d,]+)", text)[1].replace(",", ""))
     assert n_lines == pytest.approx(said, rel=0.1)
@@ -179,7 +179,7 @@ def test_the_code_tour_leads_to_code_and_is_as_long_as_it_says():
 
 
 def lines_of(file: Path, names: list[str]) -> int:
-    """How long the named functions and classes of a file are; without names, the file."""
+    """The number of lines of the named functions and classes of a file, or of the whole file."""
     source = file.read_text(encoding="utf-8")
     if not names:
         return source.count("\n")
@@ -193,7 +193,7 @@ def lines_of(file: Path, names: list[str]) -> int:
 
 
 def flags_of_scripts() -> set[str]:
-    """The flags of all scripts; those that are switches have a form with `no-`."""
+    """The flags of all scripts, also in the form `--no-…`."""
     fields = [field for script in MAIN for field in dataclasses.fields(config_class_of(script))]
     return {f"--{prefix}{field.name}" for field in fields for prefix in ("", "no-")} | {
         "--help",
@@ -210,7 +210,7 @@ def test_flags_that_are_named_exist(doc):
 
 @pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.name)
 def test_commands_are_understood(doc, home):
-    """Each has a script or a target of the Makefile, and flags that this has."""
+    """Their scripts, targets of the Makefile, and flags exist."""
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     for command in commands(doc.read_text(encoding="utf-8")):
         script, arguments = script_and_arguments(command)
@@ -226,7 +226,7 @@ def test_commands_are_understood(doc, home):
 
 @pytest.fixture(scope="module")
 def places(corpus, task, tmp_path_factory) -> Path:
-    """A folder with all that the README's commands name."""
+    """A folder with the files that the README's commands use."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "my_texts").symlink_to(corpus)
     (folder / "data").mkdir()
@@ -251,13 +251,13 @@ def places(corpus, task, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def home(places, monkeypatch) -> Path:
-    """The same, where one stands in it."""
+    """The same, as the working directory."""
     monkeypatch.chdir(places)
     return places
 
 
 def in_place_of_placeholders(script: str, arguments: list[str]) -> list[str]:
-    """The arguments with a run folder that the script can use, and with tabs."""
+    """The arguments with a run folder that suits the script, and with tabs."""
     is_question = any("<TAB>" in word for word in arguments)
     finetuned = "answering" if is_question else "finetuned"
     run_folder = finetuned if script == "finetuning_predict.py" else PRETRAINED
