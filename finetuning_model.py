@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from config.constants import IGNORE_INDEX
 from config.model import TransformerConfig
 from layers.adapters import Tuning, apply_tuning, is_added, is_fused
-from pretraining_model import TransformerWithLMHead, initialize
+from pretraining_model import LanguageModel, initialize
 
 HEAD = "classification_head."  # how the names of its weights begin
 
@@ -29,7 +29,7 @@ class HeadConfig:
             self.tuning = Tuning(**self.tuning)
 
 
-class TransformerWithClfHead(TransformerWithLMHead):
+class TransformerWithClfHead(LanguageModel):
     """Transformer with a head for texts (classes, a number, or the score of a choice), and the
     language-modelling head for an auxiliary loss.
 

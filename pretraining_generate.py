@@ -36,7 +36,7 @@ import torch
 
 from checkpoints.pretrained import load_pretrained
 from config.errors import UserError
-from pretraining_model import generate
+from pretraining_sampling import generate
 from utils import choose_device
 
 

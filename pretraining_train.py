@@ -54,7 +54,8 @@ from data.corpus import Corpus, CorpusBatches, evaluation_blocks, load_corpus
 from data.masking import Masking
 from data.wordpiece import Tokenizer
 from experiments.notify import notified
-from pretraining_model import TransformerWithLMHead, generate
+from pretraining_model import TransformerWithLMHead
+from pretraining_sampling import generate
 from training.evaluation import BestWeights
 from training.loop import count_parameters, fit
 from training.optimizers import build_optimizers

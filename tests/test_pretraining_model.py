@@ -11,7 +11,8 @@ from checkpoints.pretrained import load_pretrained
 from config.constants import IGNORE_INDEX
 from config.errors import UserError
 from config.model import TransformerConfig
-from pretraining_model import EmptySlot, TransformerWithLMHead, generate, keep_likeliest, sinusoids
+from pretraining_model import EmptySlot, TransformerWithLMHead, sinusoids
+from pretraining_sampling import generate, keep_likeliest
 
 SHAPE = {
     "num_embeddings": 97,
@@ -98,7 +99,7 @@ def test_a_causal_model_needs_no_mask_for_right_padding():
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_loss_and_gradient_equal_cross_entropy_over_all_logits(causal, monkeypatch):
-    monkeypatch.setattr("pretraining_model.LOSS_CHUNK", 16)  # several pieces
+    monkeypatch.setattr("pretraining_loss.CHUNK_SIZE", 16)  # several pieces
     model, input_ids, labels = make_model(causal=causal), random_ids(4, 20), random_ids(4, 20).flip(1)
     labels[:, ::3] = IGNORE_INDEX
     loss = model(input_ids, labels=labels)
