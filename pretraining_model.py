@@ -151,8 +151,7 @@ class Transformer(nn.Module):
     def reset_parameters(self) -> None:
         """GPT-2's initialisation: N(0, 0.02), with the layers' residual projections scaled by depth.
 
-        With `residual_init` zero they start at zero, and so every layer as the identity (Fixup: Zhang et al.
-        2019).
+        With `residual_init` zero, every layer starts as the identity (Fixup: Zhang et al. 2019).
         """
         std = self.config.initializer_range
         for module in self.modules():
@@ -193,8 +192,7 @@ class Transformer(nn.Module):
         for layer in self.layers[:-1]:
             hidden_states = self.run_layer(layer, hidden_states, mask, past)
         if query_positions is not None and self.config.causal:
-            keys = torch.arange(hidden_states.size(1), device=input_ids.device)
-            mask = (keys <= query_positions.unsqueeze(1))[:, None, None]
+            mask = causal_mask_at(query_positions, input_ids.size(1), mask)
         last_layer = self.layers[-1]
         return self.final_norm(self.run_layer(last_layer, hidden_states, mask, past, query_positions))
 
@@ -242,6 +240,13 @@ def expand_mask(attention_mask: Tensor, causal: bool) -> Tensor:
     return mask
 
 
+def causal_mask_at(positions: Tensor, seq: int, mask: Tensor | None) -> Tensor:
+    """The rows of a causal mask (None: without padding) for one query per example, [batch, 1, 1, key]."""
+    if mask is not None:
+        return at_positions(mask.transpose(1, 2), positions)
+    return (torch.arange(seq, device=positions.device) <= positions.unsqueeze(1))[:, None, None]
+
+
 class OutputTransform(nn.Sequential):
     """What BERT has between the last layer and the LM head."""
 
@@ -254,10 +259,7 @@ class OutputTransform(nn.Sequential):
 
 
 class LanguageModel(nn.Module):
-    """A transformer with an LM head that shares the weights of the token embeddings (Press & Wolf 2017).
-
-    Subclasses say what a forward pass computes.
-    """
+    """A transformer with an LM head that shares the weights of the token embeddings (Press & Wolf 2017)."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -313,7 +315,7 @@ class LanguageModel(nn.Module):
 
 
 class TransformerWithLMHead(LanguageModel):
-    """The model of pretraining: it predicts tokens."""
+    """The model of pretraining, which predicts tokens."""
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None

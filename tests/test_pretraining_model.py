@@ -91,6 +91,18 @@ def test_padding_changes_no_real_token(causal, side):
     assert output.isfinite().all()
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_states_at_query_positions_are_those_of_all_positions(causal, side):
+    model, input_ids = make_model(causal=causal).transformer, random_ids(2, 12)
+    padding = (5, 0) if side == "left" else (0, 5)
+    input_ids, mask = F.pad(input_ids, padding), F.pad(torch.ones_like(input_ids), padding)
+    positions = torch.tensor([10, 7])
+    expected = model(input_ids, mask)[[0, 1], positions].unsqueeze(1)
+    states = model(input_ids, mask, query_positions=positions)
+    torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_a_causal_model_needs_no_mask_for_right_padding():
     model, input_ids = make_model(), random_ids(2, 12)
     padded, mask = F.pad(input_ids, (0, 5)), F.pad(torch.ones_like(input_ids), (0, 5))
