@@ -10,7 +10,7 @@ from checkpoints.pretrained import Checkpoint, find_base
 from config.errors import UserError
 from config.finetuning import FinetuningConfig
 from config.model import TransformerConfig, transformer_config
-from finetuning_model import MODEL_CLASSES, HeadConfig, TransformerWithClfHead, added_parameters
+from finetuning_model import MODEL_CLASSES, HeadConfig, TransformerWithClfHead, untrained_names
 from layers.adapters import FLAGS, METHODS, Tuning, check_settings
 
 
@@ -57,7 +57,7 @@ def build_model(
         weights = checkpoint.weights | {
             name: added[name] for name in added.keys() & model.state_dict().keys()
         }
-        load_into(model, weights, f"--model_checkpoint {checkpoint.name}", added_parameters(model))
+        load_into(model, weights, f"--model_checkpoint {checkpoint.name}", untrained_names(model))
     return model
 
 

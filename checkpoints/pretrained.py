@@ -14,7 +14,7 @@ from data.byte_level import ByteLevelTokenizer
 from data.hub import download
 from data.tokenization import download_tokenizer, load_tokenizer
 from data.wordpiece import Tokenizer
-from finetuning_model import HEAD
+from finetuning_model import HEAD_PREFIX
 from pretraining_model import TransformerWithLMHead
 
 HUB_PREFIX = "hf:"
@@ -68,7 +68,7 @@ def open_checkpoint(name: str, flag: str) -> Checkpoint:
 def open_run(name: str, folder: Path, config: dict) -> Checkpoint:
     """What a run folder of ours holds, but for the head of a fine-tuning, which belongs to its task."""
     weights = {
-        key: tensor for key, tensor in load_weights(folder / WEIGHTS).items() if not key.startswith(HEAD)
+        key: tensor for key, tensor in load_weights(folder / WEIGHTS).items() if not key.startswith(HEAD_PREFIX)
     }
     checkpoint = Checkpoint(name, folder, TransformerConfig(**config["model"]), weights)
     if not config.get("base"):
