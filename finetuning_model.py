@@ -247,10 +247,10 @@ def new_linear(n_inputs: int, n_outputs: int, head: HeadConfig) -> nn.Linear:
     return linear
 
 
-def untrained_names(model: TransformerWithClfHead) -> tuple[str, ...]:
+def untrained_names(model: TransformerWithClfHead) -> set[str]:
     """Names of the weights that start untrained: the head's, and the tuning's except adapters to fuse."""
-    return tuple(
+    return {
         name
         for name in model.state_dict()
         if name.startswith(HEAD_PREFIX) or (is_added(name) and not is_fused(name))
-    )
+    }

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.finetuned import build_model, max_length
-from checkpoints.pretrained import Checkpoint, describe_base, newest_checkpoint, open_checkpoint
+from checkpoints.pretrained import Checkpoint, base_reference, newest_checkpoint, open_checkpoint
 from config.constants import IGNORE_INDEX
 from config.errors import UserError
 from data.masking import Masking
@@ -143,7 +143,7 @@ def describe(
         "is_pair": task.is_pair,
     }
     for run in runs:
-        base = None if model.head.tuning.is_full else describe_base(checkpoint, run.folder)
+        base = None if model.head.tuning.is_full else base_reference(checkpoint, run.folder)
         open_folder(run, **shape, model_class=type(model).__name__, **kind, base=base, **sizes)
         if run.is_main:
             task.tokenizer.save(run.folder / task.tokenizer.file)

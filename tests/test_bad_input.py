@@ -127,7 +127,7 @@ def test_finetuning_refuses(folder, checkpoint):
     assert "--drop_last does not apply to --tuning bitfit; flags that do: none" in refuse(
         "--tuning", "bitfit", "--drop_last"
     )
-    assert "is not a classifier" in refuse("--finetuning_model_class", "HeadConfig")
+    assert "is not a class of finetuning_model.py" in refuse("--finetuning_model_class", "HeadConfig")
     assert "does not apply to classification" in refuse("--patience_metric", "pearson")
     assert "leave --tokenizer out" in refuse("--tokenizer", "train:120")
 
@@ -191,5 +191,5 @@ def test_weights_are_refused_by_name_and_shape(tmp_path):
         load_into(model, load_weights(tmp_path / "weights"), "weights")
     with pytest.raises(UserError, match="lacks bias"):
         load_into(model, {"weight": torch.zeros(3, 2)}, "weights")
-    with pytest.raises(UserError, match="holds scale"):
+    with pytest.raises(UserError, match="has scale"):
         load_into(model, {"scale": torch.zeros(1)}, "weights")

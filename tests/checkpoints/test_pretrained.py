@@ -309,7 +309,7 @@ REFUSED = {
     ),
     "activation": (
         {"hidden_act": "silu"},
-        "the activation silu is not known here; known: gelu_new, gelu, relu",
+        "the activation silu is not supported, only gelu_new, gelu, relu",
     ),
     "shape": ({"hidden_size": 64}, "does not fit the model"),
     "depth": ({"num_hidden_layers": 4}, r"model.safetensors lacks encoder.layer.3"),
