@@ -39,9 +39,13 @@ def copy_from_gpt2(model: TransformerWithLMHead, gpt2) -> None:
     """Our names for GPT-2's weights; its Conv1D stores matrices transposed."""
     state = {"token_embeddings.weight": gpt2.wte.weight, "position_embeddings.weight": gpt2.wpe.weight}
     names = {
-        "attention_norm": "ln_1", "attention.query_key_value": "attn.c_attn", "attention.projection": "attn.c_proj",
-        "feed_forward_norm": "ln_2", "feed_forward.expansion": "mlp.c_fc", "feed_forward.projection": "mlp.c_proj",
-    }  # fmt: skip
+        "attention_norm": "ln_1",
+        "attention.query_key_value": "attn.c_attn",
+        "attention.projection": "attn.c_proj",
+        "feed_forward_norm": "ln_2",
+        "feed_forward.expansion": "mlp.c_fc",
+        "feed_forward.projection": "mlp.c_proj",
+    }
     for index, layer in enumerate(gpt2.h):
         for ours, theirs in names.items():
             module = layer.get_submodule(theirs)

@@ -32,7 +32,8 @@ def test_pretraining_learns_and_leaves_a_self_contained_folder(pretrained):
 
 
 def test_muon_accumulation_sinusoids_and_mlm_run_together(pretraining, tmp_path):
-    options = "--optimizer muon --gradient_accumulation_steps 2 --sinusoidal_embeddings --mlm --schedule linear --weight_decay 0.1"
+    options = "--optimizer muon --gradient_accumulation_steps 2 --schedule linear --weight_decay 0.1"
+    options += " --sinusoidal_embeddings --mlm"
     run(
         "pretraining_train.py",
         *pretraining,

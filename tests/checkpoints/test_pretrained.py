@@ -65,9 +65,9 @@ def test_segments_are_those_of_bert(tmp_path, tokenizer):
     "changes", [[], ["--adapters_dim", 4], ["--lm_loss_coef", 0.5]], ids=["full", "adapters", "lm"]
 )
 def test_a_foreign_checkpoint_is_fine_tuned_and_predicts(folder, task, cache, tmp_path, changes):
-    output = tmp_path / "run"
-    call("finetuning_train.py", "--model_checkpoint", folder, "--dataset_path", task, "--dataset_cache", cache, "--n_steps", 3, "--n_warmup", 1,
-        "--max_length", 32, "--output_dir", output, *changes)  # fmt: skip
+    output, data = tmp_path / "run", ["--dataset_path", task, "--dataset_cache", cache, "--max_length", 32]
+    training = ["--n_steps", 3, "--n_warmup", 1, "--output_dir", output, *changes]
+    call("finetuning_train.py", "--model_checkpoint", folder, *data, *training)
     assert json.loads((output / "metrics.json").read_text())["n_steps"] == 3
     prediction = next(Predictor(str(output)).predict([{"text": "a good film"}]))
     assert set(prediction["probabilities"]) == {"neg", "pos"}
@@ -78,8 +78,9 @@ def test_a_checkpoint_of_the_hub_is_fine_tuned_with_adapters_that_find_it_again(
     repository.parent.mkdir(parents=True)
     repository.symlink_to(folder)
     mirror = hub(tmp_path / "hub")
-    result = mirror.run("finetuning_train.py", "--model_checkpoint", "hf:owner/model", "--dataset_path", task, "--adapters_dim", 4, "--n_steps", 2,
-                        "--max_length", 32, "--output_dir", "run", env=mirror.env, cwd=tmp_path)  # fmt: skip
+    data, training = ["--dataset_path", task, "--max_length", 32], ["--n_steps", 2, "--output_dir", "run"]
+    flags = ["--model_checkpoint", "hf:owner/model", "--adapters_dim", 4, *data, *training]
+    result = mirror.run("finetuning_train.py", *flags, env=mirror.env, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     result = mirror.run("finetuning_predict.py", "run", "a good film", env=mirror.env, cwd=tmp_path)
     assert result.returncode == 0 and '"label"' in result.stdout, result.stderr

@@ -1,4 +1,4 @@
-"""What each kind of tuning computes (against equations written out here), what it trains, and what it keeps."""
+"""What each tuning computes (against equations written out here), what it trains, and what it keeps."""
 
 import dataclasses
 import json
