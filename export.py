@@ -31,33 +31,27 @@ from data.tokenization import load_tokenizer
 
 
 def export(config: ExportConfig) -> None:
-    """Write the transformer of a run folder (and its language-modelling head) with its tokenizer for
-    `transformers`.
+    """Write the transformer of a run folder, its LM head and its tokenizer for the transformers library.
 
-    Raises UserError for a model that no family describes.
+    Raises UserError for a model that transformers does not have.
     """
     folder, output = Path(config.run_folder), Path(config.output_folder)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"OUTPUT_FOLDER {output} is not an empty folder; name a new one")
     if read_run_config(folder, "RUN_FOLDER").get("base"):
-        raise UserError(f"RUN_FOLDER {folder} holds adapters alone, which transformers has no place for")
-    checkpoint = open_checkpoint(str(folder), "RUN_FOLDER")
-    settings, weights = to_theirs(
-        checkpoint.config, checkpoint.weights, find_family(checkpoint.config, f"RUN_FOLDER {folder}")
-    )
-    tokenizer = load_tokenizer(str(folder))
+        raise UserError(f"RUN_FOLDER {folder} has only adapters, which transformers has no place for")
+    checkpoint, tokenizer = open_checkpoint(str(folder), "RUN_FOLDER"), load_tokenizer(str(folder))
+    family = find_family(checkpoint.config, f"RUN_FOLDER {folder}")
+    settings, weights = to_theirs(checkpoint.config, checkpoint.weights, family)
+    special = {
+        "pad_token_id": tokenizer.pad_id,
+        "bos_token_id": tokenizer.cls_id,
+        "eos_token_id": tokenizer.sep_id,
+    }
     output.mkdir(parents=True, exist_ok=True)
     tokenizer.export(output, checkpoint.config.causal, checkpoint.config.num_max_positions)
     save_weights(output / WEIGHTS, weights)
-    write_json(
-        output / CONFIG,
-        settings
-        | {
-            "pad_token_id": tokenizer.pad_id,
-            "bos_token_id": tokenizer.cls_id,
-            "eos_token_id": tokenizer.sep_id,
-        },
-    )
+    write_json(output / CONFIG, settings | special)
     print(f"{settings['architectures'][0]} in {output}")
 
 

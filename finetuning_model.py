@@ -1,4 +1,4 @@
-"""The pretrained transformer with a classification head, and how a fine-tuned one is read back."""
+"""The heads of fine-tuning: for texts, choices, tags, answers and dependency trees."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from config.constants import IGNORE_INDEX
 from config.model import TransformerConfig
 from layers.adapters import Tuning, apply_tuning, is_added, is_fused
-from pretraining_model import TransformerWithLMHead, initialize
+from pretraining_model import LanguageModel, initialize
 
-HEAD = "classification_head."  # how the names of its weights begin
+HEAD_PREFIX = "classification_head."  # of the names of its weights
 
 
 @dataclass
@@ -29,12 +29,11 @@ class HeadConfig:
             self.tuning = Tuning(**self.tuning)
 
 
-class TransformerWithClfHead(TransformerWithLMHead):
-    """Transformer with a head for texts (classes, a number, or the score of a choice), and the
-    language-modelling head for an auxiliary loss.
+class TransformerWithClfHead(LanguageModel):
+    """Transformer with a head for texts: classes, a number, or the score of a choice.
 
-    Heads for something else are subclasses, which `--finetuning_model_class` finds by name; they override
-    `build_head`, `reads_only_cls`, `score` and `task_loss`.
+    It keeps the LM head, for an auxiliary loss. Other heads are subclasses, which `--finetuning_model_class`
+    finds by name; they override `build_head`, `reads_only_cls`, `score` and `task_loss`.
     """
 
     def __init_subclass__(cls):
@@ -64,14 +63,14 @@ class TransformerWithClfHead(TransformerWithLMHead):
             labels: what the head's `task_loss` wants.
             lm_labels: like input_ids, aligned with the positions; -100 asks for no loss. Without them no LM
                 logits are computed.
-            token_type_ids: like input_ids, the segment of each token, for models that have segment embeddings.
-            inputs: what else the batch has for the head's `score` and `task_loss`.
-        Returns: logits as `score` has them, in float32; or, with `labels`, the summed losses `clf` and (if
-            asked for) `lm`.
+            token_type_ids: like input_ids, the segment of each token, for models with segment embeddings.
+            inputs: whatever else the head's `score` and `task_loss` read of the batch.
+        Returns: logits as of `score`, in float32; or, with `labels`, the summed losses `clf` and, with
+            `lm_labels`, `lm`.
         """
         input_ids, flat_mask = input_ids.flatten(0, -2), attention_mask.flatten(0, -2)
         token_type_ids = None if token_type_ids is None else token_type_ids.flatten(0, -2)
-        # Right padding lies in the future: a causal model that gets no mask can use the fastest attention.
+        # Right padding lies in the future of all real tokens. Without a mask, attention is at its fastest.
         mask = None if self.config.causal else flat_mask
         query_positions = self.cls_positions(flat_mask) if self.reads_only_cls and lm_labels is None else None
         hidden_states = self.transformer(
@@ -86,20 +85,20 @@ class TransformerWithClfHead(TransformerWithLMHead):
         return losses
 
     def build_head(self) -> nn.Module:
-        """The module on top of the transformer."""
-        return new_linear(
-            self.config.embed_dim * len(self.head.pooling.split("_")), self.head.num_outputs, self.head
-        )
+        """The module on top of the transformer, whose weights begin with HEAD_PREFIX."""
+        n_pooled = len(self.head.pooling.split("_"))
+        return new_linear(n_pooled * self.config.embed_dim, self.head.num_outputs, self.head)
 
     @property
     def reads_only_cls(self) -> bool:
-        """Does `score` read no other state? Then most of the last layer need not be computed."""
+        """Whether `score` reads the state of [CLS] alone: then most of the last layer is not computed."""
         return self.head.pooling == "cls"
 
     def score(self, hidden_states: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """Logits from the states of all positions (or of [CLS] alone): [texts, seq, embed] → [texts,
-        num_outputs]; with `n_choices` [batch] → [batch, choices], minus infinity for choices that an example
-        does not have."""
+        """Logits [texts, num_outputs] from hidden states [texts, seq, embed] (or [texts, 1, embed] of [CLS]).
+
+        With `n_choices` [batch] they are [batch, choices], -inf for choices that an example does not have.
+        """
         is_pooled = self.reads_only_cls and hidden_states.size(1) == 1
         pooled = hidden_states.squeeze(1) if is_pooled else self.pool(hidden_states, attention_mask)
         logits = self.classification_head(self.dropout(pooled))
@@ -110,8 +109,7 @@ class TransformerWithClfHead(TransformerWithLMHead):
         return logits.masked_fill(torch.arange(logits.size(1), device=logits.device) >= n_choices, -math.inf)
 
     def task_loss(self, logits: Tensor, labels: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """Cross-entropy over classes or choices, or squared error for a single number, summed over the batch;
-        labels [batch]."""
+        """Cross-entropy, or squared error for a single output, summed over the batch; labels [batch]."""
         if logits.size(1) == 1:
             return F.mse_loss(logits.squeeze(1), labels.float(), reduction="sum")
         return F.cross_entropy(logits, labels, reduction="sum")
@@ -119,9 +117,11 @@ class TransformerWithClfHead(TransformerWithLMHead):
     # Pooling.
 
     def pool(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
-        """[batch, seq, embed] → [batch, poolings * embed]: the state of [CLS], and the mean and maximum over
-        the real tokens, as far as `pooling` names them (ULMFiT's concat pooling: Howard & Ruder 2018, section
-        3.3)."""
+        """[batch, seq, embed] → [batch, n_poolings * embed].
+
+        `pooling` names what is concatenated: the state of [CLS], and the mean and maximum over the real
+        tokens (Howard & Ruder 2018, section 3.3).
+        """
         rows = torch.arange(len(hidden_states), device=hidden_states.device)
         mask = attention_mask.unsqueeze(-1)
         poolings = {
@@ -132,7 +132,7 @@ class TransformerWithClfHead(TransformerWithLMHead):
         return torch.cat([poolings[name]() for name in self.head.pooling.split("_")], dim=-1)
 
     def cls_positions(self, attention_mask: Tensor) -> Tensor:
-        """Where [CLS] stands: [batch]. Last in a causal model, first in a bidirectional one."""
+        """[batch]: [CLS] comes last in a causal model, first in a bidirectional one."""
         lengths = attention_mask.sum(1)
         return lengths - 1 if self.config.causal else torch.zeros_like(lengths)
 
@@ -146,7 +146,7 @@ class TransformerWithTagHead(TransformerWithClfHead):
     reads_only_cls = False
 
     def build_head(self) -> nn.Module:
-        """A linear layer that all positions share."""
+        """One linear layer for all positions."""
         return new_linear(self.config.embed_dim, self.head.num_outputs, self.head)
 
     def score(self, hidden_states: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
@@ -159,34 +159,32 @@ class TransformerWithTagHead(TransformerWithClfHead):
 
 
 class TransformerWithAnswerHead(TransformerWithTagHead):
-    """For each token, the scores of an answer beginning and of one ending there (Devlin et al. 2019, figure
-    4c)."""
+    """For each token, the scores that an answer begins or ends there (Devlin et al. 2019, figure 4c)."""
 
     def score(self, hidden_states: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """[batch, seq, embed] → [batch, seq, 2], minus infinity where `span_mask` [batch, seq] is 0."""
+        """[batch, seq, embed] → [batch, seq, 2], -inf where `span_mask` [batch, seq] is 0."""
         logits = super().score(hidden_states, attention_mask, inputs)
         return logits.masked_fill(inputs["span_mask"].unsqueeze(-1) == 0, -math.inf)
 
     def task_loss(self, logits: Tensor, labels: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """The mean of the cross-entropies, over the positions, of both ends of the answer, labels [batch, 2];
-        summed over the batch."""
+        """Mean of the cross-entropies of the answer's two ends, labels [batch, 2], summed over the batch."""
         return F.cross_entropy(logits, labels, reduction="sum") / 2
 
 
 class TransformerWithParserHead(TransformerWithClfHead):
-    """Scores of all arcs between words and of the relations on them: deep biaffine attention (Dozat & Manning
-    2017, section 2)."""
+    """Scores of all arcs between words and of their relations (Dozat & Manning 2017, section 2)."""
 
     reads_only_cls = False
 
     def build_head(self) -> nn.Module:
-        """The parser."""
+        """Deep biaffine attention."""
         return Biaffine(self.config.embed_dim, self.head)
 
     def score(self, hidden_states: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """[batch, seq, embed] → [batch, seq, seq, 1 + relations]: of the arc from a word (second axis) to its
-        head (third), and of each relation on it. What is neither a word (`word_mask` [batch, seq]) nor [CLS],
-        the root, is no head."""
+        """[batch, seq, embed] → [batch, dependent, head, 1 + relations], of the arc and its relations.
+
+        Only words (`word_mask` [batch, seq]) and [CLS], the root, can be heads.
+        """
         logits = self.classification_head(self.dropout(hidden_states))
         root = F.one_hot(self.cls_positions(attention_mask), hidden_states.size(1))
         is_head = (inputs["word_mask"] + root) > 0
@@ -194,8 +192,10 @@ class TransformerWithParserHead(TransformerWithClfHead):
         return torch.cat((arcs, logits[..., 1:]), dim=-1)
 
     def task_loss(self, logits: Tensor, labels: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """Cross-entropy of `heads` [batch, seq] plus that of the relations, labels [batch, seq], on the true
-        arcs; summed over words."""
+        """Cross-entropy of the `heads` [batch, seq] plus that of the relations, summed over words.
+
+        The relations, labels [batch, seq], are scored on the true arcs.
+        """
         heads = inputs["heads"]
         at_heads = heads.clamp(min=0)[:, :, None, None].expand(-1, -1, 1, logits.size(-1))
         relations = logits.gather(2, at_heads).squeeze(2)[..., 1:]
@@ -204,22 +204,21 @@ class TransformerWithParserHead(TransformerWithClfHead):
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Over all positions: logits [batch, seq, classes], labels [batch, seq] (-100: none)."""
+    """Summed over all positions: logits [batch, seq, classes], labels [batch, seq] (-100: none)."""
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 class Biaffine(nn.Module):
-    """Two views of each word, as a dependent and as a head, and a bilinear form over each pair (Dozat &
-    Manning 2017, equations 4 to 9)."""
+    """A bilinear form over all pairs of a dependent and a head (Dozat & Manning 2017, equations 4 to 9)."""
 
     ARC_DIM, RELATION_DIM = 512, 128
 
     def __init__(self, embed_dim: int, head: HeadConfig):
         super().__init__()
-        self.arc_dependent, self.arc_head = (new_linear(embed_dim, self.ARC_DIM, head) for _ in range(2))
-        self.relation_dependent, self.relation_head = (
-            new_linear(embed_dim, self.RELATION_DIM, head) for _ in range(2)
-        )
+        self.arc_dependent = new_linear(embed_dim, self.ARC_DIM, head)
+        self.arc_head = new_linear(embed_dim, self.ARC_DIM, head)
+        self.relation_dependent = new_linear(embed_dim, self.RELATION_DIM, head)
+        self.relation_head = new_linear(embed_dim, self.RELATION_DIM, head)
         self.arc = nn.Parameter(torch.zeros(1, self.ARC_DIM + 1, self.ARC_DIM))
         self.relation = nn.Parameter(
             torch.zeros(head.num_outputs, self.RELATION_DIM + 1, self.RELATION_DIM + 1)
@@ -227,30 +226,31 @@ class Biaffine(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[batch, seq, embed] → [batch, dependent, head, 1 + relations]."""
-        arc_dependent, arc_head = (F.gelu(one(hidden_states)) for one in (self.arc_dependent, self.arc_head))
-        relation_dependent, relation_head = (
-            with_one(F.gelu(one(hidden_states))) for one in (self.relation_dependent, self.relation_head)
-        )
-        arcs = torch.einsum("bdi,rij,bhj->bdhr", with_one(arc_dependent), self.arc, arc_head)
+        arc_dependent = append_one(F.gelu(self.arc_dependent(hidden_states)))
+        arc_head = F.gelu(self.arc_head(hidden_states))
+        relation_dependent = append_one(F.gelu(self.relation_dependent(hidden_states)))
+        relation_head = append_one(F.gelu(self.relation_head(hidden_states)))
+        arcs = torch.einsum("bdi,rij,bhj->bdhr", arc_dependent, self.arc, arc_head)
         relations = torch.einsum("bdi,rij,bhj->bdhr", relation_dependent, self.relation, relation_head)
         return torch.cat((arcs, relations), dim=-1)
 
 
-def with_one(states: Tensor) -> Tensor:
-    """[..., dim] → [..., dim + 1]: a constant, so that the bilinear form has linear terms."""
+def append_one(states: Tensor) -> Tensor:
+    """[..., dim] → [..., dim + 1]: a constant gives the bilinear form its linear terms."""
     return F.pad(states, (0, 1), value=1.0)
 
 
 def new_linear(n_inputs: int, n_outputs: int, head: HeadConfig) -> nn.Linear:
-    """A linear layer of a head."""
+    """A linear layer, initialized as the head asks for."""
     linear = nn.Linear(n_inputs, n_outputs)
     initialize(linear, head.initializer_range)
     return linear
 
 
-def added_parameters(model: TransformerWithClfHead) -> tuple[str, ...]:
-    """Names of the parameters that begin untrained: those of the head and of what the tuning adds, but for
-    adapters that are fused."""
-    return tuple(
-        name for name in model.state_dict() if name.startswith(HEAD) or is_added(name) and not is_fused(name)
-    )
+def untrained_names(model: TransformerWithClfHead) -> set[str]:
+    """Names of the weights that start untrained: the head's, and the tuning's except adapters to fuse."""
+    return {
+        name
+        for name in model.state_dict()
+        if name.startswith(HEAD_PREFIX) or (is_added(name) and not is_fused(name))
+    }

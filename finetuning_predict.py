@@ -1,13 +1,13 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Apply a fine-tuned model: one JSON object a line, in the order of the input.
+"""Apply a fine-tuned model: one JSON object per line, in the order of the input.
 
     python finetuning_predict.py RUN_FOLDER "A wonderful film." "A boring one."
     python finetuning_predict.py RUN_FOLDER --input_file reviews.txt > labels.jsonl
     cat reviews.txt | python finetuning_predict.py RUN_FOLDER
 
-What an argument or a line holds: a text, text<TAB>other text, question<TAB>context,
-text<TAB>choice<TAB>choice …, or for taggers and parsers words with spaces between them. A file of another
-type has it in the columns that training read, or in text, text_pair, choices.
+An argument or a line is a text, text<TAB>other text, question<TAB>context, text<TAB>choice<TAB>choice …,
+or for tagging and parsing words with spaces between them. Files of other types have these in the columns that
+training read, or in text, text_pair, choices.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class PredictionConfig(Arguments):
         "texts (default: the lines of --input_file or of standard input)", nargs="*"
     )
     input_file: str | None = flag(
-        None, ".txt with one text a line, or .jsonl, .csv, .tsv, .parquet, .conll, .conllu"
+        None, ".txt with one text per line, or .jsonl, .csv, .tsv, .parquet, .conll, .conllu"
     )
     batch_size: int = flag(64, "texts per forward pass", least=1)
     device: str = flag("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, mps …")
@@ -54,7 +54,7 @@ from tasks.kinds import KINDS
 from tasks.task import columns_of
 from utils import Batch, choose_device, logger
 
-CHUNK = 4096  # examples that are read, encoded and sorted by length together
+CHUNK_SIZE = 4096  # examples that are read, encoded and sorted by length together
 
 
 class Predictor:
@@ -69,30 +69,28 @@ class Predictor:
         """Raises UserError if the folder is not a fine-tuning run."""
         self.device, self.batch_size = choose_device(device), batch_size
         self.model = load_finetuned(run_folder, "RUN_FOLDER").to(self.device).eval()
+        self.tokenizer = load_tokenizer(run_folder)
         config = read_run_config(run_folder, "RUN_FOLDER")
+        arguments, self.is_pair = config["arguments"], config["is_pair"]
         self.kind = KINDS[config["kind"]](config["labels"], KindOptions(**config["options"]))
         self.reader = self.kind.reader_class(self.kind.options)
-        self.is_pair, arguments, shape = config["is_pair"], config["arguments"], self.model.config
-        given = {field: arguments[f"{field}_column"] for field in FIELDS}
-        self.columns = columns_of(arguments["dataset_path"], self.reader, given)  # that training read
-        self.tokenizer = load_tokenizer(run_folder)
-        length = arguments["max_length"] or shape.num_max_positions
-        collator_class = self.kind.collator_class
-        self.collate = collator_class.for_model(shape, self.tokenizer, length, arguments["truncation"])
+        column_flags = {field: arguments[f"{field}_column"] for field in FIELDS}
+        self.training_columns = columns_of(arguments["dataset_path"], self.reader, column_flags)
+        length = arguments["max_length"] or self.model.config.num_max_positions
+        self.collate = self.kind.collator_class.for_model(
+            self.model.config, self.tokenizer, length, arguments["truncation"]
+        )
 
     def predict(self, rows: Iterable[dict]) -> Iterator[dict]:
-        """A dict per row, in order. Rows have the fields of their kind: `text`, perhaps `text_pair`,
-        `choices`.
+        """One dict per row, in order. Rows have their kind's fields: `text`, maybe `text_pair`, `choices`.
 
-        An empty text is an input like any other; a warning tells how many there are. Raises UserError for a
-        row that the model cannot read.
+        Empty texts are inputs like any other; a warning says how many there are. Raises UserError for a row
+        that the model cannot read.
         """
         rows, empty = iter(rows), []
-        for n_before in itertools.count(step=CHUNK):
-            chunk = [
-                self.prepare(row, number)
-                for number, row in enumerate(itertools.islice(rows, CHUNK), start=n_before + 1)
-            ]
+        for n_before in itertools.count(step=CHUNK_SIZE):
+            numbered = enumerate(itertools.islice(rows, CHUNK_SIZE), start=n_before + 1)
+            chunk = [self.prepare(row, number) for number, row in numbered]
             if not chunk:
                 break
             examples = self.encode(chunk)
@@ -103,35 +101,35 @@ class Predictor:
             logger.warning(f"{len(empty)} texts of the input are empty, the first of them text {empty[0]}")
 
     def prepare(self, row: dict, number: int) -> dict:
-        """The row with the fields that its kind wants."""
-        where = f"text {number} of the input"
+        """The row with the fields that its kind wants. Raises UserError, with the row's number."""
+        source = f"text {number} of the input"
         if "text" not in row:
+            fields = ", ".join(map(str, row))
             raise UserError(
-                f"{where} has no text (it has {', '.join(map(str, row))}); name its column text, or as in training"
+                f"{source} has no text (it has {fields}); name its column text, or as in training"
             )
         if self.reader.has_pairs and ("text_pair" in row) != self.is_pair:
-            wrong = "is not a pair (text<TAB>other text), but the model was fine-tuned on pairs"
-            raise UserError(
-                f"{where} {wrong if self.is_pair else 'is a pair, but the model was fine-tuned on single texts'}"
-            )
-        return self.reader.prepare(row, where, labelled=False)
+            not_a_pair = "is not a pair (text<TAB>other text), but the model was fine-tuned on pairs"
+            a_pair = "is a pair, but the model was fine-tuned on single texts"
+            raise UserError(f"{source} {not_a_pair if self.is_pair else a_pair}")
+        return self.reader.prepare(row, source, labelled=False)
 
     def encode(self, rows: list[dict]) -> Examples:
-        """The rows as examples, whose labels mean nothing."""
+        """The rows as examples with placeholders for labels."""
         texts = [self.reader.texts(row) for row in rows]
         encoded = self.reader.encode(self.tokenizer, list(itertools.chain.from_iterable(texts)))
-        n_texts = np.array([len(of_row) for of_row in texts])
+        n_texts = np.array([len(row_texts) for row_texts in texts])
         return Examples.of_tokens(encoded, n_texts, self.kind.placeholder_labels(rows))
 
     def compute_outputs(self, examples: Examples) -> list:
-        """What the kind keeps of the logits for each example, computed in batches of similar length."""
-        read = self.kind.model_inputs(examples, self.collate)
-        batches = evaluation_batches(read, self.collate, self.batch_size)
-        outputs, _ = run_inference(self.model, self.kind, read, self.collate, batches, self.to_device)
-        return read.by_example([outputs[index] for index in range(len(read))])
+        """What the kind keeps of each example's logits, computed in batches of similar length."""
+        inputs = self.kind.model_inputs(examples, self.collate)
+        batches = evaluation_batches(inputs, self.collate, self.batch_size)
+        outputs, _ = run_inference(self.model, self.kind, inputs, self.collate, batches, self.to_device)
+        return inputs.by_example([outputs[index] for index in range(len(inputs))])
 
     def to_device(self, batch: Batch) -> Batch:
-        """Copy a batch to where the model is."""
+        """Copy a batch to the model's device."""
         return {key: tensor.to(self.device) for key, tensor in batch.items()}
 
 
@@ -143,33 +141,34 @@ def predict(config: PredictionConfig) -> None:
 
 
 def read_rows_to_predict(config: PredictionConfig, predictor: Predictor) -> Iterator[dict]:
-    """The rows of the arguments, of the input file or of standard input."""
+    """The rows of the input file, or of the lines in the arguments or in standard input."""
     if config.texts and config.input_file:
         raise UserError("give texts or --input_file, not both")
     if config.input_file and Path(config.input_file).suffix != ".txt":
-        return (with_fields(row, predictor) for row in read_table(Path(config.input_file)))
+        return (read_fields(row, predictor) for row in read_table(Path(config.input_file)))
     if config.input_file:
-        lines = (row["text"] for row in read_table(Path(config.input_file)))
+        lines: Iterable[str] = (row["text"] for row in read_table(Path(config.input_file)))
     else:
-        lines = iter(config.texts) if config.texts else (line.rstrip("\r\n") for line in sys.stdin)
+        lines = config.texts or (line.rstrip("\r\n") for line in sys.stdin)
     return (split_line(line, predictor) for line in lines)
 
 
-def with_fields(row: dict, predictor: Predictor) -> dict:
-    """The fields of a row of a table: from the columns that training read; what is not there, under our own
-    names or under those of its kind."""
-    found = {}
-    for columns in (predictor.columns, dict(zip(FIELDS, FIELDS, strict=True)), predictor.reader.columns):
-        for key, column in columns.items():
+def read_fields(row: dict, predictor: Predictor) -> dict:
+    """The fields of a table's row.
+
+    Each is read from the column that training read, else from the one of its own name, else from its kind's.
+    """
+    fields: dict[str, object] = {}
+    own_names = dict(zip(FIELDS, FIELDS, strict=True))
+    for columns in (predictor.training_columns, own_names, predictor.reader.columns):
+        for field, column in columns.items():
             with contextlib.suppress(KeyError):
-                found.setdefault(key, read_column(row, column))
-    return {key: value for key, value in found.items() if key not in ("label", "heads")}
+                fields.setdefault(field, read_column(row, column))
+    return {field: value for field, value in fields.items() if field not in ("label", "heads")}
 
 
 def split_line(line: str, predictor: Predictor) -> dict:
-    """A line of text as a row: the fields of its kind, with tabs between them; the last one may be several
-    choices.
-    """
+    """A line as a row: the fields of its kind, with tabs between them; choices are several fields."""
     fields = predictor.reader.line_fields
     if predictor.reader.has_pairs and not predictor.is_pair:
         fields = fields[:1]

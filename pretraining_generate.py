@@ -36,7 +36,7 @@ import torch
 
 from checkpoints.pretrained import load_pretrained
 from config.errors import UserError
-from pretraining_model import generate
+from pretraining_sampling import generate
 from utils import choose_device
 
 
@@ -47,22 +47,19 @@ def continue_prompt(config: GenerationConfig) -> list[str]:
     model.to(device)
     if not model.config.causal:
         raise UserError(
-            f"{config.run_folder} holds a masked language model, which cannot continue a text; pretrain without --mlm"
+            f"{config.run_folder} is a masked language model, which cannot continue a text;"
+            " pretrain without --mlm"
         )
-    # In the corpus a text follows the [SEP] that closes the one before.
-    prompt = torch.tensor(
-        [[tokenizer.sep_id, *tokenizer.encode(config.prompt)]] * config.n_samples, device=device
-    )
+    # In the corpus, a text follows the [SEP] that ends the one before.
+    prompt_ids = [tokenizer.sep_id, *tokenizer.encode(config.prompt)]
+    prompt = torch.tensor([prompt_ids] * config.n_samples, device=device)
     generator = torch.Generator(device).manual_seed(config.seed)
     tokens = generate(
         model, prompt, config.n_tokens, config.temperature, config.top_k, config.top_p, generator
     )
-    texts = [
-        tokenizer.decode(row[1:])
-        for row in torch.cat((prompt, torch.stack(list(tokens), dim=1)), dim=1).tolist()
-    ]
-    for text in texts:
-        print(text)
+    input_ids = torch.cat((prompt, torch.stack(list(tokens), dim=1)), dim=1)
+    texts = [tokenizer.decode(row[1:]) for row in input_ids.tolist()]
+    print(*texts, sep="\n")
     return texts
 
 

@@ -54,7 +54,8 @@ from data.corpus import Corpus, CorpusBatches, evaluation_blocks, load_corpus
 from data.masking import Masking
 from data.wordpiece import Tokenizer
 from experiments.notify import notified
-from pretraining_model import TransformerWithLMHead, generate
+from pretraining_model import TransformerWithLMHead
+from pretraining_sampling import generate
 from training.evaluation import BestWeights
 from training.loop import count_parameters, fit
 from training.optimizers import build_optimizers
@@ -65,14 +66,13 @@ from utils import Batch, Run, finish_run, open_folder, show, start_run
 
 @notified
 def pretrain(config: PretrainingConfig) -> dict[str, float]:
-    """Pretrain a model; return the metrics of the best evaluation (`loss`, `ppl`, `word_ppl`,
-    `tokens_per_second`, …).
+    """Pretrain a model; return `loss`, `ppl` and `word_ppl` of its best evaluation, `tokens_per_second`, ….
 
     Raises UserError for input that cannot be used.
     """
     run = start_run(config)
 
-    # The corpus as token ids, encoded once and then mapped from the cache.
+    # The corpus is encoded once; later runs map its token ids from the cache.
     corpus = load_corpus(config.dataset_path, config.tokenizer, config.dataset_cache, config.text_column)
     mask = Masking(corpus.tokenizer, config.mlm_probability) if config.mlm else None
     n_rows = rows_per_process(config, run)
@@ -81,33 +81,31 @@ def pretrain(config: PretrainingConfig) -> dict[str, float]:
     )
     check_resumable(config, run, len(batches))
 
-    # The model, on its device before the optimizers see its parameters.
+    # The model is on its device before the optimizers see its parameters.
     model = TransformerWithLMHead(transformer_config(config, len(corpus.tokenizer)))
-    start_from_counts(model, corpus, config)
+    initialize_from_counts(model, corpus, config)
     model.transformer.gradient_checkpointing = config.gradient_checkpointing
     optimizers = build_optimizers(model.to(run.device), config)
 
-    # All input has been read: from here on, there is a run folder.
-    describe(run, corpus, model, step_sizes(batches))
+    # All input has been read. Only now is a folder written, so that a mistake overwrites nothing.
+    write_run_folder(run, corpus, model, step_sizes(batches))
 
+    # The best weights are those with the lowest validation loss.
     evaluate = create_evaluation(model, corpus, mask, run, config)
     best = BestWeights(run, model.state_dict, "loss", higher_is_better=False)
     objective = Objective(lm_losses, lm_counts, {"lm": 1.0})
-    progress = fit(
-        model, optimizers, objective, batches, evaluate, best, run, LoopOptions.from_flags(config, batches)
-    )
+    options = LoopOptions.from_flags(config, batches)
+    progress = fit(model, optimizers, objective, batches, evaluate, best, run, options)
 
     n_parameters, n_trained = count_parameters(model)
     metrics = {"n_steps": progress.n_steps, "tokens_per_second": progress.tokens_per_second}
     return finish_run(run, best.best | metrics | {"n_parameters": n_parameters, "n_trained": n_trained})
 
 
-def start_from_counts(model: TransformerWithLMHead, corpus: Corpus, config: PretrainingConfig) -> None:
-    """Set what the flags want to be set from the counts of the training corpus: output bias, token
-    embeddings.
-    """
+def initialize_from_counts(model: TransformerWithLMHead, corpus: Corpus, config: PretrainingConfig) -> None:
+    """Initialize the output bias and, with `lsa`, the embeddings from token counts of the training corpus."""
     embeddings = model.transformer.token_embeddings.weight
-    if config.output_bias:
+    if model.output_bias is not None:
         counts = np.bincount(corpus.train.ids, minlength=len(embeddings)) + 1
         model.output_bias.data = torch.from_numpy(np.log(counts / counts.sum())).float()
     if config.initial_embeddings == "lsa":
@@ -118,7 +116,7 @@ def start_from_counts(model: TransformerWithLMHead, corpus: Corpus, config: Pret
         )
 
 
-def describe(run: Run, corpus: Corpus, model: nn.Module, sizes: dict[str, int]) -> None:
+def write_run_folder(run: Run, corpus: Corpus, model: TransformerWithLMHead, sizes: dict[str, int]) -> None:
     """Make the run folder self-contained: config.json and the tokenizer."""
     open_folder(run, model=dataclasses.asdict(model.config), **sizes)
     if run.is_main:
@@ -135,14 +133,14 @@ def lm_losses(model: nn.Module, batch: Batch) -> dict:
 
 
 def lm_counts(batch: Batch) -> dict:
-    """How many tokens have to be predicted; at least 1, since masking may choose none."""
+    """How many tokens are predicted; at least 1, because masking may choose none."""
     return {"lm": (batch["labels"] != IGNORE_INDEX).sum().clamp(min=1)}
 
 
 def create_evaluation(
-    model: nn.Module, corpus: Corpus, mask: Masking | None, run: Run, config: PretrainingConfig
+    model: TransformerWithLMHead, corpus: Corpus, mask: Masking | None, run: Run, config: PretrainingConfig
 ) -> Callable[[], dict[str, float]]:
-    """A function that evaluates the model on the validation corpus and returns loss, ppl and word_ppl."""
+    """A function that computes loss, ppl and, without masking, word_ppl on the validation corpus."""
     ids, n_words = corpus.valid.ids, corpus.valid.n_words
     blocks = evaluation_blocks(
         ids, config.num_max_positions, config.valid_batch_size, run.rank, run.world_size, mask
@@ -157,9 +155,8 @@ def create_evaluation(
             return model(**batch) / n_labels.clamp(min=1), n_labels
 
     evaluator = Engine(inference)
-    nll = Loss(
-        lambda loss, n_labels: loss, batch_size=lambda n_labels: n_labels, device=run.device
-    )  # a mean per token
+    # A mean per token: of each batch's mean, weighted by its number of labels.
+    nll = Loss(lambda loss, n_labels: loss, batch_size=lambda n_labels: n_labels, device=run.device)
     nll.attach(evaluator, "loss")
     MetricsLambda(perplexity, nll).attach(evaluator, "ppl")
     if mask is None:  # http://sjmielke.com/comparing-perplexities.htm
@@ -175,7 +172,7 @@ def create_evaluation(
 
 
 def perplexity(nll: float) -> float:
-    """Of a mean negative log-likelihood; infinite where no float holds it."""
+    """Of a mean negative log-likelihood; infinity if it overflows."""
     try:
         return math.exp(nll)
     except OverflowError:
@@ -185,11 +182,11 @@ def perplexity(nll: float) -> float:
 def sample_text(
     model: TransformerWithLMHead, tokenizer: Tokenizer, device: torch.device, seed: int, n_tokens: int = 40
 ) -> str:
-    """What the model writes at the start of a text."""
+    """What the model writes after the end of a text."""
     start = torch.full((1, 1), tokenizer.sep_id, device=device)
     generator = torch.Generator(device).manual_seed(seed)
     tokens = generate(model, start, n_tokens, top_p=0.9, generator=generator)
-    return tokenizer.decode(token.item() for token in tokens)
+    return tokenizer.decode(int(token) for token in tokens)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""Pretrain a small language model on movie reviews, fine-tune it three ways, and compare. `make quickstart`
-runs this.
+"""Pretrain a small language model on movie reviews, and fine-tune it three ways: `make quickstart`.
 
 Every number of the table comes from a run whose preset is run_configs/quickstart_*.json.
 """
@@ -29,26 +28,24 @@ def quickstart() -> dict[str, float]:
     for number, (name, description) in enumerate(FINETUNING.items(), start=2):
         announce(f"{number}/4 classifying reviews: {description}")
         config = stage(FinetuningConfig, name, FOLDER / name)
-        start = (
-            "tokenizer" if config.model_checkpoint == "none" else "model_checkpoint"
-        )  # the same vocabulary for all
-        config = dataclasses.replace(config, **{start: str(pretrained)})
-        results[name] = finetune(config)
+        from_scratch = config.model_checkpoint == "none"  # but with the same vocabulary
+        start = "tokenizer" if from_scratch else "model_checkpoint"
+        results[name] = finetune(dataclasses.replace(config, **{start: str(pretrained)}))
 
     summary = {
         "word_ppl_before": read_evaluations(pretrained)[0]["word_ppl"],
         "word_ppl_after": pretraining["word_ppl"],
     }
-    summary |= {f"accuracy_{name}": one["valid_accuracy"] for name, one in results.items()}
+    summary |= {f"accuracy_{name}": metrics["valid_accuracy"] for name, metrics in results.items()}
     summary |= {
         "trained_fraction_adapters": results["adapters"]["n_trained"] / results["adapters"]["n_parameters"],
         "n_labels": results["full"]["n_labels"],
         "seconds_pretraining": pretraining["seconds"],
-        "seconds_finetuning": sum(one["seconds"] for one in results.values()),
+        "seconds_finetuning": sum(metrics["seconds"] for metrics in results.values()),
         "seconds_total": time.perf_counter() - started,
     }
     write_json(FOLDER / "summary.json", summary)
-    print(table(summary, results))
+    print(comparison(summary, results))
     return summary
 
 
@@ -58,12 +55,12 @@ def stage(config_class: type, name: str, folder: Path):
 
 
 def announce(title: str) -> None:
-    """A heading on the screen."""
+    """Print a heading to stderr."""
     print(f"\n== {title}", file=sys.stderr, flush=True)
 
 
-def table(summary: dict[str, float], results: dict[str, dict]) -> str:
-    """The comparison, as text."""
+def comparison(summary: dict[str, float], results: dict[str, dict]) -> str:
+    """The summary as text, with a table of the fine-tunings."""
     rows = [
         "",
         f"Perplexity per word on held-out reviews: {summary['word_ppl_before']:,.0f} before pretraining,"
@@ -74,18 +71,17 @@ def table(summary: dict[str, float], results: dict[str, dict]) -> str:
         f"    {'':26}{'accuracy':>10}{'weights trained':>18}{'time':>8}",
     ]
     for name, description in FINETUNING.items():
-        one = results[name]
-        share = one["n_trained"] / one["n_parameters"]
-        rows.append(
-            f"    {description:26}{one['valid_accuracy']:>10.1%}{share:>18.1%}{one['seconds']:>6.0f} s"
-        )
+        accuracy, seconds = results[name]["valid_accuracy"], results[name]["seconds"]
+        trained = results[name]["n_trained"] / results[name]["n_parameters"]
+        rows.append(f"    {description:26}{accuracy:>10.1%}{trained:>18.1%}{seconds:>6.0f} s")
     rows += [
         "",
-        f"All of it took {summary['seconds_total'] / 60:.1f} minutes. The same numbers: {FOLDER}/summary.json",
+        f"It all took {summary['seconds_total'] / 60:.1f} minutes. The same numbers: {FOLDER}/summary.json",
         "",
         "Where to look next:",
         f"    .venv/bin/tensorboard --logdir {FOLDER}",
-        f'    .venv/bin/python finetuning_predict.py {FOLDER}/full "A wonderful, moving film." "A boring waste of two hours."',
+        f'    .venv/bin/python finetuning_predict.py {FOLDER}/full "A wonderful, moving film."'
+        ' "A boring waste of two hours."',
         f'    .venv/bin/python pretraining_generate.py {FOLDER}/pretrained "This movie is"',
         "    README.md: WikiText-103, other tasks, your own data, several GPUs",
     ]

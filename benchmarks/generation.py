@@ -9,7 +9,7 @@ import torch
 from common import gpt2_config, gpt2_weights, median_ratio, parse, pretrained, record, seconds, side_by_side
 
 from checkpoints.pretrained import load_pretrained
-from pretraining_model import generate
+from pretraining_sampling import generate
 
 N_TOKENS, PROMPT = 200, 20
 

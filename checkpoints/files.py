@@ -6,12 +6,12 @@ import json
 import math
 import os
 import uuid
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from config.errors import UserError
 from config.presets import read_json
@@ -21,8 +21,8 @@ EVALUATIONS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path):
-    """A path to write to in place of `path`: renamed to it at the end, so that nobody ever sees half a file."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A path to write to, which is renamed to `path` at the end: nobody ever sees half a file."""
     tmp_path = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # other machines have the same process ids
     try:
         yield tmp_path
@@ -32,33 +32,32 @@ def atomic_write(path: Path):
 
 
 def as_json(value: object, **options) -> str:
-    """JSON as every parser reads it: infinity and NaN, which it does not have, become null."""
+    """JSON that every parser reads: infinity and NaN, which it does not have, become null."""
 
     def finite(value: object) -> object:
         if isinstance(value, dict):
-            return {key: finite(one) for key, one in value.items()}
+            return {key: finite(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return [finite(one) for one in value]
+            return [finite(item) for item in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(finite(value), allow_nan=False, default=str, **options)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON whole or not at all."""
+    """Write JSON atomically."""
     with atomic_write(path) as tmp_path:
         tmp_path.write_text(as_json(value, indent=2) + "\n", encoding="utf-8")
 
 
-def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
-    """Write safetensors whole or not at all."""
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write safetensors atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with atomic_write(path) as tmp_path:
-        safetensors.torch.save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, tmp_path
-        )
+        safetensors.torch.save_file(tensors, tmp_path)
 
 
-def load_weights(path: Path) -> dict[str, torch.Tensor]:
+def load_weights(path: Path) -> dict[str, Tensor]:
     """Read safetensors. Raises UserError if the file is missing or is not one."""
     try:
         return safetensors.torch.load_file(path)
@@ -67,22 +66,20 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_into(
-    model: nn.Module, weights: dict[str, torch.Tensor], where: str, missing: tuple[str, ...] = ()
+    model: nn.Module, weights: Mapping[str, Tensor], source: str, optional: Collection[str] = ()
 ) -> None:
-    """Load weights by name. Raises UserError unless they fit; only names that start with one of `missing` may
-    lack.
-    """
-    own = model.state_dict()
+    """Load weights by name. Raises UserError unless they fit; only the `optional` ones may be missing."""
+    state = model.state_dict()
+    mismatch = f"{source} does not fit the model: "
     for name, tensor in weights.items():
-        if name not in own:
-            raise UserError(f"{where} does not fit the model: it holds {name}, which the model lacks")
-        if tensor.shape != own[name].shape:
-            raise UserError(
-                f"{where} does not fit the model: {name} is {list(tensor.shape)}, the model's {list(own[name].shape)}"
-            )
-    lacking = [name for name in own if name not in weights and not name.startswith(missing or ("\0",))]
-    if lacking:
-        raise UserError(f"{where} does not fit the model: it lacks {lacking[0]}")
+        if name not in state:
+            raise UserError(f"{mismatch}it has {name}, which the model lacks")
+        if tensor.shape != state[name].shape:
+            shapes = f"{list(tensor.shape)}, the model's {list(state[name].shape)}"
+            raise UserError(f"{mismatch}{name} is {shapes}")
+    for name in state:
+        if name not in weights and name not in optional:
+            raise UserError(f"{mismatch}it lacks {name}")
     model.load_state_dict(weights, strict=False)
 
 
@@ -102,19 +99,16 @@ def file_digest(path: Path) -> str:
 def read_metrics(folder: Path) -> dict | None:
     """metrics.json of a run folder, if the run is finished."""
     file = folder / METRICS
-    return with_nan(read_json(file)) if file.is_file() else None
+    return null_as_nan(read_json(file)) if file.is_file() else None
 
 
 def read_evaluations(folder: Path) -> list[dict]:
     """The rows of metrics.jsonl, one per evaluation."""
     file = folder / EVALUATIONS
-    return (
-        [with_nan(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
-        if file.is_file()
-        else []
-    )
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return [null_as_nan(json.loads(line)) for line in lines]
 
 
-def with_nan(metrics: dict) -> dict:
-    """Metrics as they were read, with NaN for null, which stands for what JSON has no number for."""
+def null_as_nan(metrics: dict) -> dict:
+    """The opposite of `as_json`, which writes NaN and infinity as null."""
     return {name: math.nan if value is None else value for name, value in metrics.items()}

@@ -1,4 +1,4 @@
-"""Classifiers: those of fine-tuning runs, and new ones that begin where a checkpoint ends."""
+"""Fine-tuned models: those of run folders, and new ones that start from a checkpoint."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,22 +10,21 @@ from checkpoints.pretrained import Checkpoint, find_base
 from config.errors import UserError
 from config.finetuning import FinetuningConfig
 from config.model import TransformerConfig, transformer_config
-from finetuning_model import MODEL_CLASSES, HeadConfig, TransformerWithClfHead, added_parameters
+from finetuning_model import MODEL_CLASSES, HeadConfig, TransformerWithClfHead, untrained_names
 from layers.adapters import FLAGS, METHODS, Tuning, check_settings
 
 
 def load_finetuned(folder: str | Path, flag: str) -> TransformerWithClfHead:
-    """The model of a fine-tuning run folder.
+    """The model of a fine-tuning run, adapters with the base that they were trained on.
 
-    Adapters are put onto the base that they were trained on. Raises UserError if the folder is not a
-    fine-tuning run, or if the base is missing or not the same any more.
+    Raises UserError if the folder is not a fine-tuning run, or if the base is missing or has changed.
     """
     config = read_run_config(folder, flag)
     if "head" not in config:
         raise UserError(
-            f"{flag} {folder} holds a pretrained model without a classification head; fine-tune it first"
+            f"{flag} {folder} is a pretrained model without a classification head; fine-tune it first"
         )
-    model_class = find_model_class(rename_token_head(config["model_class"], config.get("kind")))
+    model_class = find_model_class(rename_legacy_head(config["model_class"], config.get("kind")))
     model = model_class(TransformerConfig(**config["model"]), HeadConfig(**config["head"]))
     weights = load_weights(Path(folder) / WEIGHTS)
     if config["base"]:
@@ -45,19 +44,20 @@ def build_model(
     shape = choose_shape(config, vocab_size, checkpoint)
     tuning = choose_tuning(config, shape.embed_dim)
     check_start(tuning, checkpoint)
-    fused = fused_adapters(config.adapters, checkpoint, tuning.drop_last) if tuning.name == "fusion" else {}
-    tuning.fused = {name: adapter.tuning for name, adapter in fused.items()}
+    adapters = {}
+    if checkpoint and tuning.name == "fusion":
+        adapters = open_adapters(config.adapters, checkpoint, tuning.drop_last)
+    tuning.fused = {name: adapter.tuning for name, adapter in adapters.items()}
     head = HeadConfig(num_outputs, config.pooling, tuning, config.initializer_range)
     model = find_model_class(config.finetuning_model_class or model_class)(shape, head)
     if not (tuning.is_full and config.lm_loss_coef):
         for parameter in model.lm_head_parameters():
-            parameter.requires_grad = False  # several processes would wait for a gradient that never comes
+            parameter.requires_grad = False  # DistributedDataParallel would wait for their gradients
     if checkpoint:
-        added = {name: tensor for adapter in fused.values() for name, tensor in adapter.weights.items()}
-        weights = checkpoint.weights | {
-            name: added[name] for name in added.keys() & model.state_dict().keys()
-        }
-        load_into(model, weights, f"--model_checkpoint {checkpoint.name}", added_parameters(model))
+        trained = {name: tensor for adapter in adapters.values() for name, tensor in adapter.weights.items()}
+        fused = {name: trained[name] for name in trained.keys() & model.state_dict().keys()}
+        source = f"--model_checkpoint {checkpoint.name}"
+        load_into(model, checkpoint.weights | fused, source, untrained_names(model))
     return model
 
 
@@ -65,14 +65,12 @@ def find_model_class(name: str) -> type[TransformerWithClfHead]:
     """The class that `--finetuning_model_class` names. Raises UserError if there is none."""
     if name not in MODEL_CLASSES:
         known = ", ".join(MODEL_CLASSES)
-        raise UserError(
-            f"--finetuning_model_class {name} is not a classifier of finetuning_model.py; take {known}"
-        )
+        raise UserError(f"--finetuning_model_class {name} is not a class of finetuning_model.py; use {known}")
     return MODEL_CLASSES[name]
 
 
-def rename_token_head(model_class: str, kind: str | None) -> str:
-    """The name of a model's class today, from config.json: taggers and question answering once shared one."""
+def rename_legacy_head(model_class: str, kind: str | None) -> str:
+    """Today's name of a class in config.json: tagging and question answering once shared one."""
     if model_class != "TransformerWithTokenHead":
         return model_class
     return "TransformerWithAnswerHead" if kind == "question_answering" else "TransformerWithTagHead"
@@ -81,9 +79,7 @@ def rename_token_head(model_class: str, kind: str | None) -> str:
 def choose_shape(
     config: FinetuningConfig, vocab_size: int, checkpoint: Checkpoint | None
 ) -> TransformerConfig:
-    """The checkpoint's shape, or that of the flags. Raises UserError for another vocabulary than the
-    checkpoint's.
-    """
+    """The checkpoint's shape, or the flags'. Raises UserError if the tokenizer is not the checkpoint's."""
     if checkpoint is None:
         return transformer_config(config, vocab_size)
     shape = replace(checkpoint.config, dropout=config.dropout, attention_dropout=config.attention_dropout)
@@ -94,18 +90,17 @@ def choose_shape(
 
 
 def choose_tuning(config: FinetuningConfig, embed_dim: int) -> Tuning:
-    """What to train, from the flags. Raises UserError for flags that would be without effect."""
+    """What to train, from the flags. Raises UserError for flags that would have no effect."""
     name = "houlsby" if config.adapters_dim and config.tuning == "full" else config.tuning
     if config.adapters and name != "fusion":
         raise UserError(
-            f"--adapters are for --tuning fusion, not {name}; to go on training adapters, name their folder with --model_checkpoint"
+            f"--adapters are for --tuning fusion, not {name}; to train adapters further, name their folder"
+            " with --model_checkpoint"
         )
     check_settings(name, width=config.adapters_dim, drop_last=config.drop_last)
-    activation = (
-        {"pfeiffer": "relu"}.get(name, "gelu")
-        if config.adapter_activation == "auto"
-        else config.adapter_activation
-    )
+    activation = config.adapter_activation
+    if activation == "auto":
+        activation = "relu" if name == "pfeiffer" else "gelu"
     width = config.adapters_dim or max(1, embed_dim // config.reduction_factor)
     return Tuning(name, width, activation, config.lora_rank, config.lora_alpha, drop_last=config.drop_last)
 
@@ -120,68 +115,70 @@ def max_length(config: FinetuningConfig, shape: TransformerConfig) -> int:
 
 
 def check_start(tuning: Tuning, checkpoint: Checkpoint | None) -> None:
-    """Raises UserError if adapters have no model, or if a checkpoint holds some that the tuning does not just
-    train further.
-    """
+    """Raises UserError if there is nothing to adapt, or if a checkpoint has adapters of another tuning."""
     if checkpoint is None:
         if not tuning.is_full:
             raise UserError(
                 f"--tuning {tuning.name} needs a pretrained model to adapt; name one with --model_checkpoint"
             )
         return
-    before = checkpoint.tuning
-    if not before or before["name"] == "head":  # then the transformer is as it was
+    trained = checkpoint.tuning
+    if not trained or trained["name"] == "head":  # its transformer is unchanged, and takes any tuning
         return
-    settings = {name: before[name] for name in METHODS[before["name"]].settings}
-    if tuning.name != before["name"] or any(
-        getattr(tuning, name) != value for name, value in settings.items()
-    ):
-        flags = [
-            f"--{FLAGS[name]}" + ("" if value is True else f" {value}")
+    settings = {name: trained[name] for name in METHODS[trained["name"]].settings}
+    if tuning.name != trained["name"] or any(getattr(tuning, name) != settings[name] for name in settings):
+        flags = "".join(
+            f" --{FLAGS[name]}" if value is True else f" --{FLAGS[name]} {value}"
             for name, value in settings.items()
             if value is not False
-        ]
-        flags = " ".join([f"--tuning {before['name']}", *flags])
-        raise UserError(f"--model_checkpoint {checkpoint.name} goes on only as it was trained; add {flags}")
+        )
+        raise UserError(
+            f"--model_checkpoint {checkpoint.name} can only be trained as before;"
+            f" add --tuning {trained['name']}{flags}"
+        )
 
 
 @dataclass
 class TrainedAdapter:
-    """An adapter of a finished run: its tuning, and its weights under the names that they have in a fusion."""
+    """An adapter of a finished run: its tuning, and its weights under their names in a fusion."""
 
     tuning: dict
     weights: dict[str, Tensor]
 
 
-def fused_adapters(folders: str | None, checkpoint: Checkpoint, drop_last: bool) -> dict[str, TrainedAdapter]:
-    """The adapters of the run folders, by name. Raises UserError unless all are Pfeiffer adapters of the
-    checkpoint, in every layer that the fusion is in.
-    """
+def open_adapters(folders: str | None, checkpoint: Checkpoint, drop_last: bool) -> dict[str, TrainedAdapter]:
+    """The adapters to fuse, by name. Raises UserError unless they were trained on the checkpoint."""
     if not folders:
         raise UserError(
             "--tuning fusion needs trained adapters; name their run folders with --adapters a,b,c"
         )
-    digest, found = file_digest((checkpoint.base or checkpoint).folder / WEIGHTS), {}
+    digest = file_digest((checkpoint.base or checkpoint).folder / WEIGHTS)
+    adapters: dict[str, TrainedAdapter] = {}
     for folder in folders.split(","):
-        config, name = read_run_config(folder, "--adapters"), Path(folder).name.replace(".", "_")
-        tuning = config.get("head", {}).get("tuning", {})
-        if tuning.get("name") != "pfeiffer":
-            raise UserError(
-                f"--adapters {folder} holds no adapters that can be fused; train them with --tuning pfeiffer"
-            )
-        if config["base"]["sha256"] != digest:
-            raise UserError(
-                f"--adapters {folder} were trained on another model than --model_checkpoint {checkpoint.name}"
-            )
-        if tuning["drop_last"] and not drop_last:
-            raise UserError(
-                f"--adapters {folder} were trained with --drop_last, so the last layer has none to fuse; add --drop_last"
-            )
-        if name in found:
+        name = Path(folder).name.replace(".", "_")
+        if name in adapters:
             raise UserError(f"--adapters names two folders {name}; rename one")
-        slot, inner = ".after_feed_forward.", f".after_feed_forward.adapters.{name}."
-        weights = load_weights(Path(folder) / WEIGHTS)
-        found[name] = TrainedAdapter(
-            tuning, {key.replace(slot, inner): tensor for key, tensor in weights.items() if slot in key}
+        adapters[name] = open_adapter(folder, name, checkpoint.name, digest, drop_last)
+    return adapters
+
+
+def open_adapter(folder: str, name: str, base: str, base_digest: str, drop_last: bool) -> TrainedAdapter:
+    """The Pfeiffer adapter of a run folder. Raises UserError if it cannot be fused into every layer."""
+    config = read_run_config(folder, "--adapters")
+    tuning = config.get("head", {}).get("tuning", {})
+    if tuning.get("name") != "pfeiffer":
+        raise UserError(
+            f"--adapters {folder} has no adapters that can be fused; train them with --tuning pfeiffer"
         )
-    return found
+    if config["base"]["sha256"] != base_digest:
+        raise UserError(f"--adapters {folder} were trained on another model than --model_checkpoint {base}")
+    if tuning["drop_last"] and not drop_last:
+        raise UserError(
+            f"--adapters {folder} were trained with --drop_last, so the last layer has none to fuse;"
+            " add --drop_last"
+        )
+    slot, fused_slot = ".after_feed_forward.", f".after_feed_forward.adapters.{name}."
+    weights = load_weights(Path(folder) / WEIGHTS)
+    return TrainedAdapter(
+        tuning, {key.replace(slot, fused_slot): tensor for key, tensor in weights.items() if slot in key}
+    )

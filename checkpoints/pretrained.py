@@ -1,4 +1,4 @@
-"""Pretrained checkpoints: our own run folders, and those of other people (`families.py`)."""
+"""Pretrained checkpoints: our own run folders, and other people's (`families.py`)."""
 
 import os
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from checkpoints.families import FAMILIES, read_shape, to_ours, todays_name
+from checkpoints.families import FAMILIES, read_shape, rename_legacy_layer_norm, to_ours
 from checkpoints.files import CONFIG, WEIGHTS, file_digest, load_into, load_weights, read_run_config
 from config.errors import UserError
 from config.model import TransformerConfig
@@ -14,7 +14,7 @@ from data.byte_level import ByteLevelTokenizer
 from data.hub import download
 from data.tokenization import download_tokenizer, load_tokenizer
 from data.wordpiece import Tokenizer
-from finetuning_model import HEAD
+from finetuning_model import HEAD_PREFIX
 from pretraining_model import TransformerWithLMHead
 
 HUB_PREFIX = "hf:"
@@ -22,54 +22,49 @@ HUB_PREFIX = "hf:"
 
 @dataclass
 class Checkpoint:
-    """A trained model on disk: its shape, its weights under our names, and the folder, which holds its
-    tokenizer too.
+    """A trained model on disk, without the head of a fine-tuned one. Its folder has the tokenizer, too.
 
-    Of a fine-tuned one, the head is left out. Adapters and the like come with the weights of the model that
-    they belong to.
+    The weights have our names; those of adapters and the like come with the weights of their base.
     """
 
     name: str  # as the user wrote it
     folder: Path
     config: TransformerConfig
     weights: dict[str, Tensor]
-    base: "Checkpoint | None" = None  # the model that the adapters belong to, if there are such
-    tuning: dict | None = None  # and how they were trained
+    base: "Checkpoint | None" = None  # the model that the adapters were trained on, if there are adapters
+    tuning: dict | None = None  # how they were trained: the fields of a Tuning
 
 
 def open_checkpoint(name: str, flag: str) -> Checkpoint:
-    """A run folder of ours, pretrained or fine-tuned, a folder as `transformers` writes it, or
-    `hf:owner/name` of the Hub.
+    """A run folder, pretrained or fine-tuned, a folder as transformers saves it, or `hf:owner/name`.
 
-    Raises UserError, naming the flag, if it is none of them or of a family that we do not have.
+    Raises UserError, naming the flag, if it is none of these, or of a family that is not supported.
     """
-    folder = (
-        download_checkpoint(name.removeprefix(HUB_PREFIX), flag)
-        if name.startswith(HUB_PREFIX)
-        else Path(name)
-    )
-    config, where = read_run_config(folder, flag), f"{flag} {name}"
+    is_on_hub = name.startswith(HUB_PREFIX)
+    folder = download_checkpoint(name.removeprefix(HUB_PREFIX), flag) if is_on_hub else Path(name)
+    config, source = read_run_config(folder, flag), f"{flag} {name}"
     if "model" in config:
         return open_run(name, folder, config)
-    if config.get("model_type") not in FAMILIES:
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(
-            f"{where}: its {CONFIG} is neither that of a run nor of a model that is known here ({known}), but of {config.get('model_type')!r}"
+            f"{source}: its {CONFIG} is neither a run's nor that of a supported model ({known}),"
+            f" its model_type is {model_type!r}"
         )
-    family = FAMILIES[config["model_type"]]
+    family = FAMILIES[model_type]
     theirs = {
-        todays_name(key).removeprefix(family.prefix): tensor
+        rename_legacy_layer_norm(key).removeprefix(family.prefix): tensor
         for key, tensor in load_weights(folder / WEIGHTS).items()
     }
-    shape = read_shape(config, family, has_head=family.head.get("output_bias") in theirs, where=where)
-    return Checkpoint(name, folder, shape, to_ours(theirs, family, shape, where))
+    shape = read_shape(config, family, has_head=family.head.get("output_bias") in theirs, source=source)
+    return Checkpoint(name, folder, shape, to_ours(theirs, family, shape, source))
 
 
 def open_run(name: str, folder: Path, config: dict) -> Checkpoint:
-    """What a run folder of ours holds, but for the head of a fine-tuning, which belongs to its task."""
-    weights = {
-        key: tensor for key, tensor in load_weights(folder / WEIGHTS).items() if not key.startswith(HEAD)
-    }
+    """The checkpoint in a run folder, without the head of a fine-tuning, which belongs to its task."""
+    stored = load_weights(folder / WEIGHTS)
+    weights = {name: tensor for name, tensor in stored.items() if not name.startswith(HEAD_PREFIX)}
     checkpoint = Checkpoint(name, folder, TransformerConfig(**config["model"]), weights)
     if not config.get("base"):
         return checkpoint
@@ -77,43 +72,39 @@ def open_run(name: str, folder: Path, config: dict) -> Checkpoint:
     return replace(checkpoint, weights=base.weights | weights, base=base, tuning=config["head"]["tuning"])
 
 
-def describe_base(checkpoint: Checkpoint, run_folder: Path) -> dict:
-    """How a run folder's config.json tells which weights its adapters belong to; also if they started as
-    other adapters.
-    """
-    base = checkpoint.base or checkpoint
+def base_reference(checkpoint: Checkpoint, run_folder: Path) -> dict[str, str]:
+    """What a run folder's config.json says of the model that its adapters belong to; see `find_base`."""
+    base = checkpoint.base or checkpoint  # the adapters may have started as other adapters
     folder = base.folder.resolve()
-    relative = os.path.relpath(folder, run_folder.resolve())
     return {
         "name": base.name,
         "path": str(folder),
-        "relative_path": relative,
+        "relative_path": os.path.relpath(folder, run_folder.resolve()),
         "sha256": file_digest(folder / WEIGHTS),
     }
 
 
-def find_base(folder: Path, base: dict) -> Checkpoint:
-    """The model that a run folder's adapters belong to. Raises UserError if it is gone or another."""
-    names = [str(folder / base["relative_path"]), base["path"]]
-    name = next((one for one in names if (Path(one) / WEIGHTS).is_file()), base["name"])
+def find_base(run_folder: Path, reference: dict[str, str]) -> Checkpoint:
+    """The model that a run folder's adapters belong to. Raises UserError if it is missing or has changed."""
+    names = [str(run_folder / reference["relative_path"]), reference["path"], reference["name"]]
+    name = next((name for name in names if Path(name, WEIGHTS).is_file()), reference["name"])
     if not name.startswith(HUB_PREFIX) and not Path(name, WEIGHTS).is_file():
         raise UserError(
-            f"the adapters of {folder} need the pretrained model {base['path']}, which is not there any more"
+            f"the adapters of {run_folder} need the pretrained model {reference['path']}, which is gone"
         )
     checkpoint = open_checkpoint(name, "the base of the adapters,")
-    if file_digest(checkpoint.folder / WEIGHTS) != base["sha256"]:
+    weights_file = checkpoint.folder / WEIGHTS
+    if file_digest(weights_file) != reference["sha256"]:
         raise UserError(
-            f"the adapters of {folder} were trained on other weights than {checkpoint.folder / WEIGHTS} now holds"
+            f"the adapters of {run_folder} were trained on other weights than are in {weights_file} now"
         )
-    return replace(checkpoint, name=base["name"])
+    return replace(checkpoint, name=reference["name"])
 
 
 def load_pretrained(
     name: str | Path, flag: str
 ) -> tuple[TransformerWithLMHead, Tokenizer | ByteLevelTokenizer]:
-    """The language model of a checkpoint and its tokenizer. Raises UserError, naming the flag, if there is
-    none.
-    """
+    """The language model of a checkpoint and its tokenizer. Raises UserError, naming the flag."""
     checkpoint = open_checkpoint(str(name), flag)
     model = TransformerWithLMHead(checkpoint.config)
     load_into(model, checkpoint.weights, f"{flag} {name}")
@@ -121,11 +112,9 @@ def load_pretrained(
 
 
 def download_checkpoint(repository: str, flag: str) -> Path:
-    """The folder of the local Hub cache with config, weights and tokenizer of a model. Raises UserError if it
-    has none.
-    """
+    """The folder of the Hub cache with a model's config, weights and tokenizer. Raises UserError."""
     folder = download(repository, CONFIG, flag).parent
-    download(repository, WEIGHTS, flag, "; pickled weights are never loaded, since they can run code")
+    download(repository, WEIGHTS, flag, "; pickled weights are never loaded, because they can run code")
     download_tokenizer(repository, flag)
     return folder
 
@@ -136,6 +125,7 @@ def newest_checkpoint() -> str:
     folders = [folder for folder in folders if "labels" not in read_run_config(folder, "runs")]
     if not folders:
         raise UserError(
-            "there is no pretrained model under runs/; run pretraining_train.py first, name a run folder with --model_checkpoint, or none to train from scratch"
+            "there is no pretrained model under runs/; run pretraining_train.py first, or name a run folder"
+            " with --model_checkpoint, or none to train from scratch"
         )
     return str(max(folders, key=lambda folder: (folder / WEIGHTS).stat().st_mtime))

@@ -8,9 +8,7 @@ from config.groups import ModelArguments
 
 @dataclass
 class TransformerConfig:
-    """The shape of a transformer. The defaults are the tutorial's model: 50M parameters with a 29k
-    vocabulary.
-    """
+    """The shape of a transformer; by default the tutorial's, 50M parameters with a vocabulary of 29k."""
 
     num_embeddings: int
     embed_dim: int = 410
@@ -27,8 +25,7 @@ class TransformerConfig:
     causal: bool = True
     output_bias: bool = False
     sampled_softmax: int = 0
-    # What checkpoints of other families want (checkpoints/families.py); pretraining from scratch leaves it as
-    # it is.
+    # What checkpoints of other families need (checkpoints/families.py); pretraining never changes it.
     pre_norm: bool = True  # LayerNorm before each sub-layer, as GPT-2; else after the residual sum, as BERT
     embedding_norm: bool = False
     num_token_types: int = 0  # segment embeddings
@@ -43,7 +40,7 @@ class TransformerConfig:
 
 
 def transformer_config(flags: ModelArguments, num_embeddings: int) -> TransformerConfig:
-    """The model's shape from the flags. Raises UserError if they do not go together."""
+    """The model's shape from the flags. Raises UserError if they do not fit together."""
     shape = {field.name for field in fields(TransformerConfig)} & set(vars(flags))
     return TransformerConfig(
         num_embeddings, causal=not flags.mlm, **{name: getattr(flags, name) for name in shape}

@@ -1,13 +1,13 @@
-"""What fine-tuning trains, by name: all of the model, its head, its biases, or modules that are added to a
-frozen transformer.
+"""What fine-tuning trains, by name: all of the model, its head, its biases, or modules added to a frozen one.
 
-Bottleneck adapters and their fusion fill the slots of a layer; LoRA stands in for a linear layer. None of
-them changes the names of the transformer's own weights, so a checkpoint loads with or without them.
+Bottleneck adapters and their fusion fill the slots of a layer; LoRA replaces a linear layer. None of them
+changes the names of the transformer's own weights, so a checkpoint loads with or without them.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from pretraining_model import ACTIVATIONS, Transformer, TransformerLayer, initia
 
 @dataclass
 class Tuning:
-    """What is trained, and the sizes of what is added."""
+    """The method by its name in METHODS, and its settings."""
 
     name: str = "full"
     width: int = 64  # of a bottleneck
@@ -31,7 +31,7 @@ class Tuning:
 
     @property
     def is_full(self) -> bool:
-        """Does the whole model train?"""
+        """Whether the whole model trains."""
         return self.name == "full"
 
 
@@ -39,9 +39,7 @@ class Tuning:
 
 
 class Adapter(nn.Module):
-    """A bottleneck with a residual connection (Houlsby et al. 2019, section 2.1), near the identity at the
-    start.
-    """
+    """A bottleneck with a residual connection, near the identity at first (Houlsby et al. 2019, sec. 2.1)."""
 
     def __init__(self, embed_dim: int, width: int, activation: str = "gelu"):
         super().__init__()
@@ -51,8 +49,8 @@ class Adapter(nn.Module):
         initialize(self.down, std=embed_dim**-0.5)
         initialize(self.up, std=1e-3)
 
-    def read(self, output: Tensor, residual: Tensor, norm: nn.Module | None) -> Tensor:
-        """What goes into the bottleneck: the output of the sub-layer."""
+    def bottleneck_input(self, output: Tensor, residual: Tensor, norm: nn.Module | None) -> Tensor:
+        """The output of the sub-layer, [batch, seq, embed]."""
         return output
 
     def bottleneck(self, hidden_states: Tensor) -> Tensor:
@@ -61,27 +59,25 @@ class Adapter(nn.Module):
 
     def forward(self, output: Tensor, residual: Tensor, norm: nn.Module | None) -> Tensor:
         """[..., embed] → [..., embed]."""
-        return output + self.bottleneck(self.read(output, residual, norm))
+        return output + self.bottleneck(self.bottleneck_input(output, residual, norm))
 
 
 class PfeifferAdapter(Adapter):
-    """The same bottleneck, which reads what the layer would hand on (Pfeiffer et al. 2021, section 3.1 and
-    appendix).
-    """
+    """A bottleneck that reads the output of the whole layer (Pfeiffer et al. 2021, section 3.1, appendix)."""
 
-    def read(self, output: Tensor, residual: Tensor, norm: nn.Module | None) -> Tensor:
-        """The residual sum; normalised, where the layer normalises it."""
+    def bottleneck_input(self, output: Tensor, residual: Tensor, norm: nn.Module | None) -> Tensor:
+        """The residual sum, normalised if the layer is post-norm."""
         return output + residual if norm is None else norm(output + residual)
 
 
 class AdapterFusion(nn.Module):
     """Attention over the outputs of several trained adapters (Pfeiffer et al. 2021, section 3.2).
 
-    The query is what the adapters read, keys and values are what their bottlenecks put out. The value matrix
-    starts as the identity, so that training begins with a mean of the adapters.
+    The query is the adapters' input, keys and values are their bottlenecks' outputs. The value matrix starts
+    as the identity, so training begins with a mean of the adapters.
     """
 
-    def __init__(self, embed_dim: int, adapters: dict[str, Adapter], initializer_range: float):
+    def __init__(self, embed_dim: int, adapters: Mapping[str, Adapter], initializer_range: float):
         super().__init__()
         self.adapters = nn.ModuleDict(adapters)
         self.query = nn.Linear(embed_dim, embed_dim)
@@ -93,12 +89,11 @@ class AdapterFusion(nn.Module):
 
     def forward(self, output: Tensor, residual: Tensor, norm: nn.Module | None) -> Tensor:
         """[batch, seq, embed] → [batch, seq, embed]."""
-        adapters = list(self.adapters.values())
-        seen = adapters[0].read(output, residual, norm)
-        outputs = torch.stack(
-            [adapter.bottleneck(seen) for adapter in adapters], dim=2
-        )  # [batch, seq, adapters, embed]
-        scores = torch.einsum("bse,bsae->bsa", self.query(seen), self.key(outputs))
+        adapters = cast(list[Adapter], list(self.adapters.values()))  # ModuleDict is not generic
+        inputs = adapters[0].bottleneck_input(output, residual, norm)
+        outputs = torch.stack([adapter.bottleneck(inputs) for adapter in adapters], dim=2)
+        # b: batch, s: sequence, a: adapters, e: embedding
+        scores = torch.einsum("bse,bsae->bsa", self.query(inputs), self.key(outputs))
         return output + torch.einsum("bsa,bsae->bse", scores.softmax(-1), self.value(outputs))
 
 
@@ -106,8 +101,9 @@ class AdapterFusion(nn.Module):
 
 
 class LoRALinear(nn.Linear):
-    """The layer that makes queries, keys and values, with a low-rank update of the first and the last (Hu et
-    al. 2022, sections 4.1 and 4.2). The update is zero at the start.
+    """The linear layer for queries, keys and values, with low-rank updates of queries and values.
+
+    The updates start at zero (Hu et al. 2022, sections 4.1 and 4.2).
     """
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float):
@@ -129,17 +125,17 @@ class LoRALinear(nn.Linear):
         return torch.cat((query + query_update, key, value + value_update), dim=-1)
 
 
-# --------------------------------------------------------------------------------------- what trains, by name
+# ---------------------------------------------------------------------------------------------------- methods
 
 
 def add_houlsby(layer: TransformerLayer, tuning: Tuning, embed_dim: int, initializer_range: float) -> None:
-    """Two adapters: behind attention and behind feed-forward."""
+    """Two adapters, after attention and after feed-forward."""
     layer.after_attention = Adapter(embed_dim, tuning.width, tuning.activation)
     layer.after_feed_forward = Adapter(embed_dim, tuning.width, tuning.activation)
 
 
 def add_pfeiffer(layer: TransformerLayer, tuning: Tuning, embed_dim: int, initializer_range: float) -> None:
-    """One adapter, behind feed-forward."""
+    """One adapter, after feed-forward."""
     layer.after_feed_forward = PfeifferAdapter(embed_dim, tuning.width, tuning.activation)
 
 
@@ -151,39 +147,39 @@ def add_lora(layer: TransformerLayer, tuning: Tuning, embed_dim: int, initialize
 def add_fusion(layer: TransformerLayer, tuning: Tuning, embed_dim: int, initializer_range: float) -> None:
     """Several Pfeiffer adapters, and attention over them."""
     adapters = {
-        name: PfeifferAdapter(embed_dim, one["width"], one["activation"])
-        for name, one in tuning.fused.items()
+        name: PfeifferAdapter(embed_dim, adapter["width"], adapter["activation"])
+        for name, adapter in tuning.fused.items()
     }
     layer.after_feed_forward = AdapterFusion(embed_dim, adapters, initializer_range)
 
 
-def nothing(layer: TransformerLayer, tuning: Tuning, embed_dim: int, initializer_range: float) -> None:
+def add_nothing(layer: TransformerLayer, tuning: Tuning, embed_dim: int, initializer_range: float) -> None:
     """Leave the layer as it is."""
 
 
 def is_added(name: str) -> bool:
-    """Is it the name of a parameter that no checkpoint of a transformer has?"""
+    """Whether a parameter of this name belongs to a module that a tuning adds."""
     return ".after_" in name or ".lora_" in name
 
 
 def is_fused(name: str) -> bool:
-    """Is it the name of a parameter of an adapter that was trained before its fusion?"""
+    """Whether a parameter of this name belongs to an adapter that was trained before its fusion."""
     return ".adapters." in name
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a kind of tuning adds to a layer, and which parameters of the transformer it trains, by name."""
+    """What a tuning adds to a layer, and which of the transformer's parameters it trains, by name."""
 
     add: Callable[[TransformerLayer, Tuning, int, float], None]
     trains: Callable[[str], bool]
-    settings: tuple[str, ...] = ()  # of a Tuning, those that matter to it
+    settings: tuple[str, ...] = ()  # the fields of Tuning that apply to it
 
 
 METHODS = {
-    "full": Method(nothing, lambda name: True),
-    "head": Method(nothing, lambda name: False),
-    "bitfit": Method(nothing, lambda name: name.endswith("bias")),  # Ben Zaken et al. 2022
+    "full": Method(add_nothing, lambda name: True),
+    "head": Method(add_nothing, lambda name: False),
+    "bitfit": Method(add_nothing, lambda name: name.endswith("bias")),  # Ben Zaken et al. 2022
     "houlsby": Method(
         add_houlsby, lambda name: is_added(name) or "norm" in name, ("width", "activation", "drop_last")
     ),
@@ -201,9 +197,9 @@ FLAGS = {
 
 
 def apply_tuning(transformer: Transformer, tuning: Tuning, initializer_range: float) -> None:
-    """Add to a transformer what the tuning adds, and freeze what it does not train."""
+    """Add the tuning's modules to a transformer, and freeze what it does not train."""
     method = METHODS[tuning.name]
-    layers = list(transformer.layers)
+    layers = [module for module in transformer.layers if isinstance(module, TransformerLayer)]
     for layer in layers[:-1] if tuning.drop_last else layers:
         method.add(layer, tuning, transformer.config.embed_dim, initializer_range)
     for name, parameter in transformer.named_parameters():
@@ -211,17 +207,15 @@ def apply_tuning(transformer: Transformer, tuning: Tuning, initializer_range: fl
 
 
 def saved_names(model: nn.Module, tuning: Tuning) -> set[str]:
-    """The names of the weights that a run has to keep: all, or those that its base does not have."""
+    """The names of the weights that a run has to store: all, or those that its base does not have."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {name for name in model.state_dict() if tuning.is_full or name in trained or is_added(name)}
 
 
-def check_settings(name: str, **given: int | bool) -> None:
-    """Raises UserError for settings that a tuning by this name does not have. They are off unless somebody
-    gives them.
-    """
-    settings = METHODS[name].settings
-    for setting, value in given.items():
-        if value and setting not in settings:
-            known = ", ".join(f"--{FLAGS[one]}" for one in settings) or "none"
-            raise UserError(f"--{FLAGS[setting]} does not apply to --tuning {name}; flags that do: {known}")
+def check_settings(name: str, **settings: int | bool) -> None:
+    """Raises UserError if one of the settings is on and does not apply to the tuning of this name."""
+    applicable = METHODS[name].settings
+    for setting, value in settings.items():
+        if value and setting not in applicable:
+            flags = ", ".join(f"--{FLAGS[setting]}" for setting in applicable) or "none"
+            raise UserError(f"--{FLAGS[setting]} does not apply to --tuning {name}; flags that do: {flags}")

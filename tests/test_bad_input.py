@@ -15,20 +15,8 @@ from pretraining_generate import GenerationConfig, continue_prompt
 from pretraining_train import PretrainingConfig, pretrain
 
 TINY = [
-    "--embed_dim",
-    "16",
-    "--hidden_dim",
-    "16",
-    "--num_layers",
-    "1",
-    "--num_heads",
-    "2",
-    "--num_max_positions",
-    "16",
-    "--train_batch_size",
-    "2",
-    "--n_steps",
-    "1",
+    *("--embed_dim", "16", "--hidden_dim", "16", "--num_layers", "1", "--num_heads", "2"),
+    *("--num_max_positions", "16", "--train_batch_size", "2", "--n_steps", "1"),
 ]
 
 
@@ -100,73 +88,58 @@ def test_a_run_folder_is_never_overwritten_by_accident(folder, checkpoint):
     ).read_bytes() == before
 
 
-def test_finetuning_refuses(folder, checkpoint):
-    def refuse(*changes) -> str:
-        return mistake(
-            finetune,
-            "--dataset_path",
-            "task",
-            "--model_checkpoint",
-            "checkpoint",
-            "--output_dir",
-            "run",
-            *changes,
-        )
+FINETUNE = ["--dataset_path", "task", "--model_checkpoint", "checkpoint", "--output_dir", "run"]
+FROM_SCRATCH = ["--model_checkpoint", "none", "--tokenizer", "train:100", *TINY]
 
-    assert "--model_checkpoint corpus is not a run folder" in refuse("--model_checkpoint", "corpus")
-    assert "more than the model's 16 positions" in refuse("--max_length", 17)
-    assert "--num_classes 3" in refuse("--num_classes", 3)
-    assert "'sentiment'" in refuse("--label_column", "sentiment") and "--label_column" in refuse(
-        "--label_column", "sentiment"
-    )
-    assert "needs a pretrained model" in refuse(
-        "--model_checkpoint", "none", "--tokenizer", "train:100", "--adapters_dim", 4, *TINY
-    )
-    assert "--adapters are for --tuning fusion, not full" in refuse("--adapters", "checkpoint")
-    assert "flags that do: --lora_rank" in refuse("--tuning", "lora", "--adapters_dim", 4)
-    assert "--drop_last does not apply to --tuning bitfit; flags that do: none" in refuse(
-        "--tuning", "bitfit", "--drop_last"
-    )
-    assert "is not a classifier" in refuse("--finetuning_model_class", "HeadConfig")
-    assert "does not apply to classification" in refuse("--patience_metric", "pearson")
-    assert "leave --tokenizer out" in refuse("--tokenizer", "train:120")
 
-    (folder / "task" / "valid.jsonl").write_text('{"text": "so so", "label": "mixed"}\n')
-    assert all(word in refuse() for word in ("valid", "'mixed'", "example 1", "does not occur in training"))
-    (folder / "task" / "valid.jsonl").write_text('{"text": "good", "label": NaN}\n')
-    assert "example 1 has no label" in refuse()
-    (folder / "task" / "train.jsonl").write_text("")
-    assert "train.jsonl is empty" in refuse()
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (["--model_checkpoint", "corpus"], ["--model_checkpoint corpus is not a run folder"]),
+        (["--max_length", 17], ["more than the model's 16 positions"]),
+        (["--num_classes", 3], ["--num_classes 3"]),
+        (["--label_column", "sentiment"], ["'sentiment'", "--label_column"]),
+        ([*FROM_SCRATCH, "--adapters_dim", 4], ["needs a pretrained model"]),
+        (["--adapters", "checkpoint"], ["--adapters are for --tuning fusion, not full"]),
+        (["--tuning", "lora", "--adapters_dim", 4], ["flags that do: --lora_rank"]),
+        (
+            ["--tuning", "bitfit", "--drop_last"],
+            ["--drop_last does not apply to --tuning bitfit", "do: none"],
+        ),
+        (["--finetuning_model_class", "HeadConfig"], ["is not a class of finetuning_model.py"]),
+        (["--patience_metric", "pearson"], ["does not apply to classification"]),
+        (["--tokenizer", "train:120"], ["leave --tokenizer out"]),
+    ],
+)
+def test_finetuning_refuses_flags(changes, words, folder, checkpoint):
+    sentence = mistake(finetune, *FINETUNE, *changes)
+    assert all(word in sentence for word in words), sentence
+    assert not (folder / "run").exists()
 
+
+def test_finetuning_refuses_labels(folder, checkpoint):
+    train, valid = (folder / "task" / f"{split}.jsonl" for split in ("train", "valid"))
+    valid.write_text('{"text": "so so", "label": "mixed"}\n')
+    sentence = mistake(finetune, *FINETUNE)
+    assert all(word in sentence for word in ("valid", "'mixed'", "example 1", "does not occur in training"))
+    valid.write_text('{"text": "good", "label": NaN}\n')
+    assert "example 1 has no label" in mistake(finetune, *FINETUNE)
+    train.write_text("")
+    assert "train.jsonl is empty" in mistake(finetune, *FINETUNE)
+
+
+def test_finetuning_refuses_weights(folder, checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     write_json(checkpoint / "config.json", config | {"model": config["model"] | {"embed_dim": 32}})
-    (folder / "task" / "train.jsonl").write_text(
-        '{"text": "good", "label": "good"}\n{"text": "bad", "label": "bad"}\n' * 4
-    )
-    assert "does not fit the model" in refuse()
+    assert "does not fit the model" in mistake(finetune, *FINETUNE)
     (checkpoint / "model.safetensors").write_bytes(b"not weights")
-    assert "cannot be read as safetensors" in refuse()
+    assert "cannot be read as safetensors" in mistake(finetune, *FINETUNE)
 
 
 def test_use_scripts_refuse(folder, checkpoint):
     assert "without a classification head" in mistake(predict, checkpoint, "a text")
     assert "not a run folder" in mistake(continue_prompt, "corpus", "the film")
-    finetune(
-        parse_argv(
-            FinetuningConfig,
-            "",
-            [
-                "--dataset_path",
-                "task",
-                "--model_checkpoint",
-                "checkpoint",
-                "--output_dir",
-                "run",
-                "--n_steps",
-                "1",
-            ],
-        )
-    )
+    finetune(parse_argv(FinetuningConfig, "", [*FINETUNE, "--n_steps", "1"]))
     (folder / "rows.jsonl").write_text('{"text": "good"}\n{"text": 3}\n')
     assert "text 2 of the input: the text is not a string but 3" in mistake(
         predict, "run", "--input_file", "rows.jsonl"
@@ -175,11 +148,11 @@ def test_use_scripts_refuse(folder, checkpoint):
     assert "text 1 of the input is a pair" in mistake(predict, "run", "--input_file", "rows.jsonl")
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+def test_files_are_written_atomically(tmp_path):
     file = tmp_path / "file.txt"
     file.write_text("old")
-    with pytest.raises(RuntimeError), atomic_write(file) as aside:
-        aside.write_text("half of the new")
+    with pytest.raises(RuntimeError), atomic_write(file) as tmp_file:
+        tmp_file.write_text("half of the new")
         raise RuntimeError("killed")
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
 
@@ -191,5 +164,5 @@ def test_weights_are_refused_by_name_and_shape(tmp_path):
         load_into(model, load_weights(tmp_path / "weights"), "weights")
     with pytest.raises(UserError, match="lacks bias"):
         load_into(model, {"weight": torch.zeros(3, 2)}, "weights")
-    with pytest.raises(UserError, match="holds scale"):
+    with pytest.raises(UserError, match="has scale"):
         load_into(model, {"scale": torch.zeros(1)}, "weights")

@@ -44,7 +44,8 @@ def test_two_finetuning_processes_equal_one(lm_loss_coef, finetuning, tmp_path):
 # What is registered first is called last at the end of a process.
 COUNT_THREADS = """
 import atexit, glob, runpy, sys
-atexit.register(lambda: print("threads left:", sum("gloo" in open(file).read() for file in glob.glob("/proc/self/task/*/comm"))))
+names = lambda: [open(file).read() for file in glob.glob("/proc/self/task/*/comm")]
+atexit.register(lambda: print("threads left:", sum("gloo" in name for name in names())))
 sys.argv = sys.argv[1:]
 sys.path.insert(0, sys.argv[0].rpartition("/")[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -162,56 +163,37 @@ def test_a_resumed_run_knows_that_it_had_stopped_early(finetuning, tmp_path):
     assert metrics(folder)["n_steps"] == 8
 
 
-def test_regression_and_pairs_from_csv(cache, tmp_path):
-    generator = random.Random(2)
+@pytest.fixture(scope="module")
+def regression(cache, tmp_path_factory) -> Path:
+    """A run on pairs from CSV, whose label is the share of good words."""
+    folder, generator = tmp_path_factory.mktemp("regression"), random.Random(2)
     for split, n_rows in (("train", 200), ("valid", 50)):
         rows = ["text,text_pair,label"]
         for _ in range(n_rows):
             n_good = generator.randint(0, 5)
             rows.append(f"{'good ' * n_good}{'bad ' * (5 - n_good)},a film,{n_good / 5 + 0.01}")
-        (tmp_path / f"{split}.csv").write_text("\n".join(rows))
-    options = [
-        "--dataset_path",
-        tmp_path,
-        "--dataset_cache",
-        cache,
-        "--model_checkpoint",
-        "none",
-        "--tokenizer",
-        "train:100",
-        *SHAPE,
-        *STEPS,
-    ]
-    run(
-        "finetuning_train.py",
-        *options,
-        "--lr",
-        3e-3,
-        "--n_epochs",
-        6,
-        "--pooling",
-        "mean",
-        "--output_dir",
-        tmp_path / "run",
-    )
-    final = metrics(tmp_path / "run")
+        (folder / f"{split}.csv").write_text("\n".join(rows))
+    data = ["--dataset_path", folder, "--dataset_cache", cache]
+    model = ["--model_checkpoint", "none", "--tokenizer", "train:100", "--pooling", "mean", *SHAPE]
+    training = [*STEPS, "--lr", 3e-3, "--n_epochs", 6]
+    run("finetuning_train.py", *data, *model, *training, "--output_dir", folder / "run")
+    return folder / "run"
+
+
+def test_regression_is_measured_by_correlations(regression):
+    final = metrics(regression)
     assert final["valid_pearson"] > 0.8 and final["valid_spearman"] > 0.8 and "valid_accuracy" not in final
-    predicted = run(
-        "finetuning_predict.py",
-        tmp_path / "run",
-        "good good good good good\ta film",
-        "bad bad bad bad bad\ta film",
-    ).stdout
-    high, low = (json.loads(line)["label"] for line in predicted.splitlines())
+
+
+def test_pairs_are_read_from_arguments_and_columns(regression, tmp_path):
+    good, bad = (f"{' '.join([word] * 5)}\ta film" for word in ("good", "bad"))
+    lines = run("finetuning_predict.py", regression, good, bad).stdout.splitlines()
+    high, low = (json.loads(line)["label"] for line in lines)
     assert high > low
     (tmp_path / "pairs.csv").write_text("text_pair,text\na film,good good good good good\n")
-    assert (
-        json.loads(
-            run("finetuning_predict.py", tmp_path / "run", "--input_file", tmp_path / "pairs.csv").stdout
-        )["label"]
-        == high
-    )
-    alone = run("finetuning_predict.py", tmp_path / "run", "good", check=False)
+    from_columns = run("finetuning_predict.py", regression, "--input_file", tmp_path / "pairs.csv").stdout
+    assert json.loads(from_columns)["label"] == high
+    alone = run("finetuning_predict.py", regression, "good", check=False)
     assert alone.returncode == 2 and "text 1 of the input is not a pair" in alone.stderr
 
 

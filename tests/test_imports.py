@@ -14,7 +14,9 @@ LAYERS = {
     "config": [],
     "checkpoints.files": ["config"],
     "utils": ["config", "checkpoints.files"],
-    "pretraining_model": ["config"],
+    "pretraining_loss": ["config"],
+    "pretraining_model": ["pretraining_loss"],
+    "pretraining_sampling": ["pretraining_model"],
     "layers": ["pretraining_model"],
     "finetuning_model": ["layers"],
     "data": ["utils"],
@@ -101,7 +103,9 @@ def test_there_are_no_circles():
     ).prepare()  # CycleError
 
 
-@pytest.mark.parametrize("model", ["pretraining_model", "finetuning_model"])
+@pytest.mark.parametrize(
+    "model", ["pretraining_loss", "pretraining_model", "pretraining_sampling", "finetuning_model"]
+)
 def test_models_touch_no_file_no_network_and_no_run(model):
     assert not {one.split(".")[0] for one in imports(model)} & NOT_IN_MODELS
 

@@ -11,7 +11,8 @@ from checkpoints.pretrained import load_pretrained
 from config.constants import IGNORE_INDEX
 from config.errors import UserError
 from config.model import TransformerConfig
-from pretraining_model import EmptySlot, TransformerWithLMHead, generate, keep_likeliest, sinusoids
+from pretraining_model import EmptySlot, TransformerWithLMHead, sinusoids
+from pretraining_sampling import generate, keep_likeliest
 
 SHAPE = {
     "num_embeddings": 97,
@@ -38,9 +39,13 @@ def copy_from_gpt2(model: TransformerWithLMHead, gpt2) -> None:
     """Our names for GPT-2's weights; its Conv1D stores matrices transposed."""
     state = {"token_embeddings.weight": gpt2.wte.weight, "position_embeddings.weight": gpt2.wpe.weight}
     names = {
-        "attention_norm": "ln_1", "attention.query_key_value": "attn.c_attn", "attention.projection": "attn.c_proj",
-        "feed_forward_norm": "ln_2", "feed_forward.expansion": "mlp.c_fc", "feed_forward.projection": "mlp.c_proj",
-    }  # fmt: skip
+        "attention_norm": "ln_1",
+        "attention.query_key_value": "attn.c_attn",
+        "attention.projection": "attn.c_proj",
+        "feed_forward_norm": "ln_2",
+        "feed_forward.expansion": "mlp.c_fc",
+        "feed_forward.projection": "mlp.c_proj",
+    }
     for index, layer in enumerate(gpt2.h):
         for ours, theirs in names.items():
             module = layer.get_submodule(theirs)
@@ -90,6 +95,18 @@ def test_padding_changes_no_real_token(causal, side):
     assert output.isfinite().all()
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_states_at_query_positions_are_those_of_all_positions(causal, side):
+    model, input_ids = make_model(causal=causal).transformer, random_ids(2, 12)
+    padding = (5, 0) if side == "left" else (0, 5)
+    input_ids, mask = F.pad(input_ids, padding), F.pad(torch.ones_like(input_ids), padding)
+    positions = torch.tensor([10, 7])
+    expected = model(input_ids, mask)[[0, 1], positions].unsqueeze(1)
+    states = model(input_ids, mask, query_positions=positions)
+    torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_a_causal_model_needs_no_mask_for_right_padding():
     model, input_ids = make_model(), random_ids(2, 12)
     padded, mask = F.pad(input_ids, (0, 5)), F.pad(torch.ones_like(input_ids), (0, 5))
@@ -98,7 +115,7 @@ def test_a_causal_model_needs_no_mask_for_right_padding():
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_loss_and_gradient_equal_cross_entropy_over_all_logits(causal, monkeypatch):
-    monkeypatch.setattr("pretraining_model.LOSS_CHUNK", 16)  # several pieces
+    monkeypatch.setattr("pretraining_loss.CHUNK_SIZE", 16)  # several pieces
     model, input_ids, labels = make_model(causal=causal), random_ids(4, 20), random_ids(4, 20).flip(1)
     labels[:, ::3] = IGNORE_INDEX
     loss = model(input_ids, labels=labels)

@@ -9,7 +9,7 @@ from helpers.runs import NO_DROPOUT, assert_resumes_exactly, call, evaluations, 
 
 from config.model import TransformerConfig
 from pretraining_model import TransformerWithLMHead
-from pretraining_train import PretrainingConfig, start_from_counts
+from pretraining_train import PretrainingConfig, initialize_from_counts
 
 
 def test_pretraining_learns_and_leaves_a_self_contained_folder(pretrained):
@@ -32,7 +32,8 @@ def test_pretraining_learns_and_leaves_a_self_contained_folder(pretrained):
 
 
 def test_muon_accumulation_sinusoids_and_mlm_run_together(pretraining, tmp_path):
-    options = "--optimizer muon --gradient_accumulation_steps 2 --sinusoidal_embeddings --mlm --schedule linear --weight_decay 0.1"
+    options = "--optimizer muon --gradient_accumulation_steps 2 --schedule linear --weight_decay 0.1"
+    options += " --sinusoidal_embeddings --mlm"
     run(
         "pretraining_train.py",
         *pretraining,
@@ -92,7 +93,7 @@ def test_gradient_accumulation_changes_no_loss(pretraining, tmp_path):
 def test_an_output_bias_starts_pretraining_at_the_frequencies_of_the_tokens(pretraining, tmp_path):
     ids = torch.arange(7).repeat_interleave(torch.tensor([1, 2, 3, 4, 5, 6, 7])).numpy()
     model = TransformerWithLMHead(TransformerConfig(7, 4, 4, 8, 1, 1, output_bias=True))
-    start_from_counts(
+    initialize_from_counts(
         model, SimpleNamespace(train=SimpleNamespace(ids=ids)), PretrainingConfig(output_bias=True)
     )
     torch.testing.assert_close(

@@ -1,4 +1,4 @@
-"""What each kind of tuning computes (against equations written out here), what it trains, and what it keeps."""
+"""What each tuning computes (against equations written out here), what it trains, and what it keeps."""
 
 import dataclasses
 import json
@@ -250,7 +250,7 @@ def test_adapters_that_cannot_be_fused_are_refused(adapters, finetuning, pretrai
         return str(error.value)
 
     assert "name their run folders with --adapters" in refuse()
-    assert "holds no adapters that can be fused" in refuse("--adapters", pretrained)
+    assert "has no adapters that can be fused" in refuse("--adapters", pretrained)
     assert "two folders first" in refuse("--adapters", f"{adapters[0]},{adapters[0]}")
     config = json.loads((adapters[0] / "config.json").read_text())
     other = tmp_path / "other"
