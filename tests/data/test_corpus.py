@@ -52,6 +52,12 @@ def test_a_table_is_a_corpus_of_its_text_column(tmp_path, tiny_vocab):
     assert corpus.valid.ids.tolist() == [*corpus.tokenizer.encode("it was fun"), corpus.tokenizer.sep_id]
 
 
+def test_a_table_of_a_header_alone_is_a_sentence(tmp_path, tiny_vocab):
+    (tmp_path / "train.csv").write_text("text\n")
+    with pytest.raises(UserError, match="train holds no tokens: it has 0 texts"):
+        load_corpus(str(tmp_path), str(tiny_vocab), str(tmp_path / "cache"))
+
+
 def test_a_corpus_row_without_a_text_is_a_sentence_that_names_it(tmp_path, tiny_vocab):
     (tmp_path / "train.jsonl").write_text('{"text": "fine"}\n{"text": null}\n{"text": "fine"}\n')
     (tmp_path / "valid.jsonl").write_text('{"text": "fine"}\n')
