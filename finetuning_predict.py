@@ -45,7 +45,7 @@ import numpy as np
 from checkpoints.files import as_json, read_run_config
 from checkpoints.finetuned import load_finetuned
 from config.errors import UserError
-from data.tables import FIELDS, read_column, read_table
+from data.tables import FIELDS, read_column, read_rows
 from data.tokenization import load_tokenizer
 from tasks.examples import Examples, evaluation_batches
 from tasks.inference import run_inference
@@ -145,9 +145,9 @@ def read_rows_to_predict(config: PredictionConfig, predictor: Predictor) -> Iter
     if config.texts and config.input_file:
         raise UserError("give texts or --input_file, not both")
     if config.input_file and Path(config.input_file).suffix != ".txt":
-        return (read_fields(row, predictor) for row in read_table(Path(config.input_file)))
+        return (read_fields(row, predictor) for row in read_rows(Path(config.input_file)))
     if config.input_file:
-        lines: Iterable[str] = (row["text"] for row in read_table(Path(config.input_file)))
+        lines: Iterable[str] = (row["text"] for row in read_rows(Path(config.input_file)))
     else:
         lines = config.texts or (line.rstrip("\r\n") for line in sys.stdin)
     return (split_line(line, predictor) for line in lines)

@@ -51,8 +51,8 @@ from torch import nn
 from config.constants import IGNORE_INDEX
 from config.model import transformer_config
 from data.corpus import Corpus, CorpusBatches, evaluation_blocks, load_corpus
+from data.fast_tokenizers import FastTokenizer
 from data.masking import Masking
-from data.wordpiece import Tokenizer
 from experiments.notify import notified
 from pretraining_model import TransformerWithLMHead
 from pretraining_sampling import generate
@@ -180,7 +180,11 @@ def perplexity(nll: float) -> float:
 
 
 def sample_text(
-    model: TransformerWithLMHead, tokenizer: Tokenizer, device: torch.device, seed: int, n_tokens: int = 40
+    model: TransformerWithLMHead,
+    tokenizer: FastTokenizer,
+    device: torch.device,
+    seed: int,
+    n_tokens: int = 40,
 ) -> str:
     """What the model writes after the end of a text."""
     start = torch.full((1, 1), tokenizer.sep_id, device=device)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from checkpoints.files import as_json
 from config.errors import UserError
+from data.fast_tokenizers import FastTokenizer
 from data.splits import Source
 from data.tokenization import load_tokenizer, parse_training_request
 from data.wordpiece import Tokenizer, train_tokenizer
@@ -23,31 +24,86 @@ from data.words import count_words
 from utils import logger
 
 CACHE_FORMAT = 5
-
-
+ENCODING_CHUNK = 2000  # rows encoded at once: enough for all cores, little enough for memory
 SHARE_CACHE = "take another folder, or let its owner share it (chmod -R a+rX; g+w for those who add to it)"
 
-
-ENCODING_CHUNK = 2000  # texts encoded at once: enough for all cores, little enough for memory
+TextsOf = Callable[[dict], list[str]]  # a row → its texts
+Encode = Callable[
+    [list[str]], list[np.ndarray]
+]  # texts → for each its ids [tokens], or with spans [tokens, 3]
 
 
 @dataclass
 class EncodedTexts:
-    """Texts as memory-mapped token ids: text i is ids[offsets[i]:offsets[i + 1]]. The texts of a row lie
-    behind one another.
-    """
+    """Texts as token ids: text i is ids[offsets[i]:offsets[i + 1]]. The texts of a row are consecutive."""
 
     ids: np.ndarray
     offsets: np.ndarray
     n_words: int
-    labels: list
+    labels: list  # of each row
     n_texts: np.ndarray  # of each row
-    spans: np.ndarray | None = (
-        None  # [tokens, 2]: where a token begins and ends in its text, if that was asked for
-    )
+    spans: np.ndarray | None = None  # [tokens, 2]: first character and last character + 1 in the text
+
+    @classmethod
+    def join(
+        cls, encoded: list[np.ndarray], n_texts: np.ndarray, n_words: int, labels: list
+    ) -> "EncodedTexts":
+        """From an array per text: ids [tokens], or ids with their spans [tokens, 3]."""
+        tokens = np.concatenate(encoded) if encoded else np.empty(0, dtype=np.int64)
+        ids, spans = (tokens[:, 0], tokens[:, 1:]) if tokens.ndim == 2 else (tokens, None)
+        return cls(ids, np.cumsum([0, *map(len, encoded)]), n_words, labels, n_texts, spans)
+
+    @classmethod
+    def load(cls, folder: Path) -> "EncodedTexts":
+        """From the files of `_write`. Token ids are mapped: read from the disk when they are used."""
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        ids = _map_file(folder / "ids.bin", meta["dtype"])
+        spans = _map_file(folder / "spans.bin", np.int32).reshape(-1, 2)
+        return cls(
+            ids,
+            np.load(folder / "offsets.npy"),
+            meta["n_words"],
+            meta["labels"],
+            np.load(folder / "n_texts.npy"),
+            spans if len(spans) == len(ids) else None,
+        )
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+
+def texts_of_row(row: dict) -> list[str]:
+    """The text of a row, and the second one of a pair."""
+    return [row[key] for key in ("text", "text_pair") if key in row]
+
+
+def encode_rows(
+    rows: Callable[[], Iterable[dict]],
+    tokenizer: FastTokenizer,
+    name: str,
+    cache: str,
+    key: object,
+    end_id: int | None = None,
+    texts_of: TextsOf = texts_of_row,
+    encode: Encode | None = None,
+    may_be_empty: bool = False,
+) -> EncodedTexts:
+    """Token ids and labels of the rows, from the cache if they are there; `end_id` follows each text.
+
+    `rows()` is read only if they are not. `encode` is the tokenizer's `encode_batch` by default. Raises
+    UserError if there are no rows, or if all their texts are empty and may not be.
+    """
+
+    def build(folder: Path) -> None:
+        chunks = _encode_in_chunks(
+            rows(), tokenizer, name, end_id, texts_of, encode or tokenizer.encode_batch
+        )
+        _write(folder, chunks, np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+
+    texts = EncodedTexts.load(cached(cache, (key, tokenizer.fingerprint, end_id), build))
+    if not len(texts.n_texts) or not (len(texts.ids) or may_be_empty):
+        raise UserError(f"{name} holds no tokens: it has {len(texts.offsets) - 1} texts, all of them empty")
+    return texts
 
 
 def cached(cache: str, key: object, build: Callable[[Path], None]) -> Path:
@@ -59,134 +115,101 @@ def cached(cache: str, key: object, build: Callable[[Path], None]) -> Path:
     digest = hashlib.sha256(f"{CACHE_FORMAT} {key}".encode()).hexdigest()[:20]
     folder = Path(cache) / digest
     try:
-        is_built = folder.is_dir()
-        if is_built:
-            _check_readable(folder)
+        if folder.is_dir():
+            for file in folder.iterdir():
+                file.open("rb").close()  # may we read it?
+            return folder
     except OSError as error:
         raise UserError(f"--dataset_cache {cache} cannot be read: {error.strerror}; {SHARE_CACHE}") from error
-    if is_built:
-        return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{folder}.lock"):  # other processes wait here, and then find it done
             if not folder.is_dir():
-                tmp_path = folder.with_name(f"{digest}.{uuid.uuid4().hex}")
-                tmp_path.mkdir()
-                try:
-                    build(tmp_path)
-                    os.rename(tmp_path, folder)
-                finally:
-                    shutil.rmtree(tmp_path, ignore_errors=True)
+                _build_whole(folder, build)
     except OSError as error:
         fix = f"; {SHARE_CACHE}" if isinstance(error, PermissionError) else ""
-        raise UserError(
-            f"--dataset_cache {cache} cannot be written: {error.strerror or error}{fix}"
-        ) from error
+        reason = error.strerror or error
+        raise UserError(f"--dataset_cache {cache} cannot be written: {reason}{fix}") from error
     return folder
 
 
-def _check_readable(folder: Path) -> None:
-    for file in folder.iterdir():
-        with open(file, "rb"):
-            pass
+def _build_whole(folder: Path, build: Callable[[Path], None]) -> None:
+    tmp_path = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
+    tmp_path.mkdir()
+    try:
+        build(tmp_path)
+        os.rename(tmp_path, folder)
+    finally:
+        shutil.rmtree(tmp_path, ignore_errors=True)
 
 
-def texts_of_row(row: dict) -> list[str]:
-    """The text of a row, and the second one of a pair."""
-    return [row[key] for key in ("text", "text_pair") if key in row]
-
-
-def encode_rows(
-    rows: Callable[[], Iterable[dict]],
-    tokenizer: Tokenizer,
+def _encode_in_chunks(
+    rows: Iterable[dict],
+    tokenizer: FastTokenizer,
     name: str,
-    cache: str,
-    key: object,
-    end_id: int | None = None,
-    texts_of: Callable[[dict], list[str]] = texts_of_row,
-    encode: Callable[[list[str]], list[np.ndarray]] | None = None,
-    may_be_empty: bool = False,
-) -> EncodedTexts:
-    """Token ids and labels of the rows, from the cache if there; `end_id` goes behind every text.
-
-    `rows()` is read only if the cache does not have them. `encode` (default: the tokenizer's `encode_batch`)
-    gives an array per text: ids [tokens], or ids with their spans [tokens, 3]. Raises UserError if there are
-    no rows, or if all their texts are empty and may not be.
-    """
-    encode = encode or tokenizer.encode_batch
-
-    def build(folder: Path) -> None:
-        dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-        end = [] if end_id is None else [end_id]
-        ends, n_texts, labels, n_words = [0], [], [], 0
-        stream = iter(rows())
-        with (
-            open(folder / "ids.bin", "wb") as file,
-            open(folder / "spans.bin", "wb") as span_file,
-            tqdm(desc=f"encoding {name}", unit=" texts", disable=None) as bar,
-        ):
-            while chunk := list(itertools.islice(stream, ENCODING_CHUNK)):
-                by_row = [texts_of(row) for row in chunk]
-                n_texts.extend(map(len, by_row))
-                texts = list(itertools.chain.from_iterable(by_row))
-                encoded = encode(texts)
-                if not n_words:
-                    warn_of_unknown_words(encoded, texts, tokenizer, name)
-                for ids in encoded:
-                    if ids.ndim == 2:
-                        ids[:, 1:].astype(np.int32).tofile(span_file)
-                        ids = ids[:, 0]
-                    np.append(ids, end).astype(dtype).tofile(file)
-                    ends.append(ends[-1] + len(ids) + len(end))
-                n_words += sum(count_words(text) + len(end) for text in texts)
-                labels.extend(row["label"] for row in chunk if "label" in row)
-                bar.update(len(chunk))
-        np.save(folder / "offsets.npy", np.array(ends, dtype=np.int64))
-        np.save(folder / "n_texts.npy", np.array(n_texts, dtype=np.int32))
-        meta = {"dtype": dtype.__name__, "n_words": n_words, "labels": labels}
-        (folder / "meta.json").write_text(as_json(meta), encoding="utf-8")
-
-    folder = cached(cache, (key, tokenizer.fingerprint, end_id), build)
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    offsets, n_texts = np.load(folder / "offsets.npy"), np.load(folder / "n_texts.npy")
-    if not len(n_texts) or not (offsets[-1] or may_be_empty):
-        raise UserError(f"{name} holds no tokens: it has {len(offsets) - 1} texts, all of them empty")
-    ids = _mapped(folder / "ids.bin", meta["dtype"])
-    spans = _mapped(folder / "spans.bin", np.int32).reshape(-1, 2)
-    has_spans = len(spans) == len(ids)
-    return EncodedTexts(ids, offsets, meta["n_words"], meta["labels"], n_texts, spans if has_spans else None)
+    end_id: int | None,
+    texts_of: TextsOf,
+    encode: Encode,
+) -> Iterator[EncodedTexts]:
+    stream = iter(tqdm(rows, desc=f"encoding {name}", unit=" texts", disable=None))
+    chunks = iter(lambda: list(itertools.islice(stream, ENCODING_CHUNK)), [])
+    for number, chunk in enumerate(chunks):
+        texts_of_rows = [texts_of(row) for row in chunk]
+        texts = list(itertools.chain.from_iterable(texts_of_rows))
+        encoded, n_words = encode(texts), sum(map(count_words, texts))
+        if number == 0:
+            warn_of_unknown_words(encoded, n_words, tokenizer.unk_id, name)
+        if end_id is not None:  # the end of a line counts as a word
+            encoded, n_words = [np.append(ids, end_id) for ids in encoded], n_words + len(texts)
+        labels = [row["label"] for row in chunk if "label" in row]
+        yield EncodedTexts.join(encoded, np.array([*map(len, texts_of_rows)]), n_words, labels)
 
 
-def _mapped(file: Path, dtype: str | type) -> np.ndarray:
-    """The numbers of a file, read when they are used; an empty one cannot be mapped."""
+def _write(folder: Path, chunks: Iterable[EncodedTexts], dtype: type[np.unsignedinteger]) -> None:
+    lengths: list[int] = []
+    n_texts: list[int] = []
+    labels: list = []
+    n_words = 0
+    with open(folder / "ids.bin", "wb") as ids_file, open(folder / "spans.bin", "wb") as spans_file:
+        for chunk in chunks:
+            chunk.ids.astype(dtype).tofile(ids_file)
+            if chunk.spans is not None:
+                chunk.spans.astype(np.int32).tofile(spans_file)
+            lengths.extend(np.diff(chunk.offsets).tolist())
+            n_texts.extend(chunk.n_texts.tolist())
+            labels.extend(chunk.labels)
+            n_words += chunk.n_words
+    np.save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
+    np.save(folder / "n_texts.npy", np.array(n_texts, dtype=np.int32))
+    meta = {"dtype": dtype.__name__, "n_words": n_words, "labels": labels}
+    (folder / "meta.json").write_text(as_json(meta), encoding="utf-8")
+
+
+def _map_file(file: Path, dtype: str | type) -> np.ndarray:
+    """An empty file cannot be mapped."""
     return np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.empty(0, dtype)
 
 
-def warn_of_unknown_words(
-    encoded: list[np.ndarray], texts: list[str], tokenizer: Tokenizer, name: str
-) -> None:
-    """Tell where there is more than an unknown token to ten words."""
-    n_unknown = sum(
-        np.count_nonzero((ids if ids.ndim == 1 else ids[:, 0]) == tokenizer.unk_id) for ids in encoded
-    )
-    n_words = sum(map(count_words, texts))
+def warn_of_unknown_words(encoded: list[np.ndarray], n_words: int, unk_id: int, name: str) -> None:
+    """Warn if there is more than one unknown token to ten words."""
+    n_unknown = sum(np.count_nonzero((ids if ids.ndim == 1 else ids[:, 0]) == unk_id) for ids in encoded)
     if n_unknown > n_words / 10:
-        found = f"{n_unknown:,} [UNK] in the first {n_words:,} words"
-        logger.warning(f"{name}: {found}; the tokenizer was made for other texts")
+        count = f"{n_unknown:,} [UNK] in the first {n_words:,} words"
+        logger.warning(f"{name}: {count}; the tokenizer was made for other texts")
 
 
 def find_tokenizer(
     name: str, source: Source, part: str, texts: Callable[[], Iterator[str]], cache: str
-) -> Tokenizer:
-    """The tokenizer that `--tokenizer` names; `train:SIZE` learns it from `texts`, which are the named part
+) -> FastTokenizer:
+    """The tokenizer that `--tokenizer` names. `train:SIZE` learns it from `texts`, which are the named part
     of a source, and keeps it in the cache.
     """
     request = parse_training_request(name)
     if request is None:
         return load_tokenizer(name)
-    folder = cached(
+    vocabulary = cached(
         cache,
         ("vocabulary", request, source.key, part),
         lambda folder: train_tokenizer(texts, *request).save(folder / "vocab.txt"),
     )
-    return Tokenizer.from_file(folder / "vocab.txt")
+    return Tokenizer.from_file(vocabulary / "vocab.txt")

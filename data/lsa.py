@@ -1,6 +1,4 @@
-"""Token embeddings from the counts of a corpus: a start for pretraining that costs seconds
-(`--initial_embeddings lsa`).
-"""
+"""Initial token embeddings from the counts of a corpus, in seconds (`--initial_embeddings lsa`)."""
 
 import numpy as np
 import scipy.sparse
@@ -8,21 +6,20 @@ import torch
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
-MAX_BLOCKS = (
-    40_000  # of a larger corpus, blocks at equal distances: 10 million tokens say enough, and fit in memory
-)
+# Of a larger corpus, blocks at equal distances: 10 million tokens say enough, and fit in memory.
+MAX_BLOCKS = 40_000
 
 
 def latent_semantic_analysis(embeddings: Tensor, ids: np.ndarray, seq_len: int) -> Tensor:
-    """Embeddings of which two are alike if their tokens occur in the same texts (Deerwester et al. 1990).
+    """Embeddings that are similar for tokens that occur in the same texts (Deerwester et al. 1990).
 
     The leading right singular vectors of a matrix of blocks × tokens, whose entries are log(1 + count) times
     the token's inverse block frequency. The vectors are weighted by that frequency too, so that frequent
     words are short.
 
     Args:
-        embeddings: [num_embeddings, embed_dim], as initialised; what the corpus says nothing about stays as it is.
-        ids: [tokens], a corpus as running text.
+        embeddings: [num_embeddings, embed_dim], as initialized; tokens that the corpus lacks keep theirs.
+        ids: [tokens] of a corpus.
         seq_len: tokens per block.
     Returns: [num_embeddings, embed_dim], with the mean square of `embeddings`.
     """
@@ -36,13 +33,12 @@ def latent_semantic_analysis(embeddings: Tensor, ids: np.ndarray, seq_len: int) 
     _, singular_values, directions = randomized_svd(
         counts @ scipy.sparse.diags_array(rarity), n_components, n_iter=3, random_state=0
     )
-    found = directions.T * np.sqrt(singular_values) * rarity[:, None]  # [num_embeddings, n_components]
-    seen = np.abs(found).sum(1) > 0
-    found = torch.from_numpy(found[seen]).to(embeddings)
+    vectors = directions.T * np.sqrt(singular_values) * rarity[:, None]  # [num_embeddings, n_components]
+    is_known = np.abs(vectors).sum(1) > 0
+    known = torch.from_numpy(vectors[is_known]).to(embeddings)
+    scale = (embeddings.square().mean() / known.square().mean()).sqrt()
     result = embeddings.clone()
-    result[torch.from_numpy(seen), :n_components] = (
-        found * (embeddings.square().mean() / found.square().mean()).sqrt()
-    )
+    result[torch.from_numpy(is_known), :n_components] = known * scale
     return result
 
 

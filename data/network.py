@@ -1,4 +1,4 @@
-"""What goes wrong between here and the Hub, in one sentence."""
+"""Errors of the network and of the Hub, in one sentence each."""
 
 import functools
 import logging
@@ -7,18 +7,14 @@ import threading
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from config.errors import UserError
 from data.tables import first_line
 from utils import logger
 
-LOOKUP_SECONDS = 3.0  # that an address may take to be found
-
-
-CHECK_NETWORK = "check the network and HF_ENDPOINT"
-
-
+LOOKUP_SECONDS = 3.0  # to find the address of a host, and again to connect to it
 WITHOUT_NETWORK = (
     "what needs no network: the presets quickstart_…, the datasets imdb and rotten_tomatoes, your own files,"
     " --tokenizer train:SIZE and --model_checkpoint none"
@@ -26,48 +22,39 @@ WITHOUT_NETWORK = (
 
 
 @contextmanager
-def hub_errors(what: str):
-    """Turn the many exceptions of the Hub's libraries into one sentence, and their many lines about a busy
-    Hub into one.
+def hub_errors(what: str) -> Iterator[None]:
+    """Turn the many exceptions of the Hub's libraries into one sentence about `what`, and their many lines
+    about a busy Hub into one.
 
-    Where nobody is at the Hub's address, only the local caches are asked: the libraries would try again for
-    half a minute.
+    If the Hub is unreachable, only the local caches are asked: the libraries would retry for half a minute.
     """
-    import datasets.exceptions
-    import huggingface_hub.errors
+    import huggingface_hub.constants
 
     endpoint = huggingface_hub.constants.ENDPOINT
     offline = huggingface_hub.is_offline_mode()
     unreachable = not offline and _is_unreachable_in(int(time.time() / 60), endpoint)
+    unconnected = f"there is no connection to {endpoint}" if unreachable else ""
     try:
         with _without_network() if unreachable else _one_line_per_retry():
             yield
-    except (
-        huggingface_hub.errors.RepositoryNotFoundError,
-        datasets.exceptions.DatasetNotFoundError,
-    ) as error:
-        raise UserError(
-            f"{what}: the Hub has no such repository, or it is private (then log in with `hf auth login`)"
-        ) from error
-    except (huggingface_hub.errors.LocalEntryNotFoundError, ConnectionError) as error:
-        if not (offline or unreachable):
-            raise UserError(
-                f"{what} could not be loaded from the Hub ({first_line(error)}); {CHECK_NETWORK}"
-            ) from error
-        reason = "HF_HUB_OFFLINE is set" if offline else f"there is no connection to {endpoint}"
-        raise UserError(f"{what} is not in the local cache, and {reason}; {WITHOUT_NETWORK}") from error
-    except (
-        datasets.exceptions.DatasetsError,
-        huggingface_hub.errors.EntryNotFoundError,
-        ValueError,
-    ) as error:
-        raise UserError(f"{what}: {' '.join(str(error).split())}") from error
-    except (
-        Exception
-    ) as error:  # the network has no common base class: requests, httpx, fsspec and OSError all occur
-        raise UserError(
-            f"{what} could not be loaded from the Hub ({first_line(error)}); {CHECK_NETWORK}"
-        ) from error
+    except Exception as error:
+        reason = "HF_HUB_OFFLINE is set" if offline else unconnected
+        raise UserError(_sentence(what, error, reason)) from error
+
+
+def _sentence(what: str, error: Exception, why_offline: str) -> str:
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    if isinstance(error, RepositoryNotFoundError | DatasetNotFoundError):
+        return f"{what}: the Hub has no such repository, or it is private (then log in with `hf auth login`)"
+    is_not_local = isinstance(error, LocalEntryNotFoundError | ConnectionError)
+    if is_not_local and why_offline:
+        return f"{what} is not in the local cache, and {why_offline}; {WITHOUT_NETWORK}"
+    if isinstance(error, DatasetsError | EntryNotFoundError | ValueError) and not is_not_local:
+        return f"{what}: {' '.join(str(error).split())}"
+    # Errors of the network have no common base class: requests, httpx, fsspec and OSError all occur.
+    return f"{what} could not be loaded from the Hub ({first_line(error)}); check the network and HF_ENDPOINT"
 
 
 def is_unreachable(url: str) -> bool:
@@ -75,30 +62,25 @@ def is_unreachable(url: str) -> bool:
 
     Behind a proxy, and where the host is merely slow, only a real request can tell: then False.
     """
-    parts = urllib.parse.urlsplit(url)
-    proxies = urllib.request.getproxies()
-    if (parts.scheme in proxies or "all" in proxies) and not urllib.request.proxy_bypass(
-        parts.hostname or ""
-    ):
+    address, proxies = urllib.parse.urlsplit(url), urllib.request.getproxies()
+    host, port = address.hostname or "", address.port or {"http": 80}.get(address.scheme, 443)
+    if (address.scheme in proxies or "all" in proxies) and not urllib.request.proxy_bypass(host):
         return False
-    outcome: list[
-        OSError | None
-    ] = []  # stays empty while the system looks for the address, which has no time limit
+    outcomes: list[OSError | None] = []
 
     def connect() -> None:
         try:
-            address = (parts.hostname, parts.port or {"http": 80}.get(parts.scheme, 443))
-            socket.getaddrinfo(*address)
-            outcome.append(TimeoutError())  # from here on the host is merely slow
-            with socket.create_connection(address, LOOKUP_SECONDS):
-                outcome.append(None)
+            socket.getaddrinfo(host, port)
+            outcomes.append(TimeoutError())  # from here on the host is merely slow
+            with socket.create_connection((host, port), LOOKUP_SECONDS):
+                outcomes.append(None)
         except OSError as error:
-            outcome.append(error)
+            outcomes.append(error)
 
-    thread = threading.Thread(target=connect, daemon=True)
+    thread = threading.Thread(target=connect, daemon=True)  # the system's lookup has no time limit
     thread.start()
     thread.join(LOOKUP_SECONDS)
-    return not outcome or not isinstance(outcome[-1], TimeoutError | None)
+    return not outcomes or not isinstance(outcomes[-1], TimeoutError | None)
 
 
 @functools.lru_cache(maxsize=1)
@@ -108,32 +90,29 @@ def _is_unreachable_in(minute: int, url: str) -> bool:
 
 
 @contextmanager
-def _without_network():
+def _without_network() -> Iterator[None]:
     """What HF_HUB_OFFLINE=1 does, for a while."""
     import datasets.config
     import huggingface_hub.constants
 
-    modules = (datasets.config, huggingface_hub.constants)
-    before = [module.HF_HUB_OFFLINE for module in modules]
+    before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
-        for module in modules:
-            module.HF_HUB_OFFLINE = True
         yield
     finally:
-        for module, value in zip(modules, before, strict=True):
-            module.HF_HUB_OFFLINE = value
+        datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 @contextmanager
-def _one_line_per_retry():
-    """Replace what huggingface_hub says about its retries, two lines for each, by one line for all."""
-    told = False
+def _one_line_per_retry() -> Iterator[None]:
+    """Replace the two lines of huggingface_hub about each retry by one line about all."""
+    is_told = False
 
     def shorten(record: logging.LogRecord) -> bool:
-        nonlocal told
+        nonlocal is_told
         reason, is_failure, _ = record.getMessage().partition(" thrown while requesting ")
-        if is_failure and not told:
-            told = True
+        if is_failure and not is_told:
+            is_told = True
             logger.warning(f"the Hub does not answer ({reason.removeprefix('HTTP Error ')}); trying again")
         return not is_failure and not reason.startswith("Retrying in ")
 

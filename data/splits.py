@@ -1,10 +1,8 @@
-"""A source of rows and its splits; a part of the training split is held out where there is no validation
-split.
-"""
+"""A source of rows and its splits. Without a validation split, part of the training split is held out."""
 
 import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import ChainMap, Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import NamedTuple
@@ -44,7 +42,7 @@ class Source:
 
     @cached_property
     def splits(self) -> dict[str, Split]:
-        """The splits that there are, of train, valid and test."""
+        """By name: train, valid and test, or some of them."""
         return self._open_splits()
 
     def rows(self, split: str) -> Iterator[dict]:
@@ -53,80 +51,80 @@ class Source:
             raise UserError(f"{self.name} has no {split} split; it has {', '.join(self.splits)}")
         return self.splits[split]()
 
-    def tell(self, what: str) -> None:
+    def tell(self, message: str) -> None:
         """Show a line about the source, once, however often it is read."""
-        if what not in self._told:
-            show(f"{self.name}: {what}")
-        self._told.add(what)
+        if message not in self._told:
+            show(f"{self.name}: {message}")
+        self._told.add(message)
 
 
 def choose_splits(available: Iterable[str], wanted: dict[str, str], where: str) -> dict[str, list[str]]:
-    """For train, valid and test, as far as there are such splits, the names in the source that make them up."""
-    found, available = {}, list(available)
+    """Which splits of a source make up train, valid and test, as far as there are any.
+
+    `wanted`: the user's choice, as in {"valid": "dev+dev2", "test": "none"}. Raises UserError if it is not
+    `available`.
+    """
+    chosen, available = {}, list(available)
     for split, stems in SPLIT_FILES.items():
-        names = (
-            wanted[split].split("+") if split in wanted else [stem for stem in stems if stem in available][:1]
-        )
+        names = [stem for stem in stems if stem in available][:1]
+        if split in wanted:
+            names = wanted[split].split("+")
         missing = [name for name in names if name not in available]
-        if missing and wanted.get(split) != "none":
-            raise UserError(
-                f"--{split}_split {wanted[split]}: {where} has no split {missing[0]}; it has {', '.join(sorted(available))}"
-            )
+        if missing and wanted[split] != "none":
+            there = f"{where} has no split {missing[0]}; it has {', '.join(sorted(available))}"
+            raise UserError(f"--{split}_split {wanted[split]}: {there}")
         if names and not missing:
-            found[split] = names
-    return found
+            chosen[split] = names
+    return chosen
 
 
 def split_rows(
     source: Source,
-    check: Callable[[str, Iterable[dict]], Iterable[dict]] | None = None,
+    check: Callable[[str, Iterable[dict]], Iterable[dict]] = lambda split, rows: rows,
     inputs: tuple[str, ...] = ("text", "text_pair"),
 ) -> dict[str, Iterable[dict]]:
-    """Rows of the training and validation splits; `check(split, rows)` sees them as the source has them.
+    """Rows of the training and validation splits, each as `check(split, rows)` gives them.
 
-    Without a validation split, a part of the training split is held out: always the same one, stratified by
-    label; rows whose `inputs` (the fields that a model reads) stand in it are taken out of the training part,
-    wherever they occur, and so are those that repeat one another in it. A line tells how many.
+    Without a validation split, part of the training split is held out: always the same, stratified by label.
+    Rows that agree with a held-out one in their `inputs` (the fields that a model reads) are left out of
+    training, wherever they occur, and so are repetitions within the held-out part. A line tells how many.
     """
-
-    def digest(row: dict) -> str:
-        return text_digest(*map(row.get, inputs))
-
-    check = check or (lambda split, rows: rows)
     if "valid" in source.splits:
         return {split: check(split, source.rows(split)) for split in ("train", "valid")}
     rows = list(check("train", source.rows("train")))
-    n_held_out = source.n_held_out or round(HELD_OUT_FRACTION * len(rows))
-    by_label: dict[object, dict[str, dict]] = defaultdict(dict)
-    n_rows: Counter[object] = Counter()
-    for row in rows:
-        label = _stratum(row)
-        by_label[label][digest(row)] = row
-        n_rows[label] += 1
-    # Rank the texts within their class, and hold out the lowest ranks relative to the size of the class.
-    ranked: list[tuple[float, str]] = []
-    for label, distinct in by_label.items():
-        places = [(one + 0.5) / n_rows[label] if len(distinct) > 1 else 0.5 for one in range(len(distinct))]
-        ranked += zip(places, sorted(distinct), strict=True)
-    digests = list(dict.fromkeys(one for _, one in sorted(ranked)))
-    digests = digests[
-        : min(n_held_out, len(digests) // 2)
-    ]  # where few texts repeat, some have to be left for training
-    held_out = {one: next(rows[one] for rows in by_label.values() if one in rows) for one in sorted(digests)}
-    train = [row for row in rows if digest(row) not in held_out]
+    digests = [text_digest(*map(row.get, inputs)) for row in rows]
+    held_out = _hold_out(rows, digests, source.n_held_out or round(HELD_OUT_FRACTION * len(rows)))
+    train = [row for row, digest in zip(rows, digests, strict=True) if digest not in held_out]
     n_duplicates = len(rows) - len(train) - len(held_out)
     if n_duplicates:
-        which = f"{n_duplicates} of {len(rows)} examples"
-        source.tell(f"{which} repeat one that is held out for validation, and are left out")
+        count = f"{n_duplicates} of {len(rows)} examples"
+        source.tell(f"{count} repeat one that is held out for validation, and are left out")
     return {"train": train, "valid": list(held_out.values())}
 
 
+def _hold_out(rows: list[dict], digests: list[str], size: int) -> dict[str, dict]:
+    """About `size` rows by their digests, sorted; at most half, so that some are left for training."""
+    by_label: dict[object, dict[str, dict]] = defaultdict(dict)
+    for row, digest in zip(rows, digests, strict=True):
+        by_label[_stratum(row)][digest] = row
+    n_rows = Counter(map(_stratum, rows))
+    # Rank the texts within their class, and hold out the lowest ranks relative to the size of the class.
+    ranks = [
+        ((rank + 0.5) / n_rows[label] if len(distinct) > 1 else 0.5, digest)
+        for label, distinct in by_label.items()
+        for rank, digest in enumerate(sorted(distinct))
+    ]
+    ordered = list(dict.fromkeys(digest for _, digest in sorted(ranks)))
+    row_of = ChainMap(*by_label.values())  # of a text with several labels, the row with the first of them
+    return {digest: row_of[digest] for digest in sorted(ordered[: min(size, len(ordered) // 2)])}
+
+
 def _stratum(row: dict) -> object:
-    """What a held-out part is stratified by: the class; numbers, tags and answers are all of one kind."""
+    """What a held-out part is stratified by: the class; numbers, tags and answers are all of one stratum."""
     label = row.get("label")
     return label if isinstance(label, str | int) else None
 
 
 def text_digest(*texts: str | list[str] | None) -> str:
-    """What tells two examples apart, and orders them the same everywhere."""
+    """A hash that tells examples apart, and orders them the same everywhere."""
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""Rows from files, and the fields of a task in their columns.
+"""Rows of files, and the columns that hold the fields of a task.
 
-A row is a dict of columns; files are streamed, so that no corpus is ever held in memory.
+A row is a dict of columns. Files are streamed, so that no corpus is ever held in memory.
 """
 
 import csv
@@ -8,15 +8,15 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from config.errors import UserError
 
 FILE_TYPES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet", ".conll", ".conllu")
-FIELDS = ("text", "text_pair", "choices", "heads", "group", "label")  # what a row of a task may have
-CHOICE = "\0"  # where a text has room for a choice
-CONLL = {"tokens": 0, "tags": -1}  # column of a word-per-line file → its number
+FIELDS = ("text", "text_pair", "choices", "heads", "group", "label")  # that a row of a task may have
+CHOICE = "\0"  # marks the place of a choice in a text
+CONLL = {"tokens": 0, "tags": -1}  # column of a file with a word a line → its number
 CONLLU = {"tokens": 1, "lemmas": 2, "upos": 3, "xpos": 4, "feats": 5, "head": 6, "deprel": 7}
 csv.field_size_limit(2**30)  # the standard library stops at 131,072 characters a field
 
@@ -33,38 +33,36 @@ def check_file(file: Path) -> None:
         raise UserError(f"{file} is empty")
 
 
-def read_table(file: Path) -> Iterator[dict]:
-    """Rows of a file of the user's, with the columns that it has."""
-    check_file(file)
-    return read_rows(file)
-
-
 def read_rows(file: Path) -> Iterator[dict]:
-    """Stream the rows of a `.txt` (one `text` a line), `.jsonl`, `.csv`, `.tsv`, `.parquet`, `.conll` or
-    `.conllu` file.
+    """Stream the rows of a file of one of the `FILE_TYPES`, whose suffix says which.
+
+    A row of a `.txt` file is a line, its only column `text`. Raises UserError as `check_file` does, and at a
+    row that cannot be read.
     """
-    if file.suffix == ".parquet":
-        yield from _parquet_rows(file)
-        return
+    check_file(file)
+    return _parquet_rows(file) if file.suffix == ".parquet" else _text_rows(file)
+
+
+def _text_rows(file: Path) -> Iterator[dict]:
+    parse = {
+        ".txt": _line_rows, ".jsonl": _json_rows, ".csv": _csv_rows, ".tsv": _csv_rows,
+        ".conll": _sentence_rows, ".conllu": _sentence_rows,
+    }[file.suffix]  # fmt: skip
+    newline = "" if parse is _csv_rows else "\n"  # the module csv finds the ends of rows itself
     try:
-        with open(
-            file, encoding="utf-8-sig", newline="" if file.suffix in (".csv", ".tsv") else "\n"
-        ) as lines:
-            if file.suffix == ".jsonl":
-                yield from _json_rows(lines, file)
-            elif file.suffix == ".txt":
-                yield from ({"text": line.rstrip("\r\n")} for line in lines)
-            elif file.suffix in (".conll", ".conllu"):
-                yield from _sentences(lines, file)
-            else:
-                yield from _csv_rows(lines, file)
+        with open(file, encoding="utf-8-sig", newline=newline) as lines:
+            yield from parse(lines, file)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 text (byte {error.start}); convert it first") from error
 
 
-def _json_rows(lines: Iterator[str], file: Path) -> Iterator[dict]:
+def _line_rows(lines: Iterable[str], file: Path) -> Iterator[dict]:
+    return ({"text": line.rstrip("\r\n")} for line in lines)
+
+
+def _json_rows(lines: Iterable[str], file: Path) -> Iterator[dict]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -77,28 +75,26 @@ def _json_rows(lines: Iterator[str], file: Path) -> Iterator[dict]:
         yield row
 
 
-def _csv_rows(lines: Iterator[str], file: Path) -> Iterator[dict]:
+def _csv_rows(lines: Iterable[str], file: Path) -> Iterator[dict]:
     reader = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
     try:
         for row in reader:
             if None in row or None in row.values():
-                expected = len(reader.fieldnames)
-                raise UserError(
-                    f"{file} line {reader.line_num} does not have the header's {expected} columns"
-                )
+                header = f"the header's {len(reader.fieldnames or ())} columns"
+                raise UserError(f"{file} line {reader.line_num} does not have {header}")
             yield row
-    except csv.Error as error:
-        raise UserError(
-            f"{file} line {reader.line_num + 1}: {error}"
-        ) from error  # the row after the last good one
+    except csv.Error as error:  # in the row after the last good one
+        raise UserError(f"{file} line {reader.line_num + 1}: {error}") from error
 
 
-def _sentences(lines: Iterator[str], file: Path) -> Iterator[dict]:
-    """A row per sentence, from a word a line and an empty line behind a sentence. `.conll` gives `tokens`
-    (the first column) and `tags` (the last one), `.conllu` the columns of Universal Dependencies, without
-    contractions and empty nodes.
+def _sentence_rows(lines: Iterable[str], file: Path) -> Iterator[dict]:
+    """A row per sentence, from a file with a word a line and an empty line after each sentence.
+
+    `.conll` gives `tokens` (the first column) and `tags` (the last one), `.conllu` the columns of Universal
+    Dependencies, without contractions and empty nodes.
     """
-    is_ud, words = file.suffix == ".conllu", []
+    is_ud = file.suffix == ".conllu"
+    words: list[list[str]] = []
     for number, line in enumerate(itertools.chain(lines, [""]), start=1):
         columns = line.strip().split("\t" if is_ud else None)
         if columns in ([], [""]):
@@ -129,32 +125,34 @@ def _parquet_rows(file: Path) -> Iterator[dict]:
 # ---------------------------------------------------------------------------------------------------- columns
 
 
-def rename(rows: Iterator[dict], columns: dict[str, str], where: str) -> Iterator[dict]:
-    """Rows with our own fields: `columns` says what holds them; what it leaves out keeps its name."""
+def rename(rows: Iterable[dict], columns: dict[str, str], where: str) -> Iterator[dict]:
+    """Rows with the fields of a task: `columns` maps fields to what holds them (`read_column`); any other
+    field is read from the column of its own name, if there is one.
+    """
     columns = {"text": "text"} | columns
     for number, row in enumerate(rows, start=1):
         try:
-            named = {key: read_column(row, column) for key, column in columns.items()}
+            fields = {field: read_column(row, column) for field, column in columns.items()}
         except KeyError as error:
-            column, present = error.args[0], ", ".join(map(str, row))
-            key = next(key for key in columns if column in columns[key])
+            missing = error.args[0]
+            field = next(field for field, column in columns.items() if missing in column)
+            present = f"it has {', '.join(map(str, row))}"
             raise UserError(
-                f"{where} row {number} has no column {column!r} (it has {present}); name it with --{key}_column"
+                f"{where} row {number} has no column {missing!r} ({present}); name it with --{field}_column"
             ) from error
-        yield {key: row[key] for key in FIELDS if key in row} | named
+        yield {field: row[field] for field in FIELDS if field in row} | fields
 
 
 def read_column(row: dict, column: str) -> object:
-    """What a row holds under a column's name, `a.b` (b inside of a), `a,b` (a list of both) or `{a} and {b}`
-    (a text made of both; `{choice}` leaves room for the choices). Raises KeyError with the name of a column
-    that is not there.
+    """The value of a column: a name, `a.b` (b inside a), `a,b` (a list of both) or `{a} and {b}` (a text made
+    of both; `{choice}` leaves room for a choice). Raises KeyError with the name of a missing column.
     """
     if column in row:
         return row[column]
     if "{" in column:
-        return re.sub(r"\{([^{}]+)\}", lambda found: _as_text(row, found[1]), column)
+        return re.sub(r"\{([^{}]+)\}", lambda match: _as_text(row, match[1]), column)
     if "," in column:
-        return [read_column(row, one) for one in column.split(",")]
+        return [read_column(row, name) for name in column.split(",")]
     outer, _, inner = column.partition(".")
     if inner and isinstance(row.get(outer), dict):
         return read_column(row[outer], inner)
@@ -171,10 +169,10 @@ def _as_text(row: dict, column: str) -> str:
 
 
 def is_missing(value: object) -> bool:
-    """Is it what tables write where there is nothing: null or NaN?"""
+    """Is it what tables hold where there is no value: null or NaN?"""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, or its name."""
+    """The first line of an exception's message, or its class if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

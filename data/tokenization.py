@@ -1,6 +1,4 @@
-"""Tokenizers: WordPiece with a vocabulary from the Hub, from a file or trained on a corpus, and byte-level
-BPE.
-"""
+"""Finding and reading the tokenizer that `--tokenizer` names, WordPiece or byte-level BPE."""
 
 import re
 from pathlib import Path
@@ -18,7 +16,7 @@ HUB_VOCABULARIES = {
     "bert-base-uncased": "google-bert/bert-base-uncased",
 }
 
-# What a folder may hold a tokenizer in, in the order of preference, which is that of `transformers`.
+# What a folder may hold a tokenizer in; the first one there is taken, as by `transformers`.
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")
 
 
@@ -48,22 +46,22 @@ def load_tokenizer(name: str) -> Tokenizer | ByteLevelTokenizer:
         from data.hub import download
 
         repository = HUB_VOCABULARIES.get(name, name.removeprefix("hf:"))
-        path = download_tokenizer(repository, "--tokenizer")
+        folder = download_tokenizer(repository, "--tokenizer")
         # Where nothing was found, another try says why.
-        path = path or download(repository, "tokenizer.json", "--tokenizer").parent
-    found = next((path / file for file in TOKENIZER_FILES if (path / file).is_file()), None)
-    if found is None:
-        raise UserError(f"--tokenizer {name}: the folder holds none of {', '.join(TOKENIZER_FILES)}")
-    return read_tokenizer(found)
+        path = folder or download(repository, "tokenizer.json", "--tokenizer").parent
+    for file in TOKENIZER_FILES:
+        if (path / file).is_file():
+            return read_tokenizer(path / file)
+    raise UserError(f"--tokenizer {name}: the folder holds none of {', '.join(TOKENIZER_FILES)}")
 
 
 def download_tokenizer(repository: str, flag: str) -> Path | None:
-    """The folder of the Hub cache with all that a repository has of a tokenizer, or None if it has none."""
+    """Download a Hub repository's tokenizer files; their folder in the cache, or None if there are none."""
     from data.hub import download_if_there
 
-    # Settings first: where the network breaks off, other files fail aloud, but settings would be guessed.
-    _, *found = [download_if_there(repository, file, flag) for file in (SETTINGS_FILE, *TOKENIZER_FILES)]
-    return next((path.parent for path in found if path), None)
+    # Settings first: if the network breaks off, other files fail loudly, but settings would be guessed.
+    _, *paths = [download_if_there(repository, file, flag) for file in (SETTINGS_FILE, *TOKENIZER_FILES)]
+    return next((path.parent for path in paths if path), None)
 
 
 def read_tokenizer(path: Path) -> Tokenizer | ByteLevelTokenizer:
@@ -81,7 +79,7 @@ def read_tokenizer(path: Path) -> Tokenizer | ByteLevelTokenizer:
         fast = tokenizers.Tokenizer.from_file(str(path))
         if isinstance(fast.model, models.WordPiece):
             normalizer = bert_normalizer(settings) or fast.normalizer
-            vocab = _in_order(fast.get_vocab(with_added_tokens=False))
+            vocab = _tokens_by_id(fast.get_vocab(with_added_tokens=False))
             return Tokenizer(vocab, normalizers.Sequence([]) if normalizer is None else normalizer)
         if "add_prefix_space" in settings and isinstance(fast.pre_tokenizer, pre_tokenizers.ByteLevel):
             fast.pre_tokenizer.add_prefix_space = settings["add_prefix_space"]
@@ -90,10 +88,9 @@ def read_tokenizer(path: Path) -> Tokenizer | ByteLevelTokenizer:
         raise UserError(f"{path} cannot be read as a tokenizer: {error}") from error
 
 
-def _in_order(ids: dict[str, int]) -> list[str]:
-    """Tokens in the order of their ids.
-
-    An id without a token, as a line twice in a vocab.txt leaves one, gets a name that no text ever has.
+def _tokens_by_id(ids: dict[str, int]) -> list[str]:
+    """The token of each id. An id without a token, which a line twice in a vocab.txt leaves, gets a name that
+    no text ever has.
     """
     tokens = {index: token for token, index in ids.items()}
     return [tokens.get(index, f"[no token {index}]") for index in range(max(tokens, default=-1) + 1)]

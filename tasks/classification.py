@@ -6,11 +6,11 @@ import numpy as np
 
 from config.errors import UserError
 from tasks.examples import Examples
-from tasks.kind import Kind, KindOptions, softmax
+from tasks.kind import Kind, KindOptions, NamedLabelKind, softmax
 from tasks.labels import as_numbers, class_ids, class_names
 
 
-class Classification(Kind):
+class Classification(NamedLabelKind):
     """One of several classes."""
 
     name = "classification"
@@ -36,19 +36,19 @@ class Classification(Kind):
         return np.zeros(len(rows), dtype=np.int64)
 
     def measure(self, examples: Examples, outputs: list[np.ndarray]) -> dict[str, float]:
-        """Accuracy, macro F1 and Matthews correlation; with two classes also the F1 of the second, as GLUE
-        has it; of examples that belong together, like the answers to a question, how often all are right
-        (MultiRC: Khashabi et al. 2018, section 5)."""
-        import sklearn.metrics
+        """Accuracy, macro F1 and Matthews correlation; with two classes also the F1 of the second (GLUE); of
+        groups of examples, like the answers to a question, the fraction of which all are right (MultiRC:
+        Khashabi et al. 2018, section 5)."""
+        from sklearn.metrics import f1_score, matthews_corrcoef
 
         labels, predicted = examples.labels, np.stack(outputs).argmax(1)
         metrics = {
             "accuracy": float((predicted == labels).mean()),
-            "macro_f1": float(sklearn.metrics.f1_score(labels, predicted, average="macro")),
-            "matthews": float(sklearn.metrics.matthews_corrcoef(labels, predicted)),
+            "macro_f1": float(f1_score(labels, predicted, average="macro")),
+            "matthews": float(matthews_corrcoef(labels, predicted)),
         }
         if self.num_outputs == 2:
-            metrics["f1"] = float(sklearn.metrics.f1_score(labels, predicted, zero_division=0))
+            metrics["f1"] = float(f1_score(labels, predicted, zero_division=0))
         if self.options.grouped:
             groups = [str(row["group"]) for row in examples.rows]
             metrics["exact_match"] = fraction_of_right_groups(predicted == labels, groups)
@@ -57,8 +57,7 @@ class Classification(Kind):
     def prediction_as_json(self, output: np.ndarray, row: dict) -> dict:
         """`label`, and the `probabilities` of all labels."""
         probabilities = dict(zip(self.label_names, softmax(output), strict=True))
-        rounded = {name: round(float(probability), 6) for name, probability in probabilities.items()}
-        return {"label": self.label_names[output.argmax()], "probabilities": rounded}
+        return {"label": self.label_names[output.argmax()], "probabilities": probabilities}
 
 
 class Regression(Kind):
@@ -85,25 +84,22 @@ class Regression(Kind):
 
     def measure(self, examples: Examples, outputs: list[np.ndarray]) -> dict[str, float]:
         """Pearson and Spearman correlation; 0 where there is none, of constants and of a single example."""
-        import scipy.stats
+        from scipy.stats import pearsonr, spearmanr
 
         predicted, labels = np.stack(outputs)[:, 0], examples.labels
-        correlations = {"pearson": scipy.stats.pearsonr, "spearman": scipy.stats.spearmanr}
         if len(labels) < 2:
-            return dict.fromkeys(correlations, 0.0)
-        values = {
-            name: correlation(predicted, labels).statistic for name, correlation in correlations.items()
+            return {"pearson": 0.0, "spearman": 0.0}
+        return {
+            "pearson": float(np.nan_to_num(pearsonr(predicted, labels).statistic)),
+            "spearman": float(np.nan_to_num(spearmanr(predicted, labels).statistic)),
         }
-        return {name: float(np.nan_to_num(value)) for name, value in values.items()}
 
     def prediction_as_json(self, output: np.ndarray, row: dict) -> dict:
-        """`label`, the number."""
+        """`label`: the number."""
         return {"label": round(output.item(), 6)}
 
 
 def fraction_of_right_groups(is_right: np.ndarray, groups: list[str]) -> float:
-    """The fraction of groups all members of which are right."""
-    by_group: dict[str, bool] = {}
-    for group, right in zip(groups, is_right.tolist(), strict=True):
-        by_group[group] = by_group.get(group, True) and right
-    return sum(by_group.values()) / len(by_group)
+    """The fraction of groups whose members are all right."""
+    wrong_groups = {group for group, right in zip(groups, is_right, strict=True) if not right}
+    return len(set(groups) - wrong_groups) / len(set(groups))

@@ -1,4 +1,4 @@
-"""Encoded examples of a task and their batches: random in training, the longest first in an evaluation."""
+"""Encoded examples of a task and their batches: random in training, longest first in an evaluation."""
 
 import functools
 import itertools
@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from config.constants import IGNORE_INDEX
-from data.byte_level import ByteLevelTokenizer
 from data.cache import EncodedTexts
-from data.wordpiece import Tokenizer
+from data.fast_tokenizers import FastTokenizer
 from utils import Batch
 
 
 class ModelShape(Protocol):
-    """What batches have to know of a model."""
+    """What batches need to know of a model."""
 
     causal: bool
     num_token_types: int
@@ -26,15 +25,15 @@ class ModelShape(Protocol):
 
 @dataclass
 class Examples:
-    """Encoded examples: example i has the texts first_texts[i] … first_texts[i + 1], and text j the tokens
-    ids[bounds[j, 0]] … ids[bounds[j, 1]]."""
+    """Encoded examples: example i has the texts first_texts[i] : first_texts[i + 1], and text j the tokens
+    ids[bounds[j, 0] : bounds[j, 1]]."""
 
     ids: np.ndarray
     bounds: np.ndarray
     first_texts: np.ndarray
     labels: np.ndarray | list[np.ndarray]
     spans: np.ndarray | None = None  # [tokens, 2]: the characters of each token, for questions
-    read_rows: Callable[[], Iterable[dict]] = tuple  # how to get at `rows`
+    read_rows: Callable[[], Iterable[dict]] = tuple  # where `rows` come from
 
     @classmethod
     def of(
@@ -49,11 +48,8 @@ class Examples:
     def of_tokens(
         cls, encoded: list[np.ndarray], n_texts: np.ndarray, labels: np.ndarray | list
     ) -> "Examples":
-        """Texts as `RowReader.encode` gives them, so many for each example."""
-        ids = np.concatenate(encoded) if encoded else np.empty(0, dtype=np.int64)
-        offsets = np.cumsum([0, *map(len, encoded)])
-        ids, spans = (ids[:, 0], ids[:, 1:]) if ids.ndim == 2 else (ids, None)
-        return cls.of(EncodedTexts(ids, offsets, 0, [], n_texts, spans), labels)
+        """Texts as `RowReader.encode` gives them, `n_texts` [examples] for each example."""
+        return cls.of(EncodedTexts.join(encoded, n_texts, n_words=0, labels=[]), labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,61 +61,58 @@ class Examples:
 
     @functools.cached_property
     def rows(self) -> list[dict]:
-        """What metrics need of the rows, read at first use and then kept: there are many evaluations."""
+        """What metrics need of the rows; read once, since there are many evaluations."""
         return list(self.read_rows())
 
     def lengths(self) -> np.ndarray:
-        """[examples]: how many tokens the texts of each have in all, without special ones."""
-        ends = np.concatenate([[0], np.cumsum(self.bounds[:, 1] - self.bounds[:, 0])])[self.first_texts]
-        return np.diff(ends)
+        """[examples]: the number of tokens in the texts of each, without special tokens."""
+        ends = np.concatenate([[0], np.cumsum(self.bounds[:, 1] - self.bounds[:, 0])])
+        return np.diff(ends[self.first_texts])
 
     def with_empty_text(self) -> np.ndarray:
-        """Indices of the examples that have a text without tokens, or no text: a sentence without words."""
+        """Indices of the examples that have a text without tokens, or no text (a sentence without words)."""
         n_texts, is_empty = np.diff(self.first_texts), self.bounds[:, 0] == self.bounds[:, 1]
         return np.union1d(np.repeat(np.arange(len(n_texts)), n_texts)[is_empty], np.flatnonzero(n_texts == 0))
 
     def batch(self, indices: np.ndarray, collate: "Collator") -> Batch:
-        """The examples at `indices`: input_ids, attention_mask, labels, and what else a head wants."""
+        """The examples at `indices`: input_ids, attention_mask, labels, and what else a head needs."""
         return collate.batch([self[index] for index in indices], [self.labels[index] for index in indices])
 
-    # Examples that a model reads in several windows are otherwise (`question_answering.Windows`).
+    # `question_answering.Windows` overrides these two: there, a model reads an example in several windows.
 
     def indices_of(self, examples: np.ndarray) -> np.ndarray:
-        """Indices of what the model reads of some examples."""
+        """Indices of all that the model reads of some examples."""
         return examples
 
     def by_example(self, outputs: list[np.ndarray]) -> list:
-        """For each example what was computed for it, from the outputs for all that the model read."""
+        """The output for each example, from the outputs for all that the model read."""
         return outputs
 
 
 @dataclass
 class Collator:
-    """Examples → padded batches: [CLS] last for a causal model, first for a bidirectional one; [SEP] between
-    texts.
+    """Examples → padded batches, with [CLS] last for a causal model, else first, and [SEP] between texts.
 
     This one is for one label per example; kinds of tasks with other labels have subclasses.
     """
 
-    tokenizer: Tokenizer | ByteLevelTokenizer
+    tokenizer: FastTokenizer
     max_length: int
     causal: bool
     truncation: str = "head"
-    segments: bool = False  # for models that tell the texts of a pair apart
+    segments: bool = False  # token_type_ids, for models that embed them
 
     @classmethod
-    def for_model(
-        cls, shape: ModelShape, tokenizer: Tokenizer | ByteLevelTokenizer, max_length: int, truncation: str
-    ) -> Self:
-        """Batches as a model of that shape reads them."""
+    def for_model(cls, shape: ModelShape, tokenizer: FastTokenizer, max_length: int, truncation: str) -> Self:
+        """A collator for batches that a model of that shape reads."""
         return cls(tokenizer, max_length, shape.causal, truncation, shape.num_token_types > 1)
 
     def lengths(self, examples: Examples) -> np.ndarray:
-        """[examples]: how long their sequences are, but for special tokens, to sort by."""
+        """[examples]: the length of each one's sequence without special tokens, to sort by."""
         return np.minimum(examples.lengths(), self.max_length)
 
     def batch(self, texts: list[list[np.ndarray]], labels: list) -> Batch:
-        """input_ids, attention_mask, perhaps token_type_ids [batch, seq], and labels [batch]."""
+        """What `self(texts)` has, and labels [batch]."""
         return self(texts) | {"labels": torch.from_numpy(np.array(labels))}
 
     def __call__(self, examples: list[list[np.ndarray]]) -> Batch:
@@ -128,16 +121,15 @@ class Collator:
         masks = [np.ones_like(row) for row in rows]
         batch = {"input_ids": pad(rows, self.tokenizer.pad_id), "attention_mask": pad(masks, 0)}
         if self.segments:
-            batch["token_type_ids"] = pad(
-                [self.token_types(*pair) for pair in zip(examples, rows, strict=True)], 0
-            )
+            token_types = [self.token_types(*pair) for pair in zip(examples, rows, strict=True)]
+            batch["token_type_ids"] = pad(token_types, 0)
         return batch
 
     def with_special_tokens(self, texts: list[np.ndarray]) -> np.ndarray:
         """One sequence of at most `max_length` tokens."""
         cls, sep = [self.tokenizer.cls_id], [self.tokenizer.sep_id]
-        texts = self.shortened(texts)
-        joined = [part for text in texts[:-1] for part in (text, self.tokenizer.between_texts)] + [texts[-1]]
+        *texts, last = self.shortened(texts)
+        joined = [ids for text in texts for ids in (text, self.tokenizer.between_texts)] + [last]
         return np.concatenate([*joined, cls] if self.causal else [cls, *joined, sep])
 
     @property
@@ -146,7 +138,7 @@ class Collator:
         return 0 if self.causal else 1
 
     def n_special(self, n_texts: int) -> int:
-        """How many special tokens a sequence of so many texts has."""
+        """The number of special tokens in a sequence of `n_texts` texts."""
         return (1 if self.causal else 2) + (n_texts - 1) * len(self.tokenizer.between_texts)
 
     def shortened(self, texts: list[np.ndarray]) -> list[np.ndarray]:
@@ -155,7 +147,7 @@ class Collator:
         return [self.truncate(text, length) for text, length in zip(texts, lengths, strict=True)]
 
     def token_types(self, texts: list[np.ndarray], row: np.ndarray) -> np.ndarray:
-        """1 for the second text of a pair and the [SEP] behind it, else 0 (Devlin et al. 2019, figure 2)."""
+        """1 for the second text of a pair and the [SEP] after it, else 0 (Devlin et al. 2019, figure 2)."""
         token_types = np.zeros_like(row)
         if len(texts) == 2:
             token_types[2 + len(self.shortened(texts)[0]) :] = 1
@@ -180,7 +172,7 @@ def pad(rows: list[np.ndarray], filler: int) -> Tensor:
 
 
 def share(room: int, lengths: list[int]) -> list[int]:
-    """Lengths of at most `room` tokens in all: the longer text of a pair is cut first."""
+    """Lengths that sum to at most `room`: the longer text of a pair is cut first."""
     if len(lengths) == 1 or sum(lengths) <= room:
         return [min(room, length) for length in lengths]
     shorter = min(min(lengths), room // 2)
@@ -188,7 +180,7 @@ def share(room: int, lengths: list[int]) -> list[int]:
 
 
 def choose_subset(labels: np.ndarray | list, size: int, seed: int) -> np.ndarray:
-    """Indices of `size` examples, drawn by the seed; classes, if there are any, keep their proportions."""
+    """Indices of `size` examples, drawn by the seed. Classes, if there are any, keep their proportions."""
     if size >= len(labels):
         return np.arange(len(labels))
     order = np.random.default_rng(seed).permutation(len(labels))
@@ -244,19 +236,19 @@ class TaskBatches:
 
     def starting_at(self, step: int) -> Iterator[Batch]:
         """The endless stream of batches from an optimizer step on."""
-        return (self[one] for one in itertools.count(step))
+        return map(self.__getitem__, itertools.count(step))
 
 
 def evaluation_batches(
     examples: Examples, collate: Collator, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> list[np.ndarray]:
-    """This process's part of a split as lists of indices, longest first; over all processes each example
-    once."""
+    """A process's batches of a split, as arrays of indices, longest first. All processes together have each
+    example once."""
     order = np.argsort(-collate.lengths(examples), kind="stable")
     batches = np.array_split(order, range(batch_size, len(order), batch_size))
     return batches[rank::world_size]
 
 
 def count_labels(labels: Tensor, inputs: Batch) -> int:
-    """How many labels a batch has: one for each row, or for some of its tokens; none if no row has words."""
+    """The number of labels in a batch: one for each row, or for some tokens; none if no row has words."""
     return int((labels != IGNORE_INDEX).sum()) if labels.shape == inputs["input_ids"].shape else len(labels)

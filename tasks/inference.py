@@ -23,12 +23,13 @@ def run_inference(
     autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     summed_loss: Callable[[Tensor, Tensor, Batch], Tensor] | None = None,
 ) -> tuple[dict[int, np.ndarray], Tensor]:
-    """Apply the model to `batches`, each of them indices of examples, without gradients.
+    """Apply the model to `batches`, each an array of indices of examples, without gradients.
 
     Returns: what the kind keeps of the logits, by index; and [2], the sum of `summed_loss(logits, labels,
-    inputs)` and the number of labels that it is a sum over, zeros without one.
+    inputs)` and the number of labels summed over (zeros if there is no `summed_loss`).
     """
-    outputs, totals = {}, torch.zeros(2, dtype=torch.float64)
+    outputs: dict[int, np.ndarray] = {}
+    totals = torch.zeros(2, dtype=torch.float64)
 
     @torch.inference_mode()
     def infer(engine: Engine, indices: np.ndarray) -> None:

@@ -1,25 +1,25 @@
 """What a kind of task is made of. Each kind has a file of its own, with up to three classes:
 
-* a `RowReader` checks rows of a data set and says what to encode of them; it knows the user's options alone;
-* a `Collator` (`examples.py`) makes padded batches of encoded examples, with the labels that the head wants;
+* a `RowReader` checks the rows of a dataset and says what to encode; it knows only the user's options;
+* a `Collator` (`examples.py`) makes padded batches of encoded examples, with the labels that the head needs;
 * a `Kind` knows the labels of the training split: it turns labels into numbers, and logits into metrics and
   predictions.
 
 The heads are in `finetuning_model.py`; the kinds by name in `kinds.py`.
 """
 
+import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from torch import Tensor
 
 from config.errors import UserError
-from data.byte_level import ByteLevelTokenizer
 from data.cache import texts_of_row
+from data.fast_tokenizers import FastTokenizer
 from data.tables import is_missing
-from data.wordpiece import Tokenizer
 from tasks.examples import Collator, Examples
 from tasks.labels import label_name
 from utils import Batch
@@ -47,15 +47,16 @@ class RowReader:
 
     options: KindOptions = field(default_factory=KindOptions)
 
-    # The fields that the model reads: rows that agree in them are duplicates.
-    inputs: ClassVar[tuple[str, ...]] = ("text", "text_pair")
+    inputs: ClassVar[tuple[str, ...]] = ("text", "text_pair")  # rows that agree in these are duplicates
     columns: ClassVar[dict[str, str]] = {"text": "text"}  # of a user's file, unless flags say otherwise
-    # The fields of a line of text, with tabs between them.
-    line_fields: ClassVar[tuple[str, ...]] = ("text", "text_pair")
-    has_pairs: ClassVar[bool] = True  # is there one text, or are there two, in all examples alike?
+    line_fields: ClassVar[tuple[str, ...]] = (
+        "text",
+        "text_pair",
+    )  # of a line, with tabs between them
+    has_pairs: ClassVar[bool] = True  # do all examples have two texts if the first one does?
 
     def prepare(self, row: dict, where: str, labelled: bool = True) -> dict:
-        """The row with its fields as this kind wants them. Raises UserError, naming `where`, if it is bad."""
+        """The row with its fields as this kind needs them. Raises UserError, naming `where`, if it is bad."""
         row = with_texts(row, where)
         if not labelled:
             return row
@@ -64,7 +65,7 @@ class RowReader:
         return row | {"label": label_name(row["label"], self.options.label_names)}
 
     def lacks_label(self, row: dict) -> bool:
-        """Has a row, as the source has it, nothing where its label should be?"""
+        """Is the label of a row, as the source has it, missing?"""
         return is_missing(row["label"]) or row["label"] == ""
 
     def is_trained_on(self, row: dict) -> bool:
@@ -75,12 +76,12 @@ class RowReader:
         """What to encode of a prepared row."""
         return texts_of_row(row)
 
-    def encode(self, tokenizer: Tokenizer | ByteLevelTokenizer, texts: list[str]) -> list[np.ndarray]:
+    def encode(self, tokenizer: FastTokenizer, texts: list[str]) -> list[np.ndarray]:
         """For each text its ids [tokens], or ids and character spans [tokens, 3]."""
         return tokenizer.encode_batch(texts)
 
     def label_for_cache(self, row: dict) -> object:
-        """What the token cache keeps of a prepared row as its label, in types that JSON has."""
+        """What the token cache keeps as the label of a prepared row, in types that JSON has."""
         is_json = not isinstance(row["label"], float) or np.isfinite(row["label"])
         return row["label"] if is_json else str(row["label"])
 
@@ -105,9 +106,9 @@ class Kind(ABC):
         """The task with these training labels, as the cache keeps them. Raises UserError for bad ones."""
 
     @property
+    @abstractmethod
     def num_outputs(self) -> int:
         """Numbers that the head computes (for a text, a choice, a token or an arc)."""
-        return len(self.label_names)
 
     def has_metric(self, name: str) -> bool:
         """Does `measure` report it for this task?"""
@@ -115,12 +116,11 @@ class Kind(ABC):
 
     @abstractmethod
     def label_ids(self, labels: list, where: str) -> np.ndarray | list[np.ndarray]:
-        """The labels of a split as numbers. Raises UserError for one that is wrong or that training does not
-        have."""
+        """The labels of a split as numbers. Raises UserError for a wrong one, or one that training lacks."""
 
     @abstractmethod
     def placeholder_labels(self, rows: list[dict]) -> np.ndarray | list[np.ndarray]:
-        """Stand-ins for the labels of prepared rows that have none."""
+        """Labels for prepared rows that have none."""
 
     def model_inputs(self, examples: Examples, collate: Collator) -> Examples:
         """What the model reads: the examples themselves, unless they are cut into windows."""
@@ -135,20 +135,36 @@ class Kind(ABC):
         """Metrics over all examples that the model read, from what `outputs_per_row` kept of each."""
 
     @abstractmethod
-    def prediction_as_json(self, output: np.ndarray, row: dict) -> dict:
+    def prediction_as_json(self, output: Any, row: dict) -> dict:
         """The prediction for a prepared row, from what `Examples.by_example` has for it."""
+
+
+@dataclass(frozen=True)
+class NamedLabelKind(Kind):
+    """A kind whose labels have names: classes, tags or relations. The head has an output for each."""
+
+    label_names: list[str] = field(default_factory=list)
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.label_names)
+
+    @functools.cached_property
+    def ids(self) -> dict[str, int]:
+        """The id of each name."""
+        return {name: index for index, name in enumerate(self.label_names)}
 
 
 def with_texts(row: dict, where: str) -> dict:
     """The row with an empty string for a missing text. Raises UserError for a text that is not a string."""
-    row = row | {key: "" for key in ("text", "text_pair") if key in row and is_missing(row[key])}
-    for key in ("text", "text_pair"):
-        if key in row and not isinstance(row[key], str):
-            raise UserError(f"{where}: the {key} is not a string but {row[key]!r}")
-    return row
+    texts = {key: "" if is_missing(row[key]) else row[key] for key in ("text", "text_pair") if key in row}
+    for key, text in texts.items():
+        if not isinstance(text, str):
+            raise UserError(f"{where}: the {key} is not a string but {text!r}")
+    return row | texts
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """[n] → [n], probabilities."""
+def softmax(logits: np.ndarray) -> list[float]:
+    """The probabilities [n] for logits [n], rounded to print them."""
     exponentials = np.exp(logits - logits.max())
-    return exponentials / exponentials.sum()
+    return [round(float(probability), 6) for probability in exponentials / exponentials.sum()]

@@ -1,4 +1,4 @@
-"""Labels as data sets write them: names, numbers, and numbers that stand for names."""
+"""Labels as datasets write them: names, numbers, and numbers that stand for names."""
 
 import functools
 
@@ -23,15 +23,14 @@ def are_fractional(labels: list) -> bool:
 
 def label_name(label: object, names: list[str]) -> object:
     """The name of a label. A number, which is a string in CSV files, is an index into `names`, unless these
-    are numbers themselves; what stands for none of them is returned as it is."""
+    are numbers themselves. A label that stands for no name is returned as it is."""
     label = label.strip() if isinstance(label, str) else label
-    if not names or str(label) in names:
-        return label
-    return _names_by_number(tuple(names)).get(_whole_number(label), label)
+    number = None if not names or str(label) in names else _whole_number(label)
+    return label if number is None else _names_by_number(tuple(names)).get(number, label)
 
 
 @functools.lru_cache
-def _names_by_number(names: tuple[str, ...]) -> dict[int | None, str]:
+def _names_by_number(names: tuple[str, ...]) -> dict[int, str]:
     """The names by their index; if some are numbers that contradict it, by those numbers."""
     by_index = dict(enumerate(names))
     by_value = {number: name for name in names if (number := _whole_number(name)) is not None}

@@ -1,4 +1,4 @@
-"""The right one of several choices. Each is read with the text, and scored by one number."""
+"""The right one of several choices. The model reads each with the text, and scores it by one number."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -29,12 +29,12 @@ class ChoiceReader(RowReader):
         """`choices` is a list of texts; `label` the number of the right one (from 0), its name in
         `--label_names`, or its text; or a list of those that are right. It becomes a list of numbers."""
         row = with_texts(row, where)
-        choices = row.get("choices")
-        if isinstance(choices, list):
-            choices = ["" if is_missing(choice) else choice for choice in choices]
-        is_list = isinstance(choices, list) and len(choices) >= 2
-        if not is_list or not all(isinstance(choice, str) for choice in choices):
-            wrong = f"the choices are not two or more texts but {choices!r}"
+        given = row.get("choices")
+        choices = (
+            ["" if is_missing(choice) else choice for choice in given] if isinstance(given, list) else []
+        )
+        if len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
+            wrong = f"the choices are not two or more texts but {given!r}"
             raise UserError(f"{where}: {wrong}; name their column with --choices_column")
         right = {"label": self.right_choices(row["label"], choices, where)} if labelled else {}
         return row | {"choices": choices} | right
@@ -43,9 +43,12 @@ class ChoiceReader(RowReader):
         """The indices of the right choices. Raises UserError if there is none."""
         all_names = self.options.label_names or [str(index) for index in range(len(choices))]
         names = all_names[: len(choices)]
-        labels = [label_name(one, names) for one in (label if isinstance(label, list) else [label])]
-        places = [(str(one), names if str(one) in names else choices) for one in labels]
-        indices = [place.index(name) for name, place in places if name in place]
+        labels = [str(label_name(one, names)) for one in (label if isinstance(label, list) else [label])]
+        indices = [
+            (names if label in names else choices).index(label)
+            for label in labels
+            if label in names + choices
+        ]
         if not indices:
             fix = f"write {', '.join(all_names)} or the text of one, or name others with --label_names"
             raise UserError(f"{where}: the label {label!r} is none of the choices; {fix}")
@@ -54,16 +57,16 @@ class ChoiceReader(RowReader):
     def texts(self, row: dict) -> list[str]:
         """For each choice the text, and the second text if there is one. Where neither says where the choice
         goes (`{choice}`, or the blank that it fills), it is the second text or the end of it."""
-        parts = texts_of_row(row)
-        if not any(CHOICE in part or (self.options.blank and self.options.blank in part) for part in parts):
-            parts = [*parts, CHOICE] if len(parts) == 1 else [parts[0], f"{parts[1]} {CHOICE}"]
-        return [self.fill_in(part, choice) for choice in row["choices"] for part in parts]
+        texts = texts_of_row(row)
+        if not any(mark in text for text in texts for mark in (CHOICE, self.options.blank) if mark):
+            texts = [*texts, CHOICE] if len(texts) == 1 else [texts[0], f"{texts[1]} {CHOICE}"]
+        return [self.fill_in(text, choice) for choice in row["choices"] for text in texts]
 
-    def fill_in(self, part: str, choice: str) -> str:
+    def fill_in(self, text: str, choice: str) -> str:
         """The text with the choice in its blank; if it has none, at the mark CHOICE."""
-        if self.options.blank and self.options.blank in part:
-            return part.replace(CHOICE, "").replace(self.options.blank, choice).strip()
-        return part.replace(CHOICE, choice)
+        if self.options.blank and self.options.blank in text:
+            return text.replace(CHOICE, "").replace(self.options.blank, choice).strip()
+        return text.replace(CHOICE, choice)
 
     def label_for_cache(self, row: dict) -> list[int]:
         """[number of choices, right choice, …]."""
@@ -75,15 +78,16 @@ class ChoiceCollator(Collator):
 
     def lengths(self, examples: Examples) -> np.ndarray:
         """[examples]: the mean over the choices of each."""
-        return np.minimum(examples.lengths() // examples.labels[:, 0], self.max_length)
+        n_choices = np.asarray(examples.labels)[:, 0]
+        return np.minimum(examples.lengths() // n_choices, self.max_length)
 
     def batch(self, texts: list[list[np.ndarray]], labels: list[np.ndarray]) -> Batch:
         """input_ids, attention_mask [batch, choices, seq]; labels (a right choice), n_choices [batch]."""
         n_choices = [int(n) for n, *_ in labels]
         sequences = []
-        for parts, n in zip(texts, n_choices, strict=True):
-            n_parts = len(parts) // n
-            choices = [parts[start : start + n_parts] for start in range(0, len(parts), n_parts)]
+        for row, n in zip(texts, n_choices, strict=True):
+            n_texts = len(row) // n
+            choices = [row[start : start + n_texts] for start in range(0, n * n_texts, n_texts)]
             sequences += choices + choices[-1:] * (max(n_choices) - n)
         batch = {key: tensor.view(len(texts), max(n_choices), -1) for key, tensor in self(sequences).items()}
         right = torch.tensor([first_right for _, first_right, *_ in labels])
@@ -92,8 +96,8 @@ class ChoiceCollator(Collator):
 
 @dataclass(frozen=True)
 class MultipleChoice(Kind):
-    """Labels are [examples, 1 + right choices]: how many choices there are, and the right ones, the last of
-    them repeated to fill the row."""
+    """Labels [examples, 1 + right choices]: the number of choices, and the right ones, of which the last is
+    repeated to fill the row."""
 
     has_several_right: bool = False  # may several choices of an example be right?
 
@@ -124,10 +128,13 @@ class MultipleChoice(Kind):
         return [row[:n] for row, n in zip(logits.cpu().numpy(), inputs["n_choices"].tolist(), strict=True)]
 
     def measure(self, examples: Examples, outputs: list[np.ndarray]) -> dict[str, float]:
-        """Accuracy; of several right choices, any will do, and F1 tells how much of the words of the nearest
-        one was found (as in ReCoRD: Zhang et al. 2018, section 4)."""
-        predicted = np.array([scores.argmax() for scores in outputs])
-        metrics = {"accuracy": float((predicted[:, None] == examples.labels[:, 1:]).any(1).mean())}
+        """Accuracy; of several right choices, any will do, and F1 is that of the words that the prediction
+        shares with the most similar one (as in ReCoRD: Zhang et al. 2018, section 4)."""
+        predicted, right = (
+            np.array([scores.argmax() for scores in outputs]),
+            np.asarray(examples.labels)[:, 1:],
+        )
+        metrics = {"accuracy": float((predicted[:, None] == right).any(1).mean())}
         if self.has_several_right:
             pairs = zip(predicted, examples.rows, strict=True)
             metrics["f1"] = float(np.mean([best_overlap(choice, row) for choice, row in pairs]))
@@ -135,11 +142,10 @@ class MultipleChoice(Kind):
 
     def prediction_as_json(self, output: np.ndarray, row: dict) -> dict:
         """`label` (the number of the right choice), `choice` (its text), and the `probabilities` of all."""
-        probabilities = [round(float(probability), 6) for probability in softmax(output)]
         best = int(output.argmax())
-        return {"label": best, "choice": row["choices"][best], "probabilities": probabilities}
+        return {"label": best, "choice": row["choices"][best], "probabilities": softmax(output)}
 
 
 def best_overlap(choice: int, row: dict) -> float:
-    """F1 of the words of a choice and of the right one that has most in common with it."""
+    """F1 of the words of a choice and of the right choice most similar to it."""
     return max(token_f1(row["choices"][choice], row["choices"][right]) for right in row["label"])

@@ -1,4 +1,4 @@
-"""Dependency parsing: the head of each word (0: the root; else counted from 1), and the relation to it."""
+"""Dependency parsing: the head of each word (0: the root; words count from 1), and its relation to it."""
 
 import itertools
 from typing import Self
@@ -9,7 +9,7 @@ from torch import Tensor
 from config.constants import IGNORE_INDEX
 from config.errors import UserError
 from tasks.examples import Examples
-from tasks.kind import Kind, KindOptions
+from tasks.kind import KindOptions, NamedLabelKind
 from tasks.trees import best_tree
 from tasks.words import SentenceReader, WordCollator, as_words, scatter
 from utils import Batch
@@ -53,13 +53,13 @@ class TreeCollator(WordCollator):
 
     def batch(self, texts: list[list[np.ndarray]], labels: list[np.ndarray]) -> Batch:
         """At the first token of each word: labels (the relation) and heads (the position of the head's first
-        token, that of [CLS] for the root), both [batch, seq], else -100; word_mask [batch, seq]: 1 at those
-        tokens."""
+        token, that of [CLS] for the root), both [batch, seq], else -100; word_mask [batch, seq]."""
         batch, positions = self.sentences(texts)
-        shape, last = batch["input_ids"].shape, (batch["attention_mask"].sum(1) - 1).tolist()
-        roots = last if self.causal else [0] * len(texts)
-        of_rows = zip([heads for heads, _ in labels], roots, positions, strict=True)
-        heads = [head_positions(*of_row) for of_row in of_rows]
+        lengths = batch["attention_mask"].sum(1).tolist()
+        roots = [length - 1 if self.causal else 0 for length in lengths]
+        rows = zip(labels, roots, positions, strict=True)
+        heads = [head_positions(heads, root, row_positions) for (heads, _), root, row_positions in rows]
+        shape = batch["input_ids"].shape
         return batch | {
             "labels": scatter([relations for _, relations in labels], positions, shape, IGNORE_INDEX),
             "heads": scatter(heads, positions, shape, IGNORE_INDEX),
@@ -74,8 +74,8 @@ def head_positions(heads: np.ndarray, root: int, positions: np.ndarray) -> np.nd
     return by_number[heads]
 
 
-class Parsing(Kind):
-    """Labels are an array [2, words] per sentence: heads, and relations (-1: one that training lacks)."""
+class Parsing(NamedLabelKind):
+    """Labels are an array [2, words] per sentence: heads, and relations; -1 is one that training lacks."""
 
     name = "parsing"
     metrics = ("las", "uas", "loss")
@@ -89,8 +89,7 @@ class Parsing(Kind):
         return cls(options.label_names or sorted(set(relations)), options)
 
     def label_ids(self, labels: list, where: str) -> list[np.ndarray]:
-        ids = {name: index for index, name in enumerate(self.label_names)}
-        trees = ([heads, [ids.get(relation, -1) for relation in relations]] for heads, relations in labels)
+        trees = ([heads, [self.ids.get(name, -1) for name in relations]] for heads, relations in labels)
         return [np.array(tree, dtype=np.int64).reshape(2, -1) for tree in trees]
 
     def placeholder_labels(self, rows: list[dict]) -> list[np.ndarray]:
@@ -111,18 +110,17 @@ class Parsing(Kind):
         return outputs
 
     def measure(self, examples: Examples, outputs: list[np.ndarray]) -> dict[str, float]:
-        """Labelled and unlabelled attachment score over all words. Words behind the longest input count as
-        wrong."""
+        """Labelled and unlabelled attachment score over all words. Words that were cut off count as wrong."""
         n_words = n_attached = n_labelled = 0
-        for (heads, relations), (found_heads, found_relations) in zip(examples.labels, outputs, strict=True):
-            n_read = len(found_heads)
-            attached = heads[:n_read] == found_heads
-            n_words, n_attached = n_words + len(heads), n_attached + attached.sum()
-            n_labelled += (attached & (relations[:n_read] == found_relations)).sum()
+        for tree, predicted in zip(examples.labels, outputs, strict=True):
+            is_head, is_relation = tree[:, : predicted.shape[1]] == predicted
+            n_words += tree.shape[1]
+            n_attached += is_head.sum()
+            n_labelled += (is_head & is_relation).sum()
         return {"las": float(n_labelled / max(1, n_words)), "uas": float(n_attached / max(1, n_words))}
 
     def prediction_as_json(self, output: np.ndarray, row: dict) -> dict:
-        """`tokens`, their `head` and relation (`deprel`); null for words behind the longest input."""
+        """`tokens`, their `head` and relation (`deprel`); null for words that were cut off."""
         missing = [None] * (len(row["text"]) - output.shape[1])
         relations = [self.label_names[relation] for relation in output[1]]
         return {"tokens": row["text"], "head": output[0].tolist() + missing, "deprel": relations + missing}

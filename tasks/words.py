@@ -1,4 +1,4 @@
-"""What tagging and parsing share: sentences of words, each of which is represented by its first token."""
+"""What tagging and parsing share: sentences of words, each represented by its first token."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,15 @@ import torch
 from torch import Tensor
 
 from config.errors import UserError
-from data.byte_level import ByteLevelTokenizer
+from data.fast_tokenizers import FastTokenizer
 from data.tables import is_missing
-from data.wordpiece import Tokenizer
 from tasks.examples import Collator
 from tasks.kind import RowReader
 from utils import Batch
 
 
 class SentenceReader(RowReader):
-    """Reads `text` as a list of words, which may be empty. Each word is encoded apart."""
+    """Reads `text` as a list of words, which may be empty. Each word is encoded by itself."""
 
     line_fields = ("text",)
     has_pairs = False
@@ -28,13 +27,13 @@ class SentenceReader(RowReader):
     def texts(self, row: dict) -> list[str]:
         return row["text"]
 
-    def encode(self, tokenizer: Tokenizer | ByteLevelTokenizer, texts: list[str]) -> list[np.ndarray]:
+    def encode(self, tokenizer: FastTokenizer, texts: list[str]) -> list[np.ndarray]:
         return tokenizer.encode_words(texts)
 
 
 @dataclass
 class WordCollator(Collator):
-    """Batches of sentences. The end of a sentence that is too long is cut off, whatever the flags say."""
+    """Batches of sentences. Too long a sentence loses its end, whatever `--truncation` says."""
 
     def __post_init__(self):
         self.truncation = "head"
@@ -44,11 +43,11 @@ class WordCollator(Collator):
         token of each word; and for each sentence the positions of these tokens."""
         batch = self([[np.concatenate([np.empty(0, dtype=np.int64), *words])] for words in texts])
         positions = [self.first_tokens(words) for words in texts]
-        ones = [np.ones(len(one), dtype=np.int64) for one in positions]
+        ones = [np.ones_like(row) for row in positions]
         return batch | {"word_mask": scatter(ones, positions, batch["input_ids"].shape, 0)}, positions
 
     def first_tokens(self, words: list[np.ndarray]) -> np.ndarray:
-        """The position of the first token of each word that is not cut off."""
+        """The position of the first token of each word that was not cut off."""
         starts = np.cumsum([0, *map(len, words)])[:-1]
         return self.first + starts[starts < self.max_length - self.n_special(1)]
 
@@ -68,10 +67,10 @@ def as_words(value: object, where: str, what: str, types: tuple[type, ...] = (st
 
 
 def scatter(values: list[np.ndarray], positions: list[np.ndarray], shape: torch.Size, filler: int) -> Tensor:
-    """[batch, seq]: the values of each row at its positions; everything else, and values below 0, are the
-    filler. Values behind the last position are left out."""
+    """[batch, seq]: the values of each row at its positions, those without a position left out; the filler
+    everywhere else, and for values below 0."""
     result = np.full(shape, filler, dtype=np.int64)
-    for row, (row_values, row_positions) in enumerate(zip(values, positions, strict=True)):
-        row_values = row_values[: len(row_positions)]
-        result[row, row_positions] = np.where(row_values < 0, filler, row_values)
+    for row, row_values, row_positions in zip(result, values, positions, strict=True):
+        kept = row_values[: len(row_positions)]
+        row[row_positions] = np.where(kept < 0, filler, kept)
     return torch.from_numpy(result)

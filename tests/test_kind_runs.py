@@ -116,11 +116,17 @@ def test_it_predicts_what_it_learned_in_the_order_of_the_input(kind, options, tr
     ]
     assert len(predicted) == len(rows)
     right = {
-        "multiple_choice": lambda found, row: found["label"] == row["label"] and found["choice"] == row["choices"][row["label"]],
+        "multiple_choice": lambda found, row: (
+            found["label"] == row["label"] and found["choice"] == row["choices"][row["label"]]
+        ),
         "tagging": lambda found, row: found["tokens"] == row["tokens"] and found["tags"] == row["tags"],
-        "parsing": lambda found, row: found["head"] == row["head"] and found["deprel"] == [one.split(":")[0] for one in row["deprel"]],
-        "question_answering": lambda found, row: row["context"][found["start"] : found["end"]] == found["answer"] == row["answers"]["text"][0],
-    }[kind]  # fmt: skip
+        "parsing": lambda found, row: (
+            found["head"] == row["head"] and found["deprel"] == [name.split(":")[0] for name in row["deprel"]]
+        ),
+        "question_answering": lambda found, row: (
+            row["context"][found["start"] : found["end"]] == found["answer"] == row["answers"]["text"][0]
+        ),
+    }[kind]
     n_right = sum(map(right, predicted, rows))
     assert n_right >= 0.5 * len(rows)
     if kind != "multiple_choice":  # whole sentences and questions; of some the model knows a part
@@ -217,7 +223,13 @@ def test_files_of_words_a_line_train_and_predict(cache, tmp_path):
         tmp_path / "tagger",
     )
     assert metrics(tmp_path / "tagger")["valid_f1"] > 0.9
-    ud = "# sent_id = {n}\n1-2\tx\t_\t_\t_\t_\t_\t_\t_\t_\n1\tanna\t_\tPROPN\t_\t_\t2\tnsubj\t_\t_\n2\tsings\t_\tVERB\t_\t_\t0\troot\t_\t_\n3\t{n}\t_\tNUM\t_\t_\t2\tdep\t_\t_\n\n"
+    ud = (
+        "# sent_id = {n}\n"
+        "1-2\tx\t_\t_\t_\t_\t_\t_\t_\t_\n"
+        "1\tanna\t_\tPROPN\t_\t_\t2\tnsubj\t_\t_\n"
+        "2\tsings\t_\tVERB\t_\t_\t0\troot\t_\t_\n"
+        "3\t{n}\t_\tNUM\t_\t_\t2\tdep\t_\t_\n\n"
+    )
     (tmp_path / "trees.conllu").write_text("".join(ud.format(n=n) for n in range(60)))
     call(
         "finetuning_train.py",

@@ -12,7 +12,7 @@ import pytest
 
 from config.errors import UserError
 from data.sources import open_source
-from data.tables import read_table
+from data.tables import read_rows
 
 TEXTS = ["plain", "comma, \"quote\" and 'apostrophe'", "tab\tand\nline\r\nbreak", "ünï 😀 中文", ""]
 ROWS = [
@@ -45,7 +45,7 @@ def rows_of(path, split="train", **columns):
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
 def test_every_table_format_gives_the_same_rows(suffix, tmp_path):
     file = write(tmp_path / f"films{suffix}", [row | {"other": 1} for row in ROWS])
-    assert rows_of(file) == ROWS and [row | {"other": 1} for row in read_table(file)] == [
+    assert rows_of(file) == ROWS and [row | {"other": 1} for row in read_rows(file)] == [
         row | {"other": 1} for row in ROWS
     ]
     other_names = write(
@@ -201,7 +201,7 @@ def test_missing_files_and_splits_are_sentences(tmp_path):
     with pytest.raises(UserError, match=r"nowhere/train\.csv: there is no such file"):
         open_source("nowhere/train.csv")
     with pytest.raises(UserError, match=r"nowhere\.csv does not exist"):
-        read_table(tmp_path / "nowhere.csv")
+        read_rows(tmp_path / "nowhere.csv")
     with pytest.raises(UserError, match=r"has no test split; it has train"):
         rows_of(write(tmp_path / "train.csv", ROWS), "test")
 
