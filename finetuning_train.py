@@ -55,11 +55,11 @@ def finetune(config: FinetuningConfig) -> dict[str, float]:
     """
     config = config if config.resume else with_task(config)
     config = dataclasses.replace(config, model_checkpoint=config.model_checkpoint or newest_checkpoint())
-    return finetune_once(config) if config.restarts == 1 else train_restarts(config, finetune_once)
+    return finetune_once(config) if config.restarts == 1 else train_restarts(config, finetune)
 
 
-def finetune_once(config: FinetuningConfig, whole: Run | None = None) -> dict[str, float]:
-    """One training; `whole` is the run that it is a restart of."""
+def finetune_once(config: FinetuningConfig) -> dict[str, float]:
+    """One training."""
     checkpoint = (
         None
         if config.model_checkpoint == "none"
@@ -94,7 +94,7 @@ def finetune_once(config: FinetuningConfig, whole: Run | None = None) -> dict[st
     )
 
     # All input has been read: from here on, there is a run folder.
-    describe([whole, run] if whole else [run], task, model, checkpoint, len(chosen), step_sizes(batches))
+    describe(run, task, model, checkpoint, len(chosen), step_sizes(batches))
 
     def evaluate_on(examples: Examples) -> dict[str, float]:
         return evaluate(task, examples, model, collate, run, config.valid_batch_size)
@@ -125,14 +125,14 @@ def finetune_once(config: FinetuningConfig, whole: Run | None = None) -> dict[st
 
 
 def describe(
-    runs: list[Run],
+    run: Run,
     task: Task,
     model: TransformerWithClfHead,
     checkpoint: Checkpoint | None,
     n_examples: int,
     sizes: dict,
 ) -> None:
-    """Make the run folders self-contained: config.json and the tokenizer; adapters name the base that they
+    """Make the run folder self-contained: config.json and the tokenizer; adapters name the base that they
     belong to.
     """
     shape = {"model": dataclasses.asdict(model.config), "head": dataclasses.asdict(model.head)}
@@ -142,11 +142,10 @@ def describe(
         "labels": task.kind.label_names,
         "is_pair": task.is_pair,
     }
-    for run in runs:
-        base = None if model.head.tuning.is_full else describe_base(checkpoint, run.folder)
-        open_folder(run, **shape, model_class=type(model).__name__, **kind, base=base, **sizes)
-        if run.is_main:
-            task.tokenizer.save(run.folder / task.tokenizer.file)
+    base = None if model.head.tuning.is_full else describe_base(checkpoint, run.folder)
+    open_folder(run, **shape, model_class=type(model).__name__, **kind, base=base, **sizes)
+    if run.is_main:
+        task.tokenizer.save(run.folder / task.tokenizer.file)
     n_parameters, n_trained = count_parameters(model)
     kind = task.kind.name.replace("_", " ") + (
         f", {len(task.kind.label_names)} labels" if task.kind.label_names else ""

@@ -15,6 +15,7 @@ from config.errors import UserError
 from experiments.restarts import best_seed, summarize
 from finetuning_predict import Predictor
 from finetuning_train import FinetuningConfig, finetune
+from tasks.classification import Classification
 
 
 def start(*flags) -> dict:
@@ -107,8 +108,7 @@ def test_a_metric_that_is_no_number_spoils_no_summary():
     summary = summarize(results)
     assert math.isnan(summary["valid_loss"]) and math.isnan(summary["valid_loss_std"])
     assert summary["seconds"] == 2.0
-    config = FinetuningConfig(patience_metric="loss")
-    assert best_seed(config, results, None) == 6
+    assert best_seed("loss", Classification, results) == 6
 
 
 def test_two_processes_restart_like_one(finetuning, tmp_path):

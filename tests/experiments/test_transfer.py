@@ -4,13 +4,8 @@ to.
 
 import csv
 import json
-import os
 import random
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,11 +15,11 @@ from helpers.runs import STEPS, WORDS, kill_when_there_is, metrics, spawn
 from matplotlib.figure import Figure
 
 from checkpoints.finetuned import load_finetuned
-from config.command_line import parse_argv
+from config.command_line import parse_argv, run_script
 from config.errors import UserError
-from experiments.claims import Claims
+from experiments.grid_table import draw_heat_map
 from finetuning_train import FinetuningConfig, finetune
-from finetuning_transfer import TransferConfig, draw_heat_map, main, transfer
+from finetuning_transfer import TransferConfig, transfer
 
 SCRIPT = "finetuning_transfer.py"
 FLAGS = [
@@ -258,7 +253,7 @@ def test_the_table_has_means_deviations_and_gains(grid):
         fused["transformer.layers.0.after_feed_forward.adapters.one.up.weight"],
         stored(grid / "sources/42/one")["transformer.layers.0.after_feed_forward.up.weight"],
     )
-    assert not list(grid.glob("**/checkpoints")) and not list(grid.glob("claims/**/42.json"))
+    assert not list(grid.glob("**/checkpoints"))
 
 
 def test_the_heat_map_lists_sources_as_the_map_does(grid, grid_map, common, monkeypatch):
@@ -304,22 +299,10 @@ def test_a_killed_grid_goes_on_to_the_same_table(grid, grid_map, common, tmp_pat
         "cells/*/*/42/checkpoints/*.pt", folder, spawn(SCRIPT, *command(grid_map, folder, *common))
     )
     finished = {file: file.stat().st_mtime_ns for file in folder.glob("**/metrics.json")}
-    assert finished and list(folder.glob("claims/**/4*.json")), "it died with a claim in its hands"
+    assert finished
     start(grid_map, folder, *common)
     assert (folder / "results.csv").read_text() == (grid / "results.csv").read_text()
     assert all(file.stat().st_mtime_ns == written for file, written in finished.items())
-
-
-def test_two_processes_divide_a_grid(grid, grid_map, common, tmp_path):
-    folder = tmp_path / "shared"
-    arguments = command(grid_map, folder, *common)
-    processes = [spawn(SCRIPT, *arguments) for _ in range(2)]
-    outputs = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    done = [[line.split()[1] for line in output.splitlines() if line.startswith("== ")] for output in outputs]
-    names = [str(file.parent.relative_to(folder)) for file in folder.glob("**/metrics.json")]
-    assert sorted(done[0] + done[1]) == sorted(names) and done[0] and done[1], "each once, and both took part"
-    assert (folder / "results.csv").read_text() == (grid / "results.csv").read_text()
 
 
 def test_a_grid_may_be_added_to_but_not_changed(grid, grid_map, common, tasks):
@@ -343,13 +326,8 @@ def test_a_failing_cell_does_not_stop_the_others(grid_map, common, tasks, tmp_pa
 
     def transfer_with(lr):
         diverging = {"name": "bad", "dataset_path": str(tasks / "three"), "metric": "loss", "lr": lr}
-        main(
-            parse_argv(
-                TransferConfig,
-                "",
-                command({"to": [diverging, str(tasks / "one")]}, tmp_path / "grid", *common),
-            )
-        )
+        arguments = command({"to": [diverging, str(tasks / "one")]}, tmp_path / "grid", *common)
+        run_script(transfer, parse_argv(TransferConfig, "", arguments))
 
     with pytest.raises(SystemExit) as error:
         transfer_with(1e38)
@@ -382,37 +360,6 @@ def test_messages_are_about_the_grid_alone(tasks, common, tmp_path, monkeypatch)
     assert not any(
         b"s3cret-token" in file.read_bytes() for file in (tmp_path / "grid").rglob("*") if file.is_file()
     )
-
-
-# ----------------------------------------------------------------------------------------------------- claims
-
-
-def test_a_claim_is_held_by_one_and_given_up(tmp_path):
-    one, other = Claims(tmp_path, 60), Claims(tmp_path, 60)
-    with one.hold("cells/a/1") as first, other.hold("cells/a/1") as second, other.hold("cells/b/1") as third:
-        assert (first, second, third) == (True, False, True)
-    with pytest.raises(RuntimeError), other.hold("cells/a/1") as again:
-        assert again
-        raise RuntimeError
-    assert not list(tmp_path.glob("cells/**/*.json"))
-
-
-def test_the_claim_of_the_dead_is_taken_over(tmp_path):
-    claims, file = Claims(tmp_path, 60), tmp_path / "work.json"
-
-    def is_free(touched=0, **holder) -> bool:
-        file.write_text(json.dumps(claims.me | holder) if holder else "")
-        os.utime(file, (time.time() - touched,) * 2)
-        with claims.hold("work") as is_mine:
-            return is_mine
-
-    child = subprocess.Popen([sys.executable, "-c", "pass"])
-    child.wait()
-    assert is_free(pid=child.pid), "a process of this machine that has ended"
-    assert is_free(born="1"), "another process, which had the same number"
-    assert not is_free(host=socket.gethostname())
-    assert not is_free(host="elsewhere", touched=50) and is_free(host="elsewhere", touched=70)
-    assert not is_free(), "a claim that is being written"
 
 
 # -------------------------------------------------------------------------------------------- what is refused
