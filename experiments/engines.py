@@ -201,8 +201,11 @@ class OnRay(AbstractContextManager):
         try:
             outcome = self.ray.get(result)
         except self.ray.exceptions.RayError as error:
+            lines = str(error).strip().splitlines()
             outcome = TrainingFailed(
-                f"its process ended {1 + self.arguments.max_retries} times: {one_line(error)}"
+                lines[-1]  # of a traceback: the worker could not import what it has to run
+                if isinstance(error, self.ray.exceptions.RayTaskError)
+                else f"its process ended {1 + self.arguments.max_retries} times: {lines[0]}"
             )
         if isinstance(outcome, Exception):
             outcome.args = (f"{outcome} ({log})",)
@@ -229,8 +232,8 @@ def share(nodes: list[dict[str, float]], arguments: EngineArguments) -> tuple[fl
         raise UserError(
             f"--gpus_per_training {n_gpus:g}: no machine of the cluster has more than {max(gpus):g}"
         )
-    n_at_once = int(sum(gpus) / n_gpus + 1e-6) if n_gpus else int(sum(cpus))
-    n_at_once = max(1, min(n_at_once, arguments.workers or n_at_once))
+    n_fit = int(sum(gpus) / n_gpus + 1e-6) if n_gpus else arguments.workers or int(sum(cpus))
+    n_at_once = max(1, min(n_fit, arguments.workers or n_fit))
     n_cpus = min(sum(cpus) / n_at_once, max(cpus))
     return float(int(n_cpus)) if n_cpus > 1 else n_cpus, n_gpus, n_at_once
 
