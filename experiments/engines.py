@@ -9,6 +9,8 @@ import math
 import os
 import socket
 import sys
+import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -252,6 +254,7 @@ def train_in_worker(
     """Train in a process of Ray, with all output in a log file. Exceptions are returned: they may hold what
     cannot be pickled.
     """
+    threading.Thread(target=end_with_parent, args=[os.getppid()], daemon=True).start()
     os.chdir(directory)
     leave_launcher()
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -259,7 +262,7 @@ def train_in_worker(
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
     try:
-        # The process of a driver that was killed may live a moment longer than its driver.
+        # A worker of a driver that was killed may live a moment longer than its driver.
         with filelock.FileLock(log.with_name(f".{log.name}.lock")):
             module, name = function
             return train_or_resume(getattr(importlib.import_module(module), name), config, run_folder)
@@ -268,3 +271,12 @@ def train_in_worker(
     except Exception as error:
         traceback.print_exc()
         return TrainingFailed(one_line(error))
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process soon after Ray, which started it: busy workers were seen to outlive a killed driver by
+    half a minute.
+    """
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
