@@ -9,8 +9,6 @@ import math
 import os
 import socket
 import sys
-import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -254,7 +252,6 @@ def train_in_worker(
     """Train in a process of Ray, with all output in a log file. Exceptions are returned: they may hold what
     cannot be pickled.
     """
-    threading.Thread(target=end_with_parent, args=[os.getppid()], daemon=True).start()
     os.chdir(directory)
     leave_launcher()
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -271,12 +268,3 @@ def train_in_worker(
     except Exception as error:
         traceback.print_exc()
         return TrainingFailed(one_line(error))
-
-
-def end_with_parent(parent: int) -> None:
-    """End this process soon after Ray, which started it: busy workers were seen to outlive a killed driver by
-    half a minute.
-    """
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
