@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from checkpoints.finetuned import build_model, max_length
-from checkpoints.pretrained import Checkpoint, base_reference, newest_checkpoint, open_checkpoint
+from checkpoints.finetuned import build_model, choose_tokenizer, max_length
+from checkpoints.pretrained import Checkpoint, base_reference, newest_checkpoint, open_start
 from config.constants import IGNORE_INDEX
 from config.errors import UserError
 from data.masking import Masking
@@ -54,13 +54,13 @@ def finetune(config: FinetuningConfig) -> dict[str, float]:
     """
     config = config if config.resume else with_task(config)
     config = dataclasses.replace(config, model_checkpoint=config.model_checkpoint or newest_checkpoint())
-    return finetune_once(config) if config.restarts == 1 else train_restarts(config, finetune_once)
+    return finetune_once(config) if config.restarts == 1 else train_restarts(config, finetune)
 
 
-def finetune_once(config: FinetuningConfig, parent_run: Run | None = None) -> dict[str, float]:
-    """One training; `parent_run` is the run that it is a restart of."""
+def finetune_once(config: FinetuningConfig) -> dict[str, float]:
+    """One training."""
     # A checkpoint that cannot be read is an error before anything starts.
-    checkpoint = open_start(config)
+    _, checkpoint = open_start(config.model_checkpoint)
     run = start_run(config)
 
     # The task determines the size of the head. The model is on its device before the optimizers see it.
@@ -78,9 +78,8 @@ def finetune_once(config: FinetuningConfig, parent_run: Run | None = None) -> di
     batches = training_batches(config, task, model, subset, collate, run)
     valid = task.kind.model_inputs(task.examples("valid"), collate)
 
-    # All input has been read. Only now are folders written, so that a mistake overwrites nothing.
-    for folder_owner in (run,) if parent_run is None else (parent_run, run):
-        write_run_folder(folder_owner, task, model, checkpoint, step_sizes(batches))
+    # All input has been read. Only now is the folder written, so that a mistake overwrites nothing.
+    write_run_folder(run, task, model, checkpoint, step_sizes(batches))
     show(
         f"{n_trained:,} of {n_parameters:,} parameters train ({n_trained / n_parameters:.2%})"
         f" · {len(subset):,} training examples · {summarize_kind(task)}"
@@ -102,19 +101,6 @@ def finetune_once(config: FinetuningConfig, parent_run: Run | None = None) -> di
 
 
 # ------------------------------------------------------------------------------------- the task and the model
-
-
-def open_start(config: FinetuningConfig) -> Checkpoint | None:
-    """The checkpoint to start from; None for training from scratch."""
-    assert config.model_checkpoint is not None, "finetune() looks for the newest one"
-    if config.model_checkpoint == "none":
-        return None
-    return open_checkpoint(config.model_checkpoint, "--model_checkpoint")
-
-
-def choose_tokenizer(config: FinetuningConfig, checkpoint: Checkpoint | None) -> str:
-    """What `--tokenizer` names, else the checkpoint's."""
-    return config.tokenizer or (str(checkpoint.folder) if checkpoint else "bert-base-cased")
 
 
 def training_batches(

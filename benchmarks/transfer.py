@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from finetuning_transfer import draw_heat_map
+from experiments.grid_table import draw_heat_map
 
 Cells = dict[tuple[str, str], dict[str, float]]  # (source, target) → seed → metric or gain
 

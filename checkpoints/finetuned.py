@@ -105,6 +105,11 @@ def choose_tuning(config: FinetuningConfig, embed_dim: int) -> Tuning:
     return Tuning(name, width, activation, config.lora_rank, config.lora_alpha, drop_last=config.drop_last)
 
 
+def choose_tokenizer(config: FinetuningConfig, checkpoint: Checkpoint | None) -> str:
+    """What `--tokenizer` names, else the checkpoint's own."""
+    return config.tokenizer or (str(checkpoint.folder) if checkpoint else "bert-base-cased")
+
+
 def max_length(config: FinetuningConfig, shape: TransformerConfig) -> int:
     """The longest input. Raises UserError if the model has fewer positions."""
     if config.max_length and config.max_length > shape.num_max_positions:

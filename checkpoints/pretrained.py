@@ -35,6 +35,12 @@ class Checkpoint:
     tuning: dict | None = None  # how they were trained: the fields of a Tuning
 
 
+def open_start(model_checkpoint: str | None) -> tuple[str, Checkpoint | None]:
+    """The name of what a training starts from (default: the newest run), and its checkpoint; of none, None."""
+    name = model_checkpoint or newest_checkpoint()
+    return name, None if name == "none" else open_checkpoint(name, "--model_checkpoint")
+
+
 def open_checkpoint(name: str, flag: str) -> Checkpoint:
     """A run folder, pretrained or fine-tuned, a folder as transformers saves it, or `hf:owner/name`.
 

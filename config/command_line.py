@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from config.errors import UserError, fail, suggestion
+from config.errors import TrainingFailed, UserError, fail, suggestion
 from config.flags import (
     Arguments,
     accepted_names,
@@ -38,11 +38,15 @@ def parse_arguments(config_class: type[Config], description: str, argv: list[str
 
 
 def run_script(function: Callable, *arguments) -> None:
-    """Run a script's main function; a UserError becomes one sentence on stderr and exit code 2."""
+    """Run a script's main function; a UserError becomes one sentence on stderr and exit code 2, a
+    TrainingFailed one and exit code 1.
+    """
     try:
         function(*arguments)
     except UserError as error:
         fail(error)
+    except TrainingFailed as error:
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -11,6 +11,10 @@ class UserError(ValueError):
     """Bad input: one sentence that names the file, flag or row, and the fix. Scripts exit with code 2."""
 
 
+class TrainingFailed(RuntimeError):
+    """Trainings failed although their input is right: one sentence. Scripts exit with code 1."""
+
+
 def fail(error: UserError) -> NoReturn:
     """Print the sentence and exit with code 2; with DEBUG=1, show where it came from."""
     if os.environ.get("DEBUG") == "1":

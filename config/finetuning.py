@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from config.flags import Arguments, check_types, flag
-from config.groups import ModelArguments, OptimizationArguments
+from config.groups import EngineArguments, ModelArguments, OptimizationArguments
 from config.presets import read_dataset
 
 
@@ -158,7 +158,9 @@ class TuningArguments(Arguments):
 
 
 @dataclass
-class FinetuningConfig(TaskArguments, TuningArguments, ModelArguments, OptimizationArguments):
+class FinetuningConfig(
+    TaskArguments, TuningArguments, ModelArguments, OptimizationArguments, EngineArguments
+):
     title = "fine-tuning"
 
     model_checkpoint: str | None = flag(

@@ -95,3 +95,25 @@ class ModelArguments(Arguments):
         0, "train with a softmax over the tokens of the batch and so many others; 0: over all", least=0
     )
     mlm: bool = flag(False, "bidirectional model, masked-language-modelling loss")
+
+
+@dataclass
+class EngineArguments(Arguments):
+    title = "many trainings"
+
+    workers: int | None = flag(
+        None,
+        "trainings side by side on this machine, each in a process of its own, through Ray (default: one "
+        "after the other, without Ray); on a cluster: at most so many",
+        least=1,
+    )
+    ray_address: str | None = flag(
+        None, "Ray cluster to train on, host:port or auto (default: RAY_ADDRESS, if that is set)"
+    )
+    gpus_per_training: float | None = flag(
+        None,
+        "GPUs of each training on Ray; a fraction shares one (default: 1, or a share if there are fewer than "
+        "workers)",
+        least=0,
+    )
+    max_retries: int = flag(3, "how many times Ray goes on with a training whose process was killed", least=0)

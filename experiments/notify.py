@@ -14,16 +14,18 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from config.constants import LOGGER
-from config.errors import UserError
+from config.errors import TrainingFailed, UserError
 from config.groups import RunArguments
 
 HELP = "github.com/caronc/apprise lists them"
 logger = logging.getLogger(LOGGER)
+Config = TypeVar("Config", bound=RunArguments)
 
 
-def notified(function: Callable[[RunArguments], dict]) -> Callable[[RunArguments], dict]:
+def notified(function: Callable[[Config], dict[str, Any]]) -> Callable[[Config], dict[str, Any]]:
     """A script's main function that tells `--notify` of its start, of its end with the metrics, and of its
     failure.
 
@@ -31,7 +33,7 @@ def notified(function: Callable[[RunArguments], dict]) -> Callable[[RunArguments
     """
 
     @functools.wraps(function)
-    def run(config: RunArguments) -> dict:
+    def run(config: Config) -> dict[str, Any]:
         services = open_services(config.notify or [])
         if not services or int(os.environ.get("RANK", 0)) > 0:
             return function(config)
@@ -40,7 +42,7 @@ def notified(function: Callable[[RunArguments], dict]) -> Callable[[RunArguments
             with termination_as_exit():
                 metrics = function(config)
         except BaseException as error:
-            tell(services, "failed", "failure", {"error": describe(error)} | chosen_arguments(config))
+            tell(services, "failed", "failure", {"error": one_line(error)} | chosen_arguments(config))
             raise
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         tell(services, "finished", "success", numbers | chosen_arguments(config))
@@ -98,9 +100,9 @@ def chosen_arguments(config: RunArguments) -> dict:
     }
 
 
-def describe(error: BaseException) -> str:
-    """An error, in one line."""
-    if isinstance(error, UserError):
+def one_line(error: BaseException) -> str:
+    """The sentence of an error that has one; of other exceptions the type and the first line."""
+    if isinstance(error, UserError | TrainingFailed):
         return str(error)
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 

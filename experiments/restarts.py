@@ -1,5 +1,6 @@
 """Several trainings that differ in nothing but the seed: how much of a result is luck."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -7,57 +8,67 @@ import shutil
 import statistics
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
-from checkpoints.files import CONFIG, WEIGHTS, atomic_write, read_metrics, read_run_config
-from config.groups import RunArguments
-from tasks.kinds import KINDS
-from utils import Run, finish_run, from_main, show, start_run
+from checkpoints.files import CONFIG, WEIGHTS, atomic_write, read_run_config, write_json
+from checkpoints.pretrained import open_start
+from config.finetuning import FinetuningConfig
+from config.groups import EngineArguments
+from experiments.checks import check_training
+from experiments.engines import open_engine
+from experiments.graph import Graph, Job, Metrics, locked
+from tasks.kind import Kind
+from utils import finish_run, open_folder, start_run
+
+# Where trainings run is not a part of what they are, so a resumed run may take another engine.
+ENGINE_DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(EngineArguments)}
 
 
-def train_restarts(config: RunArguments, train: Callable[[RunArguments, Run], dict]) -> dict:
+def train_restarts(config: FinetuningConfig, train: Callable[[FinetuningConfig], Metrics]) -> Metrics:
     """Train with the seeds `seed`, `seed + 1`, …, each in a run folder of its own; return means and
     deviations of the metrics.
 
     The folder of the whole has what a single run has, with the weights of the best restart. Restarts that are
     finished when it is resumed are not repeated.
     """
-    whole, results = start_run(config), {}
-    for number in range(config.restarts):
-        seed = config.seed + number
-        folder = whole.folder / f"restart_{seed}"
-        show(f"restart {number + 1} of {config.restarts}, seed {seed}")
-        finished = from_main(lambda folder=folder: read_metrics(folder)) if config.resume else None
-        results[seed] = finished or train(restart_config(config, seed, folder, whole.is_main), whole)
-    best = best_seed(config, results, whole.folder / f"restart_{config.seed}")
+    engine = open_engine(config)
+    config = dataclasses.replace(config, **ENGINE_DEFAULTS)
+    whole = start_run(config)
+    task = check_training(config, open_start(config.model_checkpoint)[1])
+    open_folder(whole)
     if whole.is_main:
-        link_or_copy(whole.folder / f"restart_{best}" / WEIGHTS, whole.folder / WEIGHTS)
+        task.tokenizer.save(whole.folder / task.tokenizer.file)
+    once = dataclasses.replace(config, restarts=1, notify=None, overwrite=False)
+    seeds = range(config.seed, config.seed + config.restarts)
+    jobs = [Job(f"restart_{seed}", train, dataclasses.replace(once, seed=seed)) for seed in seeds]
+    with locked(whole.folder) if whole.is_main else contextlib.nullcontext(), engine:
+        metrics = Graph(whole.folder, jobs).run(engine, keep_going=False).metrics
+    results = {seed: metrics[f"restart_{seed}"] for seed in seeds}
+    best = best_seed(config.patience_metric, task.kind, results)
+    if whole.is_main:
+        take_over(whole.folder / f"restart_{best}", whole.folder)
     return finish_run(whole, summarize(results) | {"best_seed": best})
 
 
-def restart_config(config: RunArguments, seed: int, folder: Path, is_main: bool) -> RunArguments:
-    """The arguments of one restart: it begins, or goes on if the whole is resumed and it had begun."""
-    started = bool(config.resume) and from_main((folder / CONFIG).is_file)
-    if config.resume and not started and is_main:
-        shutil.rmtree(folder, ignore_errors=True)  # killed before it wrote what it is
-    place = {
-        "output_dir": str(folder),
-        "resume": str(folder) if started else None,
-        "overwrite": not config.resume,
-    }
-    return dataclasses.replace(config, seed=seed, restarts=1, notify=None, **place)
+def take_over(best: Path, whole: Path) -> None:
+    """Make the folder of the whole one like that of the best restart: what the model is, and its weights."""
+    config = read_run_config(best, "restart") | read_run_config(whole, "restarts")
+    if config["base"]:
+        path = os.path.relpath(config["base"]["path"], whole.resolve())
+        config["base"] |= {"relative_path": path}
+    write_json(whole / CONFIG, config)
+    link_or_copy(best / WEIGHTS, whole / WEIGHTS)
 
 
-def best_seed(config: RunArguments, results: dict[int, dict], folder: Path) -> int:
+def best_seed(patience_metric: str, kind: Kind, results: dict[int, Metrics]) -> int:
     """The seed with the best validation metric, by the one that chooses the best weights of each run."""
-    metric = config.patience_metric
-    if metric == "auto":
-        metric = KINDS[read_run_config(folder, "restart")["kind"]].metrics[0]
+    metric = kind.metrics[0] if patience_metric == "auto" else patience_metric
     sign = -1 if metric == "loss" else 1
     scores = {seed: sign * result[f"valid_{metric}"] for seed, result in results.items()}
     return max(scores, key=lambda seed: -math.inf if math.isnan(scores[seed]) else scores[seed])
 
 
-def summarize(results: dict[int, dict]) -> dict:
+def summarize(results: dict[int, Metrics]) -> Metrics:
     """Means under the usual names, sample deviations as `…_std`, and the metrics of each seed; time adds up,
     memory is the most.
     """
@@ -65,10 +76,8 @@ def summarize(results: dict[int, dict]) -> dict:
     means = {name: statistics.mean(row[name] for row in rows) for name in rows[0]}
     measured = [name for name, value in rows[0].items() if isinstance(value, float)]
     deviations = {f"{name}_std": sample_deviation([row[name] for row in rows]) for name in measured}
-    of_all = {"seconds": sum, "peak_memory_mb": max}
-    total = {
-        name: function(row[name] for row in rows) for name, function in of_all.items() if name in rows[0]
-    }
+    of_all: dict[str, Callable] = {"seconds": sum, "peak_memory_mb": max}
+    total = {name: of_all[name](row[name] for row in rows) for name in of_all.keys() & rows[0].keys()}
     return means | deviations | total | {"restarts": [{"seed": seed} | row for seed, row in results.items()]}
 
 

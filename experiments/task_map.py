@@ -15,20 +15,24 @@ all to the command line.
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from config.errors import UserError, suggestion
 from config.finetuning import FinetuningConfig
 from config.flags import check_types, flag
-from config.groups import ModelArguments
+from config.groups import EngineArguments, ModelArguments
 from config.presets import RUN_CONFIGS, read_json, read_preset
+from experiments.graph import Job, Metrics
 from tasks.kind import Kind
 
 NO_TRANSFER = "none"
 # What the grid sets for every training, and what has to be the same in all of them, so that the model goes
 # from one to the next.
 SET_BY_GRID = {"output_dir", "overwrite", "resume", "local_rank", "notify", "seed", "restarts", "adapters"}
+SET_BY_GRID |= {field.name for field in dataclasses.fields(EngineArguments)}
 TOP = {"description": str, "defaults": dict, "from": (list, dict), "to": (list, dict), "fusion": dict}
 SHAPE = {field.name for field in dataclasses.fields(ModelArguments)} - {"dropout", "attention_dropout"}
 SAME_FOR_ALL = SHAPE | {
@@ -106,12 +110,9 @@ class TaskMap:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One training: of a source, or of a target in one cell of the grid with one seed."""
+class Cell(Job):
+    """The training of a source, or of a target in one cell of the grid with one seed."""
 
-    name: str  # its folder within the grid
-    config: FinetuningConfig
-    needs: tuple[str, ...] = ()  # names of jobs that have to be finished before
     source: str = ""
     target: str = ""  # empty for the training of a source
     metric: str = ""
@@ -281,19 +282,32 @@ def without(values: dict, keys: set[str]) -> dict:
 # --------------------------------------------------------------------------------------------- jobs of a grid
 
 
-def jobs_of(task_map: TaskMap, config: FinetuningConfig, folder: Path) -> dict[str, Job]:
-    """All trainings by name, in the order of the map, the sources first."""
+Train = Callable[[FinetuningConfig], Metrics]
+
+
+class GridArguments(Protocol):
+    """The flags of a grid that say how often to train what."""
+
+    seed: int
+    restarts: int
+    source_restarts: int
+
+
+def jobs_of(task_map: TaskMap, config: GridArguments, folder: Path, train: Train) -> list[Cell]:
+    """All trainings, in the order of the map, the sources first."""
     cells = [
-        job for target in task_map.targets.values() for job in target_jobs(target, task_map, config, folder)
+        cell
+        for target in task_map.targets.values()
+        for cell in target_jobs(target, task_map, config, folder, train)
     ]
     needed = {name for cell in cells for name in cell.needs}
     sources = [
-        source_job(source, config.seed + number, folder)
+        source_job(source, config.seed + number, folder, train)
         for source in task_map.sources.values()
         for number in range(config.source_restarts)
         if source_name(source.name, config.seed + number) in needed
     ]
-    return {job.name: job for job in (*sources, *cells)}
+    return [*sources, *cells]
 
 
 def source_name(source: str, seed: int) -> str:
@@ -301,22 +315,22 @@ def source_name(source: str, seed: int) -> str:
     return f"sources/{seed}/{source}"
 
 
-def source_job(source: SourceTask, seed: int, folder: Path) -> Job:
+def source_job(source: SourceTask, seed: int, folder: Path, train: Train) -> Cell:
     """The training of a source."""
     name = source_name(source.name, seed)
-    return Job(name, training(source, seed, source.train_subset_size, folder / name))
+    return Cell(name, train, training(source, seed, source.train_subset_size, folder / name))
 
 
-def target_jobs(target: TargetTask, task_map: TaskMap, config: FinetuningConfig, folder: Path) -> list[Job]:
+def target_jobs(
+    target: TargetTask, task_map: TaskMap, config: GridArguments, folder: Path, train: Train
+) -> list[Cell]:
     """The trainings of a target: for each size without transfer, from each source and from each fusion, with
     each seed.
     """
-    origins = (
-        {NO_TRANSFER: []}
-        | {name: [name] for name in task_map.sources if name != target.name}
-        | task_map.fusions
-    )
-    jobs = []
+    assert target.metric, "settle_metric has chosen it"
+    origins: dict[str, list[str]] = {NO_TRANSFER: []}
+    origins |= {name: [name] for name in task_map.sources if name != target.name} | task_map.fusions
+    cells = []
     for column, size in target.columns().items():
         for origin, sources in origins.items():
             for number, seed in enumerate(target.seeds or range(config.seed, config.seed + config.restarts)):
@@ -329,8 +343,8 @@ def target_jobs(target: TargetTask, task_map: TaskMap, config: FinetuningConfig,
                     [str(folder / one) for one in needs],
                     origin in task_map.fusions,
                 )
-                jobs.append(Job(name, trained, needs, origin, column, target.metric))
-    return jobs
+                cells.append(Cell(name, train, trained, needs, origin, column, target.metric))
+    return cells
 
 
 def training(task: SourceTask, seed: int, size: int | None, folder: Path) -> FinetuningConfig:

@@ -62,6 +62,7 @@ RUNS = {
 }
 # ... or the reason why it does not run here; then the test only parses its flags.
 NETWORK, PROCESSES = "needs the network", "needs several GPUs"
+RAY = "starts Ray; tests/experiments has that"
 MINUTES, SERVER = "takes minutes", "runs until it is stopped"
 ONLY_READ = {
     "python pretraining_train.py": NETWORK,
@@ -77,7 +78,12 @@ ONLY_READ = {
     "python -m torch.distributed.launch --nproc_per_node 8 pretraining_train.py": PROCESSES,
     "torchrun --nproc_per_node 8 pretraining_train.py": PROCESSES,
     "torchrun --nproc_per_node 8 finetuning_train.py --model_checkpoint RUN_FOLDER": PROCESSES,
-    "torchrun --nproc_per_node 8 finetuning_transfer.py map.json --output_dir runs/grid": PROCESSES,
+    "python finetuning_transfer.py map.json --output_dir runs/grid --workers 4": RAY,
+    "python finetuning_transfer.py map.json --output_dir runs/grid --ray_address HOST:6379": RAY,
+    "python finetuning_transfer.py map.json --output_dir runs/grid --workers 8 --gpus_per_training 0.5"
+    " --max_retries 5": RAY,
+    "srun --nodes 4 --ntasks-per-node 1 ray symmetric-run --address HOST:6379 --min-nodes 4 -- python"
+    " finetuning_transfer.py map.json --output_dir runs/grid --ray_address auto": RAY,
     "torchrun --nnodes 2 --node_rank 0 --nproc_per_node 8 --master_addr HOST --master_port 29500"
     " pretraining_train.py": PROCESSES,
     "srun --ntasks 16 --gpus-per-task 1 python pretraining_train.py": PROCESSES,

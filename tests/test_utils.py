@@ -4,13 +4,11 @@ import io
 import json
 import logging
 import math
-import os
 import sys
 
 from tqdm import tqdm
 
 from checkpoints.files import EVALUATIONS, METRICS, read_evaluations, read_metrics, write_json
-from experiments.claims import is_running
 from experiments.restarts import summarize
 from utils import AboveProgressBar, Run
 
@@ -72,14 +70,3 @@ def test_where_the_system_does_not_tell_the_peak_memory_it_is_left_out(run_scrip
     assert json.loads((tmp_path / "metrics.json").read_text()).keys() == {"seconds", "valid_loss"}
     rows = {seed: {"seconds": 2.0, "valid_loss": 1.0} for seed in (1, 2)}
     assert summarize(rows)["seconds"] == 4 and "peak_memory_mb" not in summarize(rows)
-
-
-def test_windows_is_never_asked_by_a_signal_whether_a_process_is_there(monkeypatch):
-    nobody = 2**22 + 1  # more than Linux gives
-    assert not is_running(nobody, None) and is_running(os.getpid(), None)
-    asked = []
-    with monkeypatch.context() as windows:
-        windows.setattr(os, "name", "nt")
-        windows.setattr(os, "kill", lambda *signal: asked.append(signal))
-        is_there = is_running(nobody, None)
-    assert is_there and not asked

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import statistics
+from pathlib import Path
 
 import pytest
 from helpers.runs import NO_DROPOUT, launch, metrics, run, same_weights
@@ -15,6 +16,7 @@ from config.errors import UserError
 from experiments.restarts import best_seed, summarize
 from finetuning_predict import Predictor
 from finetuning_train import FinetuningConfig, finetune
+from tasks.classification import Classification
 
 
 def start(*flags) -> dict:
@@ -100,6 +102,26 @@ def test_finished_restarts_are_kept_and_a_killed_one_goes_on(restarted, tmp_path
     )
 
 
+@pytest.mark.slow
+def test_restarts_side_by_side_are_what_they_are_in_order(restarted, finetuning, tmp_path):
+    """As a script: then the function that Ray's processes import is one of the module that runs."""
+    folder = tmp_path / "run"
+    flags = ["--n_steps", 12, "--eval_every", 4, "--save_every", 3, "--seed", 5, "--restarts", 2]
+    flags += ["--tuning", "pfeiffer", "--output_dir", folder]
+    run("finetuning_train.py", *finetuning, *flags, "--workers", 2)
+    more = run("finetuning_train.py", "--resume", folder, "--restarts", 3)
+    assert "2 of 3 trainings" in more.stderr and "Ray" not in more.stderr
+    assert same_weights(folder, restarted)
+    measured = {"seconds", "examples_per_second", "peak_memory_mb"}
+    for one, other in zip(metrics(folder)["restarts"], metrics(restarted)["restarts"], strict=True):
+        assert {key: one[key] for key in one.keys() - measured} == {
+            key: other[key] for key in other.keys() - measured
+        }
+    one, other = (json.loads((place / "config.json").read_text()) for place in (folder, restarted))
+    assert one | {"script": None} == other | {"script": None, "base": one["base"]}
+    assert (folder / one["base"]["relative_path"]).resolve() == Path(one["base"]["path"])
+
+
 def test_a_metric_that_is_no_number_spoils_no_summary():
     """As metrics are read back: null is NaN."""
     results = {5: {"valid_loss": math.nan}, 6: {"valid_loss": 2.0}}
@@ -107,8 +129,7 @@ def test_a_metric_that_is_no_number_spoils_no_summary():
     summary = summarize(results)
     assert math.isnan(summary["valid_loss"]) and math.isnan(summary["valid_loss_std"])
     assert summary["seconds"] == 2.0
-    config = FinetuningConfig(patience_metric="loss")
-    assert best_seed(config, results, None) == 6
+    assert best_seed("loss", Classification, results) == 6
 
 
 def test_two_processes_restart_like_one(finetuning, tmp_path):

@@ -2,29 +2,30 @@
 to.
 """
 
+import contextlib
 import csv
 import json
 import os
 import random
 import shutil
-import socket
+import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from helpers.runs import STEPS, WORDS, kill_when_there_is, metrics, spawn
+from helpers.runs import STEPS, WORDS, evaluations, kill_when_there_is, metrics, same_weights, spawn
 from matplotlib.figure import Figure
 
 from checkpoints.finetuned import load_finetuned
-from config.command_line import parse_argv
+from config.command_line import parse_argv, run_script
 from config.errors import UserError
-from experiments.claims import Claims
+from experiments.graph import locked
+from experiments.grid_table import draw_heat_map
 from finetuning_train import FinetuningConfig, finetune
-from finetuning_transfer import TransferConfig, draw_heat_map, main, transfer
+from finetuning_transfer import TransferConfig, transfer
 
 SCRIPT = "finetuning_transfer.py"
 FLAGS = [
@@ -258,7 +259,7 @@ def test_the_table_has_means_deviations_and_gains(grid):
         fused["transformer.layers.0.after_feed_forward.adapters.one.up.weight"],
         stored(grid / "sources/42/one")["transformer.layers.0.after_feed_forward.up.weight"],
     )
-    assert not list(grid.glob("**/checkpoints")) and not list(grid.glob("claims/**/42.json"))
+    assert not list(grid.glob("**/checkpoints"))
 
 
 def test_the_heat_map_lists_sources_as_the_map_does(grid, grid_map, common, monkeypatch):
@@ -304,22 +305,94 @@ def test_a_killed_grid_goes_on_to_the_same_table(grid, grid_map, common, tmp_pat
         "cells/*/*/42/checkpoints/*.pt", folder, spawn(SCRIPT, *command(grid_map, folder, *common))
     )
     finished = {file: file.stat().st_mtime_ns for file in folder.glob("**/metrics.json")}
-    assert finished and list(folder.glob("claims/**/4*.json")), "it died with a claim in its hands"
+    assert finished
     start(grid_map, folder, *common)
     assert (folder / "results.csv").read_text() == (grid / "results.csv").read_text()
     assert all(file.stat().st_mtime_ns == written for file, written in finished.items())
 
 
-def test_two_processes_divide_a_grid(grid, grid_map, common, tmp_path):
-    folder = tmp_path / "shared"
-    arguments = command(grid_map, folder, *common)
-    processes = [spawn(SCRIPT, *arguments) for _ in range(2)]
-    outputs = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    done = [[line.split()[1] for line in output.splitlines() if line.startswith("== ")] for output in outputs]
-    names = [str(file.parent.relative_to(folder)) for file in folder.glob("**/metrics.json")]
-    assert sorted(done[0] + done[1]) == sorted(names) and done[0] and done[1], "each once, and both took part"
-    assert (folder / "results.csv").read_text() == (grid / "results.csv").read_text()
+@pytest.fixture(scope="module")
+def long_grid(tasks, common, tmp_path_factory) -> tuple[dict, list, Path]:
+    """A map, its flags, and the folder of its grid: trainings that are long enough to be killed."""
+    content = {"from": [str(tasks / "one")], "to": [str(tasks / "three"), str(tasks / "two")]}
+    flags = [*common, "--n_steps", "400", "--eval_every", "100", "--save_every", "10", "--restarts", "1"]
+    folder = tmp_path_factory.mktemp("long") / "grid"
+    start(content, folder, *flags)
+    return content, flags, folder
+
+
+def workers_of_ray(folder: Path) -> list[int]:
+    """The processes that train in a grid. Ray calls them ray::<name of the job>; their logs tell of which grid."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            is_worker = (process / "cmdline").read_bytes().startswith(b"ray::")
+            if is_worker and str(folder) in os.readlink(process / "fd" / "1"):
+                found.append(int(process.name))
+    return found
+
+
+def wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("cells/*/*/42/checkpoints/*.pt")):
+        assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+        time.sleep(0.01)
+
+
+def assert_same_grid(one: Path, other: Path) -> None:
+    assert (one / "results.csv").read_text() == (other / "results.csv").read_text()
+    runs = [file.parent.relative_to(one) for file in one.glob("**/metrics.json")]
+    assert runs and all(same_weights(one / run, other / run) for run in runs)
+    assert all(evaluations(one / run) == evaluations(other / run) for run in runs)
+
+
+@pytest.mark.slow
+def test_killed_workers_cost_a_grid_on_ray_nothing(long_grid, tmp_path):
+    content, flags, alone = long_grid
+    folder = tmp_path / "grid"
+    process = spawn(SCRIPT, *command(content, folder, *flags, "--workers", 2))
+    wait_for_checkpoint(folder, process)
+    killed = workers_of_ray(folder)
+    for worker in killed:
+        os.kill(worker, signal.SIGKILL)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0 and killed, errors
+    assert "5 of 5 trainings finished" in errors
+    logs = [file.read_text() for file in folder.glob("logs/**/*.log")]
+    assert any("resuming after step" in log for log in logs)
+    assert_same_grid(alone, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_driver_of_ray_takes_its_workers_along_and_goes_on(how, long_grid, tmp_path):
+    content, flags, alone = long_grid
+    folder = tmp_path / "grid"
+    arguments = command(content, folder, *flags, "--workers", 2)
+    process = spawn(SCRIPT, *arguments)
+    wait_for_checkpoint(folder, process)
+    workers = workers_of_ray(folder)
+    process.send_signal(how)
+    process.wait(timeout=60)
+    process.stderr.close()
+    finished = {file: file.stat().st_mtime_ns for file in folder.glob("**/metrics.json")}
+    again = spawn(SCRIPT, *arguments)  # while the last workers may still be there
+    _, errors = again.communicate(timeout=240)
+    assert again.returncode == 0, errors
+    assert "resuming after step" in "".join(file.read_text() for file in folder.glob("logs/**/*.log"))
+    assert all(file.stat().st_mtime_ns == written for file, written in finished.items())
+    assert workers and not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert_same_grid(alone, folder)
+
+
+def test_a_grid_is_for_one_process_and_one_driver(tasks, common, tmp_path, monkeypatch):
+    content = {"from": [str(tasks / "one")], "to": [str(tasks / "two")]}
+    with locked(tmp_path / "grid"), pytest.raises(UserError, match="another process works in"):
+        start(content, tmp_path / "grid", *common)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="a launcher started 2 processes, but one is enough for a grid"):
+        start(content, tmp_path / "grid", *common)
+    assert not (tmp_path / "grid" / "config.json").exists()
 
 
 def test_a_grid_may_be_added_to_but_not_changed(grid, grid_map, common, tasks):
@@ -343,13 +416,8 @@ def test_a_failing_cell_does_not_stop_the_others(grid_map, common, tasks, tmp_pa
 
     def transfer_with(lr):
         diverging = {"name": "bad", "dataset_path": str(tasks / "three"), "metric": "loss", "lr": lr}
-        main(
-            parse_argv(
-                TransferConfig,
-                "",
-                command({"to": [diverging, str(tasks / "one")]}, tmp_path / "grid", *common),
-            )
-        )
+        arguments = command({"to": [diverging, str(tasks / "one")]}, tmp_path / "grid", *common)
+        run_script(transfer, parse_argv(TransferConfig, "", arguments))
 
     with pytest.raises(SystemExit) as error:
         transfer_with(1e38)
@@ -382,37 +450,6 @@ def test_messages_are_about_the_grid_alone(tasks, common, tmp_path, monkeypatch)
     assert not any(
         b"s3cret-token" in file.read_bytes() for file in (tmp_path / "grid").rglob("*") if file.is_file()
     )
-
-
-# ----------------------------------------------------------------------------------------------------- claims
-
-
-def test_a_claim_is_held_by_one_and_given_up(tmp_path):
-    one, other = Claims(tmp_path, 60), Claims(tmp_path, 60)
-    with one.hold("cells/a/1") as first, other.hold("cells/a/1") as second, other.hold("cells/b/1") as third:
-        assert (first, second, third) == (True, False, True)
-    with pytest.raises(RuntimeError), other.hold("cells/a/1") as again:
-        assert again
-        raise RuntimeError
-    assert not list(tmp_path.glob("cells/**/*.json"))
-
-
-def test_the_claim_of_the_dead_is_taken_over(tmp_path):
-    claims, file = Claims(tmp_path, 60), tmp_path / "work.json"
-
-    def is_free(touched=0, **holder) -> bool:
-        file.write_text(json.dumps(claims.me | holder) if holder else "")
-        os.utime(file, (time.time() - touched,) * 2)
-        with claims.hold("work") as is_mine:
-            return is_mine
-
-    child = subprocess.Popen([sys.executable, "-c", "pass"])
-    child.wait()
-    assert is_free(pid=child.pid), "a process of this machine that has ended"
-    assert is_free(born="1"), "another process, which had the same number"
-    assert not is_free(host=socket.gethostname())
-    assert not is_free(host="elsewhere", touched=50) and is_free(host="elsewhere", touched=70)
-    assert not is_free(), "a claim that is being written"
 
 
 # -------------------------------------------------------------------------------------------- what is refused

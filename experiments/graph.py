@@ -1,0 +1,155 @@
+"""Many trainings as a graph of jobs, each with a run folder, that may need others to be finished before them.
+
+What lasts is the run folders: a finished one is never trained again, and an unfinished one is resumed. So
+killing a worker or the whole program costs only the time since the last checkpoint, and the same call goes on.
+`engines.py` says where the trainings run.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import filelock
+import ignite.distributed as idist
+
+from checkpoints.files import CONFIG, read_metrics
+from config.errors import UserError
+from config.groups import RunArguments
+from experiments.notify import one_line
+from utils import from_main, logger, show
+
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: `function(config)` writes metrics.json into the run folder when it is finished.
+
+    `name` is the run folder, relative to the folder of the graph; `needs` are the names of other jobs.
+    `function` stands at the top level of its module, where other processes can import it.
+    """
+
+    name: str
+    function: Callable[[Any], Metrics]
+    config: RunArguments
+    needs: tuple[str, ...] = ()
+
+
+AnyJob = TypeVar("AnyJob", bound=Job)
+
+
+class Engine(Protocol):
+    """Where jobs run."""
+
+    def submit(self, job: Job, folder: Path) -> None:
+        """Take on a job whose needs are finished; `folder` is that of the graph."""
+
+    def next_outcome(self) -> tuple[str, Metrics | Exception]:
+        """Wait until any of the submitted jobs ends: its name, and its metrics or why it failed."""
+
+
+@dataclass
+class Outcome:
+    """How the jobs of a graph have ended so far, by name."""
+
+    metrics: dict[str, Metrics] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Graph(Generic[AnyJob]):
+    """Jobs whose run folders lie in one folder."""
+
+    folder: Path
+    jobs: Sequence[AnyJob]
+
+    def run(
+        self,
+        engine: Engine,
+        finished: Callable[[AnyJob, Outcome], None] = lambda job, outcome: None,
+        keep_going: bool = True,
+    ) -> Outcome:
+        """Run all jobs that are not finished yet. `finished` is called, here in the driver, after each of them.
+
+        A job that needs a failed one fails as well; the others go on, unless `keep_going` is False: then the
+        first exception is raised.
+        """
+        jobs = {job.name: job for job in self.jobs}
+        outcome = Outcome()
+        for name in jobs:
+            if metrics := from_main(functools.partial(read_metrics, self.folder / name)):
+                outcome.metrics[name] = metrics
+        n_before, total = len(outcome.metrics), len(jobs)
+        if n_before:
+            show(f"{n_before} of {total} trainings in {self.folder} were finished before")
+        sorter = TopologicalSorter({job.name: job.needs for job in self.jobs})
+        sorter.prepare()
+        while sorter.is_active():
+            for name in (ready := sorter.get_ready()):
+                if failed := next((need for need in jobs[name].needs if need in outcome.failures), None):
+                    outcome.failures[name] = f"it needs {failed}, which failed"
+                if name in outcome.metrics or failed:
+                    sorter.done(name)
+                else:
+                    engine.submit(jobs[name], self.folder)
+            if ready:  # what they were needed for may be ready now
+                continue
+            name, result = engine.next_outcome()
+            if isinstance(result, Exception):
+                if not keep_going:
+                    raise result
+                outcome.failures[name] = one_line(result)
+                trace = result if os.environ.get("DEBUG") == "1" else None
+                logger.error(f"{name} failed: {one_line(result)}", exc_info=trace)
+            else:
+                outcome.metrics[name] = result
+                show(f"{len(outcome.metrics)} of {total} trainings finished: {name}, {summary(result)}")
+                finished(jobs[name], outcome)
+            sorter.done(name)
+        return outcome
+
+
+def train_or_resume(function: Callable[[Any], Metrics], config: RunArguments, run_folder: Path) -> Metrics:
+    """Do a training, or go on with it, unless it is finished; return what its metrics.json holds."""
+    if metrics := from_main(lambda: read_metrics(run_folder)):
+        return metrics
+    is_begun = from_main((run_folder / CONFIG).is_file)
+    if not is_begun and idist.get_rank() == 0:
+        shutil.rmtree(run_folder, ignore_errors=True)  # killed before it wrote its config
+    resume = str(run_folder) if is_begun else None
+    function(dataclasses.replace(config, output_dir=str(run_folder), resume=resume))
+    metrics = from_main(lambda: read_metrics(run_folder))
+    if metrics is None:
+        raise RuntimeError(f"{function.__name__} left no metrics in {run_folder}")
+    return metrics
+
+
+def summary(metrics: Metrics) -> str:
+    """`valid_loss 0.5, valid_accuracy 0.8, 12 s`: of the metrics, the loss and the first of the task's own."""
+    values = [f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("valid_")][:2]
+    return ", ".join([*values, f"{metrics['seconds']:.0f} s"] if "seconds" in metrics else values)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other drivers away from a folder. The lock of a process that is killed is free at once.
+
+    Raises UserError if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise UserError(f"another process works in {folder}; wait until it ends, or end it") from None
+    try:
+        yield
+    finally:
+        lock.release()
