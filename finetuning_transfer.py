@@ -11,39 +11,16 @@ The same command again goes on where it stopped. experiments/task_map.py tells w
 docs/transfer.md how it all works.
 """
 
-from dataclasses import dataclass
-
 from config.command_line import parse_arguments, run_script
-from config.finetuning import FinetuningConfig
-from config.flags import flag, positional
-
-
-@dataclass
-class TransferConfig(FinetuningConfig):
-    title = "transfer (all other flags are those of finetuning_train.py, for all trainings)"
-
-    task_map: str = positional(
-        'JSON file: "from", "to", "fusion" and "defaults" (see experiments/task_map.py)'
-    )
-    output_dir: str | None = flag(None, "folder of the grid (default: runs/<name of the task map>)")
-    restarts: int = flag(1, "train each cell so many times, with the seeds seed, seed + 1, …", least=1)
-    source_restarts: int = flag(
-        1, "train each source so many times; the restarts of a cell take turns with them", least=1
-    )
-    train_subset_size: int | None = flag(
-        None, "train on so many examples of each target (default: all, or what the map says)", least=1
-    )
-    source_train_subset_size: int | None = flag(
-        None, "train on so many examples of each source (default: all, or what the map says)", least=1
-    )
-    keep_models: bool = flag(True, "keep the weights of finished cells; those of sources are always kept")
-
+from config.transfer import TransferConfig
 
 if __name__ == "__main__":
     config = parse_arguments(TransferConfig, __doc__)
 
+import contextlib
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from checkpoints.files import CHECKPOINTS, CONFIG, WEIGHTS, write_json
@@ -56,7 +33,7 @@ from experiments.graph import Graph, Outcome, locked
 from experiments.grid_table import draw_heat_map, in_order_of_map, rows_of_cells, write_table
 from experiments.notify import notified, termination_as_exit
 from experiments.restarts import ENGINE_DEFAULTS
-from experiments.task_map import Cell, TargetTask, TaskMap, jobs_of, read_task_map, settle_metric
+from experiments.task_map import Cell, TaskMap, jobs_of, read_task_map, with_metric
 from finetuning_train import finetune
 from utils import git_commit, n_processes, show, show_messages
 
@@ -103,11 +80,6 @@ def transfer(config: TransferConfig) -> dict[str, float]:
 
 def open_grid(config: TransferConfig) -> Graph[Cell]:
     """Read and check everything. Raises UserError for what cannot be used; nothing is written."""
-    if config.resume or config.overwrite:
-        wrong = "resume" if config.resume else "overwrite"
-        raise UserError(
-            f"--{wrong} is not for grids: the same command goes on with one; delete its folder to begin anew"
-        )
     if n_processes() > 1:
         raise UserError(
             f"a launcher started {n_processes()} processes, but one is enough for a grid; start it with python,"
@@ -115,8 +87,7 @@ def open_grid(config: TransferConfig) -> Graph[Cell]:
         )
     folder = Path(config.output_dir or Path("runs") / Path(config.task_map).stem)
     check_folder(folder)
-    task_map = read_task_map(config.task_map, config)
-    check_tasks(task_map)
+    task_map = check_tasks(read_task_map(config))
     grid = Graph(folder, jobs_of(task_map, config, folder, finetune))
     for job in grid.jobs:
         check_unchanged(job, folder / job.name)
@@ -132,23 +103,31 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"--output_dir {folder} holds something else than a grid; name another folder")
 
 
-def check_tasks(task_map: TaskMap) -> None:
-    """Read all tasks, so that a mistake costs no training; settle their metrics. Raises UserError for what
-    cannot be used.
+def check_tasks(task_map: TaskMap) -> TaskMap:
+    """The map with the metrics of its targets. Raises UserError for a task that cannot be read or trained, so
+    that no mistake costs a training.
     """
-    sources, targets = task_map.sources.values(), task_map.targets.values()
-    name, checkpoint = open_start(next(iter(targets)).model_checkpoint)
-    for task in (*sources, *targets):
-        task.model_checkpoint = name  # the newest one may be another one tomorrow
-    for key, task in [*(("from", task) for task in sources), *(("to", task) for task in targets)]:
-        metric = task.metric if isinstance(task, TargetTask) else None
-        splits = ("valid", "test") if str(metric).startswith("test_") else ("valid",)
-        try:
-            kind = check_training(task, checkpoint, splits).kind
-            if isinstance(task, TargetTask):
-                settle_metric(task, kind)
-        except UserError as error:
-            raise UserError(f"{task_map.where}: {key} {task.name}: {error}") from error
+    first = next(iter(task_map.targets.values())).config
+    _, checkpoint = open_start(first.model_checkpoint)
+    with_metrics = {}
+    for name, training in task_map.sources.items():
+        with naming(f"{task_map.file}: from {name}"):
+            check_training(training, checkpoint)
+    for name, target in task_map.targets.items():
+        splits = ("valid", "test") if str(target.options.metric).startswith("test_") else ("valid",)
+        with naming(f"{task_map.file}: to {name}"):
+            kind = check_training(target.config, checkpoint, splits).kind
+            with_metrics[name] = with_metric(target, kind)
+    return dataclasses.replace(task_map, targets=with_metrics)
+
+
+@contextlib.contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Let the sentence of a mistake begin with where it was made."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def check_unchanged(job: Cell, run_folder: Path) -> None:
@@ -167,7 +146,7 @@ def check_unchanged(job: Cell, run_folder: Path) -> None:
 
 def write_grid_config(config: TransferConfig, folder: Path) -> None:
     """config.json: the arguments and the task map."""
-    arguments = dataclasses.asdict(config) | {"output_dir": None, "notify": None, "local_rank": -1}
+    arguments = dataclasses.asdict(config) | {"output_dir": None, "notify": None}
     about = {"script": Path(__file__).name, "git_commit": git_commit()}
     write_json(folder / CONFIG, about | {"arguments": arguments, "task_map": read_json(config.task_map)})
 

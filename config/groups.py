@@ -6,7 +6,18 @@ from config.flags import Arguments, flag
 
 
 @dataclass
-class RunArguments(Arguments):
+class NotifyArguments(Arguments):
+    title = "run"
+
+    notify: list[str] | None = flag(
+        None,
+        "address to tell of the start, the end and a failure, as the apprise library writes it: "
+        "mailto://…, tgram://…; may be repeated, is never saved",
+    )
+
+
+@dataclass
+class RunArguments(NotifyArguments):
     title = "run"
 
     output_dir: str | None = flag(None, "folder to write (default: runs/<date>_<time>_<host>)")
@@ -19,11 +30,6 @@ class RunArguments(Arguments):
     log_every: int = flag(10, "optimizer steps between TensorBoard rows", least=1)
     save_every: int = flag(
         1000, "optimizer steps between checkpoints to resume from; the last two are kept", least=1
-    )
-    notify: list[str] | None = flag(
-        None,
-        "address to tell of the start, the end and a failure, as the apprise library writes it: "
-        "mailto://…, tgram://…; may be repeated, is never saved",
     )
     local_rank: int = flag(-1, "set by torch.distributed.launch")
 

@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 
 from config.constants import LOGGER
 from config.errors import TrainingFailed, UserError
-from config.groups import RunArguments
+from config.groups import NotifyArguments
 
 HELP = "github.com/caronc/apprise lists them"
 logger = logging.getLogger(LOGGER)
-Config = TypeVar("Config", bound=RunArguments)
+Config = TypeVar("Config", bound=NotifyArguments)
 
 
 def notified(function: Callable[[Config], dict[str, Any]]) -> Callable[[Config], dict[str, Any]]:
@@ -90,13 +90,13 @@ def tell(services: dict, what: str, kind: str, facts: dict) -> None:
             logger.warning(f"{name} could not be told that the run has {what}")
 
 
-def chosen_arguments(config: RunArguments) -> dict:
+def chosen_arguments(config: NotifyArguments) -> dict:
     """The arguments that are not the defaults, but for the addresses."""
     fields = [field for field in dataclasses.fields(config) if field.name != "notify"]
     return {
         field.name: getattr(config, field.name)
         for field in fields
-        if getattr(config, field.name) != field.default
+        if getattr(config, field.name) not in (field.default, {})
     }
 
 

@@ -7,9 +7,9 @@
       "to": {"rte": {"metric": "accuracy", "sizes": [100, 1000], "seeds": [1, 2, 3]}, "boolq": {}}
     }
 
-A task is the name of a preset in run_configs/, or a `--dataset_path`, or an object with a `name` and values
-for the flags of finetuning_train.py. The preset gives way to `defaults`, these to the task's own values, and
-all to the command line.
+A task is a name of run_configs/tasks/, or any other `--dataset_path`, or an object with a `name` and values for
+the flags of finetuning_train.py. What run_configs/ says of a task gives way to the recipe of the map ("recipe":
+"pfeiffer"), this to `defaults`, these to the task's own values, and all to the command line.
 """
 
 import dataclasses
@@ -18,95 +18,82 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
+from checkpoints.pretrained import newest_checkpoint
 from config.errors import UserError, suggestion
 from config.finetuning import FinetuningConfig
-from config.flags import check_types, flag
-from config.groups import EngineArguments, ModelArguments
-from config.presets import RUN_CONFIGS, read_json, read_preset
+from config.flags import Arguments, accepted_names, check_types, flag
+from config.groups import ModelArguments
+from config.presets import read_dataset, read_json, read_presets
+from config.transfer import SET_BY_GRID, TransferConfig
 from experiments.graph import Job, Metrics
 from tasks.kind import Kind
 
 NO_TRANSFER = "none"
-# What the grid sets for every training, and what has to be the same in all of them, so that the model goes
-# from one to the next.
-SET_BY_GRID = {"output_dir", "overwrite", "resume", "local_rank", "notify", "seed", "restarts", "adapters"}
-SET_BY_GRID |= {field.name for field in dataclasses.fields(EngineArguments)}
-TOP = {"description": str, "defaults": dict, "from": (list, dict), "to": (list, dict), "fusion": dict}
-SHAPE = {field.name for field in dataclasses.fields(ModelArguments)} - {"dropout", "attention_dropout"}
-SAME_FOR_ALL = SHAPE | {
-    "model_checkpoint",
-    "tokenizer",
-    "tuning",
-    "adapters_dim",
-    "reduction_factor",
-    "adapter_activation",
-    "lora_rank",
-    "lora_alpha",
-    "drop_last",
+KEYS: dict[str, Any] = {
+    "description": str,
+    "recipe": str,
+    "defaults": dict,
+    "from": (list, dict),
+    "to": (list, dict),
+    "fusion": dict,
 }
-FOR_TARGETS = {
-    "train_subset_size",
-    "metric",
-    "sizes",
-    "seeds",
-    "source_train_subset_size",
-}  # of what all tasks share
+TYPE_NAMES = {str: "a text", dict: "an object", (list, dict): "a list or an object"}
+# The model goes from one training to the next, so these have to be the same in all of them.
+SHAPE = {field.name for field in dataclasses.fields(ModelArguments)} - {"dropout", "attention_dropout"}
+ADAPTERS = {"tuning", "adapters_dim", "reduction_factor", "adapter_activation", "lora_rank", "lora_alpha"}
+SAME_FOR_ALL = {"model_checkpoint", "tokenizer", "drop_last", *ADAPTERS, *SHAPE}
+Values = dict[str, Any]
 
 
 @dataclass
-class SourceTask(FinetuningConfig):
-    """A task to transfer from."""
+class TargetOptions(Arguments):
+    """What a map says of a target beside the flags of its training."""
 
-    name: str = flag("", "of the task")
-
-
-@dataclass
-class TargetTask(SourceTask):
-    """A task to transfer to."""
-
-    metric: str | None = flag(
-        None,
-        "what the table has: a metric of the validation split, or test_… (default: the first of its kind)",
-    )
+    metric: str | None = flag(None, "what the table has: a metric of the validation split, or test_…")
     sizes: list[int] | None = flag(None, "train_subset_size, one after the other")
     seeds: list[int] | None = flag(None, "the seeds of its trainings")
 
     def __post_init__(self):
         super().__post_init__()
-        for name, values in (("sizes", self.sizes), ("seeds", self.seeds)):
-            if values is not None and (
-                not values or len(set(values)) < len(values) or min(values) < (name == "sizes")
-            ):
+        for name, values, least in (("sizes", self.sizes, 1), ("seeds", self.seeds, 0)):
+            if values is not None and (not values or len(set(values)) < len(values) or min(values) < least):
                 raise UserError(
-                    f"{name} must be different numbers of at least {int(name == 'sizes')}, not {json.dumps(values)}"
+                    f"{name} must be different numbers of at least {least}, not {json.dumps(values)}"
                 )
-
-    def columns(self) -> dict[str, int | None]:
-        """The columns that it has in the table: its name, with every size that it is trained with."""
-        return (
-            {f"{self.name}@{size}": size for size in self.sizes}
-            if self.sizes
-            else {self.name: self.train_subset_size}
-        )
 
 
 @dataclass
-class Defaults(TargetTask):
-    """What all tasks share."""
+class DefaultOptions(TargetOptions):
+    """What the defaults of a map say beside the flags of all trainings."""
 
     source_train_subset_size: int | None = flag(None, "as the flag", least=1)
 
 
-@dataclass
+@dataclass(frozen=True)
+class Target:
+    """A task to transfer to."""
+
+    name: str
+    config: FinetuningConfig
+    options: TargetOptions
+
+    def columns(self) -> dict[str, int | None]:
+        """Its columns in the table, with the size that it is trained with: one for each of its sizes."""
+        if not self.options.sizes:
+            return {self.name: self.config.train_subset_size}
+        return {f"{self.name}@{size}": size for size in self.options.sizes}
+
+
+@dataclass(frozen=True)
 class TaskMap:
     """The tasks of a grid by name."""
 
-    where: str
-    sources: dict[str, SourceTask]
+    file: str
+    sources: dict[str, FinetuningConfig]
     fusions: dict[str, list[str]]
-    targets: dict[str, TargetTask]
+    targets: dict[str, Target]
 
 
 @dataclass(frozen=True)
@@ -118,165 +105,187 @@ class Cell(Job):
     metric: str = ""
 
 
-# ---------------------------------------------------------------------------------------------- reading a map
+# -------------------------------------------------------------------------------------------- reading a map
 
 
-def read_task_map(file: str, config: FinetuningConfig) -> TaskMap:
-    """The tasks with all their arguments; `config` is the command line. Raises UserError for a map that makes
-    no grid.
-    """
-    content = check_top(read_json(file), file)
-    defaults, typed = (
-        read_defaults(content.get("defaults", {}), f"{file}: defaults"),
-        typed_values(config, file),
-    )
-    sizes = defaults.get("source_train_subset_size"), getattr(config, "source_train_subset_size", None)
-    for_sources = [
-        without(one, FOR_TARGETS) | ({"train_subset_size": size} if size else {})
-        for one, size in zip((defaults, typed), sizes, strict=True)
-    ]
-    for_targets = [without(defaults, {"source_train_subset_size"}), typed | not_from_the_map(typed, config)]
-    sources = read_tasks(content.get("from", []), f"{file}: from", SourceTask, *for_sources)
-    targets = read_tasks(content.get("to", []), f"{file}: to", TargetTask, *for_targets)
+def read_task_map(config: TransferConfig) -> TaskMap:
+    """The tasks with all arguments of their trainings. Raises UserError for a map that makes no grid."""
+    file = config.task_map
+    content = read_keys(file)
+    below, options = read_defaults(content.get("defaults", {}), f"{file}: defaults")
+    below = read_presets(FinetuningConfig, [content["recipe"]] if "recipe" in content else []) | below
+    start = config.training.get("model_checkpoint") or below.get("model_checkpoint") or newest_checkpoint()
+    below["model_checkpoint"] = start  # the newest one may be another one tomorrow
+    if {"tuning": "fusion"}.items() <= (below | config.training).items():
+        raise UserError(
+            f'{file}: tuning fusion makes no grid; take pfeiffer, and name what to fuse under "fusion"'
+        )
+
+    source_size = options.pop("source_train_subset_size", None)
+    for_sources = below | {"train_subset_size": source_size}
+    sources = {}
+    for name, entry in read_entries(content.get("from", []), f"{file}: from").items():
+        where = f"{file}: from {entry['name']}"
+        flags, _ = split_entry(entry, Arguments, where)
+        size = config.source_train_subset_size
+        above = config.training | ({"train_subset_size": size} if size else {})
+        sources[name] = training_of(entry, flags, for_sources, above, where)
+
+    targets = {}
+    for name, entry in read_entries(content.get("to", []), f"{file}: to").items():
+        targets[name] = read_target(name, entry, below, options, config)
     if not targets:
         raise UserError(f'{file} has no tasks to transfer to; name them under "to"')
-    return TaskMap(
-        file, sources, read_fusions(content.get("fusion", {}), f"{file}: fusion", sources), targets
-    )
+    tuning = next(iter(targets.values())).config.tuning
+    fusions = read_fusions(content.get("fusion", {}), f"{file}: fusion", list(sources), tuning)
+    return TaskMap(file, sources, fusions, targets)
 
 
-def check_top(content: dict, file: str) -> dict:
-    """The content of a map. Raises UserError for an unknown key or one that holds something else."""
+def read_keys(file: str) -> Values:
+    """The content of a map. Raises UserError for an unknown key, or one that holds something else."""
+    content = read_json(file)
     for key, value in content.items():
-        if key not in TOP:
-            raise UserError(f"{file}: unknown key {key!r}{suggestion(key, TOP)}")
-        if not isinstance(value, TOP[key]):
-            raise UserError(
-                f"{file}: {key} must be {'a text' if TOP[key] is str else 'an object' if TOP[key] is dict else 'a list or an object'}"
-            )
+        if key not in KEYS:
+            raise UserError(f"{file}: unknown key {key!r}{suggestion(key, KEYS)}")
+        if not isinstance(value, KEYS[key]):
+            raise UserError(f"{file}: {key} must be {TYPE_NAMES[KEYS[key]]}")
     return content
 
 
-def read_defaults(values: dict, where: str) -> dict:
-    """What all tasks share."""
-    defaults = check_types(Defaults, values, where)
-    for key in sorted((SET_BY_GRID | {"name", "dataset_path"}) & defaults.keys()):
-        raise UserError(f"{where}: {key} cannot be the same for all tasks")
-    return defaults
+def read_defaults(values: Values, where: str) -> tuple[Values, Values]:
+    """What all tasks share: flags of their trainings, and options of targets."""
+    flags, options = split_entry(values, DefaultOptions, where)
+    if "dataset_path" in flags:
+        raise UserError(f"{where}: dataset_path cannot be the same for all tasks")
+    return flags, options
 
 
-def typed_values(config: FinetuningConfig, file: str) -> dict:
-    """The flags for fine-tuning that were given on the command line, or from Python that differ from their
-    defaults.
+def split_entry(entry: Values, option_class: type, where: str) -> tuple[Values, Values]:
+    """The flags of a training and the options in an object of the map, checked.
+
+    Raises UserError, naming `where`, for what is unknown, has the wrong type, or is not for a map to say.
     """
-    fields = dataclasses.fields(FinetuningConfig)
-    given = {
-        one.name: getattr(config, one.name)
-        for one in fields
-        if one.name in config.explicit_flags or getattr(config, one.name) != one.default
-    }
-    for key in sorted({"dataset_path", "adapters"} & given.keys()):
-        raise UserError(f"--{key} does not apply to a grid; {file} names its tasks")
-    if given.get("tuning") == "fusion":
-        raise UserError(
-            f'--tuning fusion does not apply to a grid; take pfeiffer, and name what to fuse under "fusion" in {file}'
-        )
-    return without(given, SET_BY_GRID)
+    entry = {key: value for key, value in entry.items() if key != "name"}
+    flag_names, option_names = accepted_names(FinetuningConfig), accepted_names(option_class)
+    for key in entry:
+        if key not in flag_names and key not in option_names:
+            raise UserError(f"{where}: unknown key {key!r}{suggestion(key, [*flag_names, *option_names])}")
+    flags = {key: value for key, value in entry.items() if key in flag_names}
+    flags = check_types(FinetuningConfig, flags, where)
+    if wrong := sorted(flags.keys() & SET_BY_GRID):
+        raise UserError(f"{where}: {wrong[0]} is set by the grid, not by its map")
+    options = {key: value for key, value in entry.items() if key in option_names}
+    return flags, check_types(option_class, options, where)
 
 
-def not_from_the_map(typed: dict, config: FinetuningConfig) -> dict:
-    """What the command line says about sizes and seeds of targets takes the place of the map's lists."""
-    sizes = {"sizes": None} if "train_subset_size" in typed else {}
-    return sizes | ({"seeds": None} if {"seed", "restarts"} & config.explicit_flags else {})
-
-
-def read_tasks(entries: list | dict, where: str, task_class: type, defaults: dict, typed: dict) -> dict:
-    """Tasks by name, of a list of names and objects, or of an object with their names as keys."""
+def read_entries(entries: list | dict, where: str) -> dict[str, Values]:
+    """The objects of tasks by name: of a list of names and objects, or of an object with names as keys."""
     if isinstance(entries, dict):
+        are_objects = all(isinstance(values or {}, dict) for values in entries.values())
         entries = [
-            {"name": name} | (values or {}) if isinstance(values or {}, dict) else values
-            for name, values in entries.items()
+            {"name": name} | (values or {}) if are_objects else values for name, values in entries.items()
         ]
-    tasks = {}
+    tasks: dict[str, Values] = {}
     for number, entry in enumerate(entries, start=1):
         entry = {"name": entry} if isinstance(entry, str) else entry
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"]:
             raise UserError(
                 f"{where}, task {number} must be a name or an object with a name, not {json.dumps(entry)}"
             )
-        task = read_task(entry, f"{where} {entry['name']}", task_class, defaults, typed)
-        if task.name in tasks or task.name == NO_TRANSFER:
-            taken = "is how the grid calls no transfer" if task.name == NO_TRANSFER else "occurs twice"
+        name = file_name(entry["name"])
+        if name in tasks or name == NO_TRANSFER:
+            taken = "is how the grid calls no transfer" if name == NO_TRANSFER else "occurs twice"
             raise UserError(
-                f"{where}: the name {task.name} {taken}; give the task another name, and its dataset_path"
+                f"{where}: the name {name} {taken}; give the task another name, and its dataset_path"
             )
-        tasks[task.name] = task
+        tasks[name] = entry
     return tasks
 
 
-def read_task(entry: dict, where: str, task_class: type, defaults: dict, typed: dict):
-    """An instance of `task_class`. Raises UserError, naming `where`, for what cannot be set or has a wrong
-    value.
+def training_of(entry: Values, flags: Values, below: Values, above: Values, where: str) -> FinetuningConfig:
+    """The training of a task: `flags` are its own, `below` those that they override, `above` that override them.
+
+    Raises UserError, naming `where`, for what cannot differ between tasks or is out of range.
     """
-    own = check_types(task_class, entry, where)
-    for key in own:
-        if key in SET_BY_GRID:
-            raise UserError(f"{where}: {key} is set by the grid, not by a task")
-        if key in SAME_FOR_ALL:
-            raise UserError(
-                f'{where}: {key} has to be the same for all tasks; set it under "defaults" or by --{key}'
-            )
-    preset = {} if "dataset_path" in own else preset_of(entry["name"])
-    values = preset | defaults | own | {"name": label(entry["name"])}
+    if wrong := sorted(flags.keys() & SAME_FOR_ALL):
+        raise UserError(
+            f'{where}: {wrong[0]} has to be the same for all tasks; set it under "defaults" or by --{wrong[0]}'
+        )
+    path = flags.pop("dataset_path", entry["name"])
+    known = check_types(FinetuningConfig, read_dataset(path), where)
+    values = {"dataset_path": path} | known | below | flags
     try:
-        task_class(**values)  # a mistake in the map is one, even where the command line overrides it
-        return task_class(**values | typed)
+        FinetuningConfig(**values)  # a mistake in the map is one, even where the command line overrides it
+        return FinetuningConfig(**values | above)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
 
-def preset_of(name: str) -> dict:
-    """The values of a preset, but for those that all tasks share; for any other name, the dataset itself."""
-    file = next(
-        (
-            path
-            for path in (RUN_CONFIGS / f"{name}.json", Path(name))
-            if path.suffix == ".json" and path.is_file()
-        ),
-        None,
-    )
-    if file is None:
-        return {"dataset_path": name}
-    return without(check_types(FinetuningConfig, read_preset(file), str(file)), SET_BY_GRID | SAME_FOR_ALL)
+def read_target(name: str, entry: Values, below: Values, defaults: Values, config: TransferConfig) -> Target:
+    """A task to transfer to; what the command line says of sizes and seeds replaces the map's lists."""
+    where = f"{config.task_map}: to {entry['name']}"
+    flags, own_options = split_entry(entry, TargetOptions, where)
+    above = dict(config.training)
+    try:
+        options = TargetOptions(**defaults | own_options)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    if config.train_subset_size:
+        above |= {"train_subset_size": config.train_subset_size}
+        options = dataclasses.replace(options, sizes=None)
+    if config.explicit_flags & {"seed", "restarts"}:
+        options = dataclasses.replace(options, seeds=None)
+    chooses_best = "patience_metric" in below | flags | above
+    training = training_of(entry, flags, below, above, where)
+    if not chooses_best:  # then the metric of the table does, which is the one that run_configs/ names
+        named = training.patience_metric if training.patience_metric != "auto" else None
+        options = dataclasses.replace(options, metric=options.metric or named)
+        training = dataclasses.replace(training, patience_metric="auto")
+    return Target(name, training, options)
 
 
-def read_fusions(entries: dict, where: str, sources: dict) -> dict[str, list[str]]:
+def read_fusions(entries: Values, where: str, sources: list[str], tuning: str) -> dict[str, list[str]]:
     """The names of the sources that are fused, by the name of the fusion."""
     for name, fused in entries.items():
-        if name in sources or label(name) != name or name == NO_TRANSFER:
+        if name in sources or file_name(name) != name or name == NO_TRANSFER:
             raise UserError(
                 f"{where}: {name} cannot be the name of a fusion; take another of letters, digits, -, _ and ."
             )
         if not isinstance(fused, list) or not fused:
             raise UserError(f"{where} {name} must be a list of sources, not {json.dumps(fused)}")
-        for one in fused:
-            if one not in sources:
-                raise UserError(f'{where} {name}: {one!r} is not under "from"{suggestion(str(one), sources)}')
-        if next(iter(sources.values())).tuning != "pfeiffer":
+        for source in fused:
+            if source not in sources:
+                raise UserError(
+                    f'{where} {name}: {source!r} is not under "from"{suggestion(str(source), sources)}'
+                )
+        if tuning != "pfeiffer":
             raise UserError(f"{where} {name}: only Pfeiffer adapters can be fused; add --tuning pfeiffer")
     return entries
 
 
-def label(name: str) -> str:
-    """What a task is called in the table and on disk: the end of a path, without what a file name cannot
-    have.
+def file_name(task: str) -> str:
+    """A task's name in the table and on disk: the end of a path, without what a file name cannot have."""
+    return re.sub(r"[^\w.-]+", "_", task.removesuffix(".json").rstrip("/").split("/")[-1])
+
+
+def with_metric(target: Target, kind: Kind) -> Target:
+    """The target with its metric as metrics.json has it, which chooses the best weights unless a flag does.
+
+    `accuracy`, `eval_accuracy` and `valid_accuracy` are the same; the default is the first metric of the kind.
+    Raises UserError for one that tasks of this kind do not have.
     """
-    return re.sub(r"[^\w.-]+", "_", name.removesuffix(".json").rstrip("/").split("/")[-1])
-
-
-def without(values: dict, keys: set[str]) -> dict:
-    """A dict without some keys."""
-    return {key: value for key, value in values.items() if key not in keys}
+    match = re.fullmatch(r"(?:(test|valid|eval)_)?(.*)", target.options.metric or kind.metrics[0])
+    assert match, "it matches any text"
+    split, name = match.groups()
+    if not kind.has_metric(name):
+        known = ", ".join(filter(kind.has_metric, kind.metrics))
+        raise UserError(
+            f"the metric {target.options.metric} does not apply to {kind.name}; take {known},"
+            f" or test_{kind.metrics[0]} and the like"
+        )
+    options = dataclasses.replace(target.options, metric=f"{'test' if split == 'test' else 'valid'}_{name}")
+    best_by = name if target.config.patience_metric == "auto" else target.config.patience_metric
+    return Target(target.name, dataclasses.replace(target.config, patience_metric=best_by), options)
 
 
 # --------------------------------------------------------------------------------------------- jobs of a grid
@@ -285,15 +294,7 @@ def without(values: dict, keys: set[str]) -> dict:
 Train = Callable[[FinetuningConfig], Metrics]
 
 
-class GridArguments(Protocol):
-    """The flags of a grid that say how often to train what."""
-
-    seed: int
-    restarts: int
-    source_restarts: int
-
-
-def jobs_of(task_map: TaskMap, config: GridArguments, folder: Path, train: Train) -> list[Cell]:
+def jobs_of(task_map: TaskMap, config: TransferConfig, folder: Path, train: Train) -> list[Cell]:
     """All trainings, in the order of the map, the sources first."""
     cells = [
         cell
@@ -302,10 +303,10 @@ def jobs_of(task_map: TaskMap, config: GridArguments, folder: Path, train: Train
     ]
     needed = {name for cell in cells for name in cell.needs}
     sources = [
-        source_job(source, config.seed + number, folder, train)
-        for source in task_map.sources.values()
-        for number in range(config.source_restarts)
-        if source_name(source.name, config.seed + number) in needed
+        Cell(source_name(name, seed), train, with_seed(training, seed, folder / source_name(name, seed)))
+        for name, training in task_map.sources.items()
+        for seed in range(config.seed, config.seed + config.source_restarts)
+        if source_name(name, seed) in needed
     ]
     return [*sources, *cells]
 
@@ -315,65 +316,36 @@ def source_name(source: str, seed: int) -> str:
     return f"sources/{seed}/{source}"
 
 
-def source_job(source: SourceTask, seed: int, folder: Path, train: Train) -> Cell:
-    """The training of a source."""
-    name = source_name(source.name, seed)
-    return Cell(name, train, training(source, seed, source.train_subset_size, folder / name))
-
-
 def target_jobs(
-    target: TargetTask, task_map: TaskMap, config: GridArguments, folder: Path, train: Train
+    target: Target, task_map: TaskMap, config: TransferConfig, folder: Path, train: Train
 ) -> list[Cell]:
-    """The trainings of a target: for each size without transfer, from each source and from each fusion, with
-    each seed.
-    """
-    assert target.metric, "settle_metric has chosen it"
+    """The trainings of a target: each size without transfer, from each source and fusion, with each seed."""
+    assert target.options.metric, "with_metric has chosen it"
     origins: dict[str, list[str]] = {NO_TRANSFER: []}
     origins |= {name: [name] for name in task_map.sources if name != target.name} | task_map.fusions
+    seeds = target.options.seeds or range(config.seed, config.seed + config.restarts)
     cells = []
     for column, size in target.columns().items():
         for origin, sources in origins.items():
-            for number, seed in enumerate(target.seeds or range(config.seed, config.seed + config.restarts)):
-                needs = tuple(
-                    source_name(source, config.seed + number % config.source_restarts) for source in sources
-                )
+            for number, seed in enumerate(seeds):
+                source_seed = config.seed + number % config.source_restarts
+                needs = tuple(source_name(source, source_seed) for source in sources)
                 name = f"cells/{origin}/{column}/{seed}"
-                trained = with_start(
-                    training(target, seed, size, folder / name),
-                    [str(folder / one) for one in needs],
-                    origin in task_map.fusions,
+                training = dataclasses.replace(target.config, train_subset_size=size)
+                training = with_seed(training, seed, folder / name)
+                training = with_start(
+                    training, [str(folder / need) for need in needs], origin in task_map.fusions
                 )
-                cells.append(Cell(name, train, trained, needs, origin, column, target.metric))
+                cells.append(Cell(name, train, training, needs, origin, column, target.options.metric))
     return cells
 
 
-def training(task: SourceTask, seed: int, size: int | None, folder: Path) -> FinetuningConfig:
-    """The arguments of a training."""
-    values = {field.name: getattr(task, field.name) for field in dataclasses.fields(FinetuningConfig)}
-    return FinetuningConfig(**values | {"seed": seed, "train_subset_size": size, "output_dir": str(folder)})
+def with_seed(training: FinetuningConfig, seed: int, folder: Path) -> FinetuningConfig:
+    return dataclasses.replace(training, seed=seed, output_dir=str(folder))
 
 
-def with_start(config: FinetuningConfig, sources: list[str], is_fusion: bool) -> FinetuningConfig:
-    """The same training, from other weights: those of a source, which brings its tokenizer along, or a fusion
-    of several adapters.
-    """
-    if is_fusion:
-        return dataclasses.replace(
-            config, tuning="fusion", adapters=",".join(sources), adapters_dim=0
-        )  # each has a width of its own
-    return dataclasses.replace(config, model_checkpoint=sources[0], tokenizer=None) if sources else config
-
-
-def settle_metric(target: TargetTask, kind: Kind) -> None:
-    """Write a target's metric as metrics.json has it (`accuracy`, `eval_accuracy` and `valid_accuracy` are
-    the same), and let it choose the best weights. Raises UserError for one that tasks of this kind do not
-    have.
-    """
-    split, name = re.fullmatch(r"(?:(test|valid|eval)_)?(.*)", target.metric or kind.metrics[0]).groups()
-    if not kind.has_metric(name):
-        raise UserError(
-            f"the metric {target.metric} does not apply to {kind.name}; take {', '.join(filter(kind.has_metric, kind.metrics))}, or test_{kind.metrics[0]} and the like"
-        )
-    target.metric = f"{'test' if split == 'test' else 'valid'}_{name}"
-    if target.patience_metric == "auto":
-        target.patience_metric = name
+def with_start(training: FinetuningConfig, sources: list[str], is_fusion: bool) -> FinetuningConfig:
+    """The same training from other weights: a source's, with its tokenizer, or a fusion of several adapters."""
+    if is_fusion:  # each adapter has a width of its own
+        return dataclasses.replace(training, tuning="fusion", adapters=",".join(sources), adapters_dim=0)
+    return dataclasses.replace(training, model_checkpoint=sources[0], tokenizer=None) if sources else training

@@ -218,7 +218,7 @@ def test_a_function_of_the_script_that_runs_is_found_by_the_name_of_its_file(mon
         """It says where it is defined."""
 
     train.__module__, train.__qualname__ = "__main__", "finetune"
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(ROOT / "finetuning_train.py"))
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(ROOT / "finetuning_train.py"), raising=False)
     assert importable_name(train) == ("finetuning_train", "finetune")
     assert importable_name(count) == ("helpers.counting", "count")
 

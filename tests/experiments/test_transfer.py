@@ -22,10 +22,11 @@ from matplotlib.figure import Figure
 from checkpoints.finetuned import load_finetuned
 from config.command_line import parse_argv, run_script
 from config.errors import UserError
+from config.transfer import TransferConfig
 from experiments.graph import locked
 from experiments.grid_table import draw_heat_map
 from finetuning_train import FinetuningConfig, finetune
-from finetuning_transfer import TransferConfig, transfer
+from finetuning_transfer import transfer
 
 SCRIPT = "finetuning_transfer.py"
 FLAGS = [
@@ -511,9 +512,9 @@ def test_flags_that_make_no_grid_are_refused(tasks, common, tmp_path):
     (tmp_path / "precious" / "thesis.tex").write_text("years of work")
     content = {"from": [str(tasks / "one")], "to": [str(tasks / "two")]}
     for flags, words in [
-        (["--dataset_path", "imdb"], "--dataset_path does not apply to a grid"),
+        (["--dataset_path", "imdb"], "unknown argument --dataset_path"),
         (["--tuning", "fusion"], "name what to fuse"),
-        (["--overwrite"], "delete its folder"),
+        (["--overwrite"], "unknown argument --overwrite"),
         (["--output_dir", tmp_path / "precious"], "holds something else than a grid"),
         (["--restarts", "0"], "restarts must be at least 1"),
     ]:
