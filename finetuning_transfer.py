@@ -27,13 +27,14 @@ from checkpoints.files import CHECKPOINTS, CONFIG, WEIGHTS, write_json
 from checkpoints.pretrained import open_start
 from config.errors import TrainingFailed, UserError
 from config.presets import read_json
+from experiments.cells import Cell, jobs_of
 from experiments.checks import check_training
 from experiments.engines import open_engine
 from experiments.graph import Graph, Outcome, locked
 from experiments.grid_table import draw_heat_map, in_order_of_map, rows_of_cells, write_table
 from experiments.notify import notified, termination_as_exit
 from experiments.restarts import ENGINE_DEFAULTS
-from experiments.task_map import Cell, TaskMap, jobs_of, read_task_map, with_metric
+from experiments.task_map import TaskMap, read_task_map, with_metric
 from finetuning_train import finetune
 from utils import git_commit, n_processes, show, show_messages
 

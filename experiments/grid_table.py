@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.files import atomic_write
+from experiments.cells import Cell
 from experiments.graph import Metrics
 from experiments.restarts import sample_deviation
-from experiments.task_map import NO_TRANSFER, Cell
+from experiments.task_map import NO_TRANSFER
 
 COLUMNS = ["source", "target", "metric", "n", "mean", "std", "gain", "gain_std", "seeds"]
 Row = dict[str, Any]
