@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow lint bench clean
+.PHONY: quickstart check test test-slow lint bench clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python quickstart.py
@@ -14,8 +14,14 @@ test: $(VENV)/installed-for-tests
 test-slow: $(VENV)/installed-for-tests
 	$(BIN)/python -m pytest -m slow
 
+# What has to pass before a change lands, the quickest first.
+check: lint
+	$(MAKE) test
+
 lint: $(VENV)/installed-for-tests
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 # NANOGPT=path names a nanoGPT checkout to compare with; without one, the peer is transformers.
 bench: $(VENV)/installed-for-benchmarks

@@ -36,7 +36,7 @@ class Checkpoint:
 
 
 def open_start(model_checkpoint: str | None) -> tuple[str, Checkpoint | None]:
-    """The name of what a training starts from (default: the newest run), and its checkpoint; of none, None."""
+    """What a training starts from (default: the newest run in runs/), and its checkpoint; None for `none`."""
     name = model_checkpoint or newest_checkpoint()
     return name, None if name == "none" else open_checkpoint(name, "--model_checkpoint")
 

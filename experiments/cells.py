@@ -73,7 +73,7 @@ def with_seed(training: FinetuningConfig, seed: int, folder: Path) -> Finetuning
 
 
 def with_start(training: FinetuningConfig, sources: list[str], is_fusion: bool) -> FinetuningConfig:
-    """The same training from other weights: a source's, with its tokenizer, or a fusion of several adapters."""
+    """The same training from a source's weights and tokenizer, or from a fusion of several adapters."""
     if is_fusion:  # each adapter has a width of its own
         return dataclasses.replace(training, tuning="fusion", adapters=",".join(sources), adapters_dim=0)
     return dataclasses.replace(training, model_checkpoint=sources[0], tokenizer=None) if sources else training

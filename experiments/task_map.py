@@ -7,9 +7,9 @@
       "to": {"rte": {"metric": "accuracy", "sizes": [100, 1000], "seeds": [1, 2, 3]}, "boolq": {}}
     }
 
-A task is a name of run_configs/tasks/, or any other `--dataset_path`, or an object with a `name` and values for
-the flags of finetuning_train.py. What run_configs/ says of a task gives way to the recipe of the map ("recipe":
-"pfeiffer"), this to `defaults`, these to the task's own values, and all to the command line.
+A task is a name in run_configs/tasks/, any other `--dataset_path`, or an object with a `name` and values for
+the flags of finetuning_train.py. Later ones override earlier ones: what run_configs/ says about the task, the
+map's recipe ("recipe": "pfeiffer"), its `defaults`, the task's own values, the command line.
 """
 
 import dataclasses
@@ -191,13 +191,13 @@ def read_entries(entries: list | dict, where: str) -> dict[str, Values]:
 
 
 def training_of(entry: Values, flags: Values, below: Values, above: Values, where: str) -> FinetuningConfig:
-    """The training of a task: `flags` are its own, `below` those that they override, `above` that override them.
+    """The training of a task, by its own `flags`, which override those `below` and yield to those `above`.
 
     Raises UserError, naming `where`, for what cannot differ between tasks or is out of range.
     """
     if wrong := sorted(flags.keys() & SAME_FOR_ALL):
         raise UserError(
-            f'{where}: {wrong[0]} has to be the same for all tasks; set it under "defaults" or by --{wrong[0]}'
+            f'{where}: {wrong[0]} has to be the same for all tasks; set it under "defaults", or --{wrong[0]}'
         )
     path = flags.pop("dataset_path", entry["name"])
     known = check_types(FinetuningConfig, read_dataset(path), where)
@@ -259,7 +259,7 @@ def file_name(task: str) -> str:
 def with_metric(target: Target, kind: Kind) -> Target:
     """The target with its metric as metrics.json has it, which chooses the best weights unless a flag does.
 
-    `accuracy`, `eval_accuracy` and `valid_accuracy` are the same; the default is the first metric of the kind.
+    `accuracy`, `eval_accuracy` and `valid_accuracy` are the same; by default, it is the kind's first metric.
     Raises UserError for one that tasks of this kind do not have.
     """
     match = re.fullmatch(r"(?:(test|valid|eval)_)?(.*)", target.options.metric or kind.metrics[0])

@@ -25,9 +25,8 @@ LAYERS = {
     "checkpoints": ["finetuning_model", "data"],
     "experiments": ["checkpoints", "tasks", "training"],
 }
-SCRIPTS = {
-    "pretraining_train", "pretraining_generate", "finetuning_train", "finetuning_predict", "finetuning_transfer", "quickstart", "export",
-}  # fmt: skip
+SCRIPTS = {"pretraining_train", "pretraining_generate", "quickstart", "export"}
+SCRIPTS |= {"finetuning_train", "finetuning_predict", "finetuning_transfer"}
 # The one public function of a script (and its config) may be called by those that string scripts together.
 CALLERS = {
     "quickstart": {"pretraining_train", "finetuning_train"},
