@@ -3,9 +3,9 @@
 fusions of several).
 
     python finetuning_transfer.py TASK_MAP.json --model_checkpoint RUN_FOLDER --output_dir runs/grid
-    python finetuning_transfer.py TASK_MAP.json --model_checkpoint hf:roberta-base --tuning pfeiffer --restarts 5
-    python finetuning_transfer.py TASK_MAP.json --model_checkpoint RUN_FOLDER --workers 8     8 trainings side by side
-    python finetuning_transfer.py TASK_MAP.json --model_checkpoint RUN_FOLDER --ray_address HOST:6379    on a cluster
+    python finetuning_transfer.py TASK_MAP.json --model_checkpoint hf:roberta-base --tuning pfeiffer
+    python finetuning_transfer.py TASK_MAP.json --workers 8                  8 trainings side by side
+    python finetuning_transfer.py TASK_MAP.json --ray_address HOST:6379      on a cluster
 
 The same command again goes on where it stopped. experiments/task_map.py tells what a task map holds,
 docs/transfer.md how it all works.
@@ -46,10 +46,10 @@ FREE |= {"log_every", "save_every", "dataset_cache", *ENGINE_DEFAULTS}
 
 @notified
 def transfer(config: TransferConfig) -> dict[str, float]:
-    """Train all cells of a grid that are not finished yet; return the mean of each cell, by `source → target`.
+    """Train what is not finished of a grid; return the mean of each cell, by `source → target`.
 
-    Raises UserError for input that cannot be used, before anything is trained, and TrainingFailed at the end if
-    some trainings failed.
+    Raises UserError for input that cannot be used, before anything is trained, and TrainingFailed at the end
+    if some trainings failed.
     """
     show_messages()
     engine = open_engine(config)
@@ -83,8 +83,8 @@ def open_grid(config: TransferConfig) -> Graph[Cell]:
     """Read and check everything. Raises UserError for what cannot be used; nothing is written."""
     if n_processes() > 1:
         raise UserError(
-            f"a launcher started {n_processes()} processes, but one is enough for a grid; start it with python,"
-            " and --workers or --ray_address to train side by side"
+            f"a launcher started {n_processes()} processes, but one is enough for a grid; start it with"
+            " python, and --workers or --ray_address to train side by side"
         )
     folder = Path(config.output_dir or Path("runs") / Path(config.task_map).stem)
     check_folder(folder)
@@ -140,8 +140,8 @@ def check_unchanged(job: Cell, run_folder: Path) -> None:
     for key in sorted(now.keys() & before.keys() - FREE - given_by_name):
         if before[key] != now[key]:
             raise UserError(
-                f"{run_folder} was trained with {key} {before[key]}, not {now[key]}; take another --output_dir,"
-                " or delete it to train it anew"
+                f"{run_folder} was trained with {key} {before[key]}, not {now[key]}; take another"
+                " --output_dir, or delete it to train it anew"
             )
 
 

@@ -15,8 +15,8 @@ def check_training(
 ) -> Task:
     """The task of a training, encoded. Raises UserError if it cannot be read, or does not fit the model.
 
-    The model is built on torch's meta device, where tensors have shapes and no values: the same errors as in a
-    training, after a tenth of a second.
+    The model is built on torch's meta device, where tensors have shapes and no values: the same errors as
+    in a training, after a tenth of a second.
     """
     task = open_task(config, choose_tokenizer(config, checkpoint))
     for split in splits:

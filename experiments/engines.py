@@ -56,7 +56,7 @@ def open_engine(arguments: EngineArguments) -> "InOrder | OnRay":
 
 
 def leave_launcher() -> None:
-    """Forget that this process is one of several: `ray symmetric-run` starts one on each machine of an srun."""
+    """Forget that this process is one of several: under srun, `ray symmetric-run` is one per machine."""
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"):
         os.environ.pop(name, None)
 
@@ -110,8 +110,8 @@ def check_gpu(job: Job, error: Exception) -> None:
         torch.cuda.synchronize()
     except RuntimeError:
         raise TrainingFailed(
-            f"{job.name} failed and left the GPU unusable for this process ({one_line(error)}); the same command"
-            " goes on; with --workers 1, each training has a process of its own"
+            f"{job.name} failed and left the GPU unusable for this process ({one_line(error)}); the same"
+            " command goes on; with --workers 1, each training has a process of its own"
         ) from error
 
 
@@ -134,13 +134,11 @@ class OnRay(AbstractContextManager):
     def __init__(self, ray: ModuleType, arguments: EngineArguments, address: str | None):
         self.ray, self.arguments, self.address = ray, arguments, address
         self.running: dict[Any, tuple[Job, Path]] = {}  # job and log file, by the reference to the result
-        self.owns_connection = not ray.is_initialized()  # else the caller has set it up, and ends it
 
     def __enter__(self) -> "OnRay":
-        """Raises UserError for a cluster that cannot be joined, or that has fewer GPUs than a training needs."""
-        if self.owns_connection:
-            self.start()
+        """Raises UserError for a cluster that cannot be joined, or with too few GPUs for a training."""
         try:
+            self.start()
             self.remote_train = self.prepare()
         except BaseException:
             self.__exit__()
@@ -149,8 +147,7 @@ class OnRay(AbstractContextManager):
 
     def __exit__(self, *_: object) -> None:
         """Ends the jobs that run."""
-        if self.owns_connection:
-            self.ray.shutdown()
+        self.ray.shutdown()
 
     def start(self) -> None:
         """Start Ray on this machine, or join the cluster."""
@@ -163,9 +160,9 @@ class OnRay(AbstractContextManager):
         try:
             self.ray.init(self.address or "local", **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"Ray at {self.address or 'this machine'} cannot be used: {one_line(error)}"
-            ) from error
+            hint = " (a cluster with tokens needs RAY_AUTH_MODE=token)" if self.address else ""
+            place = self.address or "this machine"
+            raise UserError(f"Ray at {place} cannot be used: {one_line(error)}{hint}") from error
 
     def prepare(self) -> Any:
         """`train_in_worker` as a remote function with a share of the cluster."""
@@ -218,7 +215,7 @@ def n_cores() -> int:
 
 
 def share(nodes: list[dict[str, float]], arguments: EngineArguments) -> tuple[float, float, int]:
-    """Cores and GPUs of each training, and how many trainings run at once; `nodes` are the machines' resources.
+    """Cores and GPUs of each training, and how many run at once; `nodes` are the resources of the machines.
 
     Raises UserError if no machine has the GPUs that a training needs.
     """
@@ -239,7 +236,7 @@ def share(nodes: list[dict[str, float]], arguments: EngineArguments) -> tuple[fl
 
 
 def importable_name(function: Callable[..., Any]) -> tuple[str, str]:
-    """Module and name of a function, also if the module is the script that runs: workers import it by name."""
+    """Module and name of a function, by which workers import it, also from the script that runs."""
     module = function.__module__
     if module == "__main__":
         module = Path(str(sys.modules["__main__"].__file__)).stem

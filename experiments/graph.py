@@ -1,8 +1,8 @@
 """Many trainings as a graph of jobs, each with a run folder, that may need others to be finished before them.
 
 What lasts is the run folders: a finished one is never trained again, and an unfinished one is resumed. So
-killing a worker or the whole program costs only the time since the last checkpoint, and the same call goes on.
-`engines.py` says where the trainings run.
+killing a worker or the whole program costs only the time since the last checkpoint, and the same call goes
+on. `engines.py` says where the trainings run.
 """
 
 import contextlib
@@ -76,7 +76,7 @@ class Graph(Generic[AnyJob]):
         finished: Callable[[AnyJob, Outcome], None] = lambda job, outcome: None,
         keep_going: bool = True,
     ) -> Outcome:
-        """Run all jobs that are not finished yet. `finished` is called, here in the driver, after each of them.
+        """Run all jobs that are not finished yet; `finished` is called, in the driver, after each of them.
 
         A job that needs a failed one fails as well; the others go on, unless `keep_going` is False: then the
         first exception is raised.
@@ -132,7 +132,7 @@ def train_or_resume(function: Callable[[Any], Metrics], config: RunArguments, ru
 
 
 def summary(metrics: Metrics) -> str:
-    """`valid_loss 0.5, valid_accuracy 0.8, 12 s`: of the metrics, the loss and the first of the task's own."""
+    """`valid_loss 0.5, valid_accuracy 0.8, 12 s`: the loss, the first of the other metrics, the time."""
     values = [f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("valid_")][:2]
     return ", ".join([*values, f"{metrics['seconds']:.0f} s"] if "seconds" in metrics else values)
 

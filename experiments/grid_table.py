@@ -67,8 +67,8 @@ def in_order_of_map(rows: list[Row], jobs: Sequence[Cell]) -> list[Row]:
 
 
 def draw_heat_map(rows: list[Row], file: Path) -> None:
-    """Sources × targets, as `rows_of_cells` has them, in the order of the rows: the colour is the gain over no
-    transfer, the number the mean.
+    """Sources × targets, as `rows_of_cells` has them, in the order of the rows: the color is the gain over
+    no transfer, the number the mean.
 
     Grey cells have no gain: they were not trained, or there is no training without transfer to compare with.
     """

@@ -1,7 +1,9 @@
 """A graph of trainings: what is done, resumed and left out, in this process and on Ray."""
 
+import json
 import os
 import random
+import secrets
 import signal
 import subprocess
 import sys
@@ -135,32 +137,55 @@ def test_ray_does_the_same_in_fresh_processes_that_may_be_killed(tmp_path, monke
     assert first["cwd"] == str(tmp_path) and first["threads"] == int(os.environ["OMP_NUM_THREADS"])
 
 
+DRIVE = """
+import json, sys
+from pathlib import Path
+from config.errors import UserError
+from config.groups import EngineArguments
+from experiments.engines import open_engine
+from experiments.graph import Graph, Job
+from helpers.counting import CountingConfig, count
+
+jobs = [Job("a", count, CountingConfig()), Job("doomed", count, CountingConfig(fails="SIGKILL always"))]
+address = sys.argv[1]
+with open_engine(EngineArguments(ray_address=address, gpus_per_training=0.5, max_retries=1)) as engine:
+    outcome = Graph(Path("graph"), jobs).run(engine)
+try:
+    with open_engine(EngineArguments(ray_address=address, gpus_per_training=2)):
+        refusal = None
+except UserError as error:
+    refusal = str(error)
+print(json.dumps([outcome.metrics, outcome.failures, refusal]))
+"""
+
+
 @pytest.mark.slow
-def test_a_cluster_takes_trainings_and_one_that_always_dies_fails(tmp_path, monkeypatch):
+def test_a_cluster_takes_trainings_and_one_that_always_dies_fails(tmp_path, run_script):
     """A cluster that `ray start` began in another folder, with a GPU that its machine may not have."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     address = f"127.0.0.1:{random.SystemRandom().randrange(20_000, 32_000)}"
-    command = [sys.executable, "-m", "ray.scripts.scripts"]
-    options = ["--port", address.rpartition(":")[2], "--num-cpus", "4", "--num-gpus", "1"]
-    options += ["--include-dashboard", "false", "--disable-usage-stats", "--block"]
-    head = subprocess.Popen([*command, "start", "--head", *options], cwd=tmp_path, start_new_session=True)
+    options = ["--port", address.rpartition(":")[2], "--num-cpus", "4", "--num-gpus", "1", "--block"]
+    options += ["--include-dashboard", "false", "--disable-usage-stats"]
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex()}
+    head = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options],
+        cwd=tmp_path,
+        env=os.environ | secret,
+        start_new_session=True,
+    )
     try:
         wait_until_open(address)
         (tmp_path / "here").mkdir()
-        monkeypatch.chdir(tmp_path / "here")
-        arguments = EngineArguments(ray_address=address, gpus_per_training=0.5, max_retries=1)
-        with open_engine(arguments) as engine:
-            jobs = [job("a"), job("doomed", fails="SIGKILL always")]
-            outcome = Graph(Path("graph"), jobs).run(engine)
-        with pytest.raises(UserError, match="no machine of the cluster has more than 1"):
-            open_engine(EngineArguments(ray_address=address, gpus_per_training=2)).__enter__()
+        environment = secret | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+        driver = run_script("-c", DRIVE, address, env=environment, cwd=tmp_path / "here")
     finally:
-        os.killpg(head.pid, signal.SIGTERM)
+        os.killpg(head.pid, signal.SIGKILL)
         head.wait()
-    assert outcome.metrics["a"]["cwd"] == str(tmp_path / "here")
-    assert "its process ended 2 times" in outcome.failures["doomed"]
+    assert driver.returncode == 0, driver.stderr
+    metrics, failures, refusal = json.loads(driver.stdout.splitlines()[-1])
+    assert metrics.keys() == {"a"} and metrics["a"]["cwd"] == str(tmp_path / "here")
+    assert list(failures) == ["doomed"] and "its process ended 2 times" in failures["doomed"]
     assert starts(tmp_path / "here/graph/doomed") == ["False", "True"]
+    assert "no machine of the cluster has more than 1" in refusal
 
 
 def wait_until_open(address: str) -> None:

@@ -323,7 +323,7 @@ def long_grid(tasks, common, tmp_path_factory) -> tuple[dict, list, Path]:
 
 
 def workers_of_ray(folder: Path) -> list[int]:
-    """The processes that train in a grid. Ray calls them ray::<name of the job>; their logs tell of which grid."""
+    """The processes that train in a grid: Ray calls them ray::<name of the job>, and each has its log."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
