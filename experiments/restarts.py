@@ -11,7 +11,7 @@ from pathlib import Path
 from checkpoints.files import CONFIG, WEIGHTS, atomic_write, read_metrics, read_run_config
 from config.groups import RunArguments
 from tasks.kinds import KINDS
-from utils import Run, finish_run, from_main, show, start_run
+from utils import Run, broadcast_from_main, finish_run, show, start_run
 
 
 def train_restarts(config: RunArguments, train: Callable[[RunArguments, Run], dict]) -> dict:
@@ -26,7 +26,7 @@ def train_restarts(config: RunArguments, train: Callable[[RunArguments, Run], di
         seed = config.seed + number
         folder = whole.folder / f"restart_{seed}"
         show(f"restart {number + 1} of {config.restarts}, seed {seed}")
-        finished = from_main(lambda folder=folder: read_metrics(folder)) if config.resume else None
+        finished = broadcast_from_main(lambda folder=folder: read_metrics(folder)) if config.resume else None
         results[seed] = finished or train(restart_config(config, seed, folder, whole.is_main), whole)
     best = best_seed(config, results, whole.folder / f"restart_{config.seed}")
     if whole.is_main:
@@ -36,7 +36,7 @@ def train_restarts(config: RunArguments, train: Callable[[RunArguments, Run], di
 
 def restart_config(config: RunArguments, seed: int, folder: Path, is_main: bool) -> RunArguments:
     """The arguments of one restart: it begins, or goes on if the whole is resumed and it had begun."""
-    started = bool(config.resume) and from_main((folder / CONFIG).is_file)
+    started = bool(config.resume) and broadcast_from_main((folder / CONFIG).is_file)
     if config.resume and not started and is_main:
         shutil.rmtree(folder, ignore_errors=True)  # killed before it wrote what it is
     place = {
