@@ -84,6 +84,7 @@ FREE = {
     "resume",
     "local_rank",
     "notify",
+    "tracker",
     "device",
     "log_every",
     "save_every",

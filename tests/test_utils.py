@@ -6,13 +6,14 @@ import logging
 import math
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
 from checkpoints.files import EVALUATIONS, METRICS, read_evaluations, read_metrics, write_json
 from experiments.claims import is_running
 from experiments.restarts import summarize
-from utils import AboveProgressBar, Run
+from utils import AboveProgressBar, Run, reserve_folder
 
 
 class Screen(io.StringIO):
@@ -83,3 +84,13 @@ def test_windows_is_never_asked_by_a_signal_whether_a_process_is_there(monkeypat
         windows.setattr(os, "kill", lambda *signal: asked.append(signal))
         is_there = is_running(nobody, None)
     assert is_there and not asked
+
+
+def test_runs_that_start_at_the_same_time_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(16) as executor:
+        folders = list(executor.map(reserve_folder, ["now"] * 16))
+    names = {"now"} | {f"now_{number}" for number in range(2, 17)}
+    assert (
+        {folder.name for folder in folders} == names == {path.name for path in (tmp_path / "runs").iterdir()}
+    )
