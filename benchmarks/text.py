@@ -44,6 +44,7 @@ def tokenization(texts: list[str]) -> None:
     from pytorch_pretrained_bert import BertTokenizer
 
     tokenizer = benchmark_corpus().tokenizer
+    assert isinstance(tokenizer, Tokenizer), "the benchmark's corpus has WordPiece"
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder) / "vocab.txt")
         reference = BertTokenizer(

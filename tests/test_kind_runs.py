@@ -195,54 +195,42 @@ def test_an_auxiliary_loss_adapters_and_other_checkpoints_go_with_every_kind(
     call("finetuning_predict.py", tmp_path / "adapters", "--input_file", options[1] / "test.jsonl")
 
 
-def test_files_of_words_a_line_train_and_predict(cache, tmp_path):
+WORD_FLAGS = [
+    "--model_checkpoint",
+    "none",
+    "--tokenizer",
+    "train:150",
+    *SHAPE,
+    *STEPS,
+    "--n_steps",
+    40,
+    "--lr",
+    "5e-3",
+]
+SENTENCE = (
+    "# sent_id = {n}\n"
+    "1-2\tx\t_\t_\t_\t_\t_\t_\t_\t_\n"
+    "1\tanna\t_\tPROPN\t_\t_\t2\tnsubj\t_\t_\n"
+    "2\tsings\t_\tVERB\t_\t_\t0\troot\t_\t_\n"
+    "3\t{n}\t_\tNUM\t_\t_\t2\tdep\t_\t_\n\n"
+)
+
+
+def train_on_words(kind, file, cache, run_folder):
+    data = ["--kind", kind, "--dataset_path", file, "--dataset_cache", cache]
+    call("finetuning_train.py", *data, *WORD_FLAGS, "--output_dir", run_folder)
+    return metrics(run_folder)
+
+
+def test_a_conll_file_trains_a_tagger(cache, tmp_path):
     lines = [f"{random.Random(n).choice(NAMES)} N B-PER\nsings V O\n{n} X O\n" for n in range(60)]
     (tmp_path / "tags.conll").write_text("-DOCSTART- -X- O\n\n" + "\n".join(lines))
-    common = [
-        "--dataset_cache",
-        cache,
-        "--model_checkpoint",
-        "none",
-        "--tokenizer",
-        "train:150",
-        *SHAPE,
-        *STEPS,
-        "--n_steps",
-        40,
-        "--lr",
-        "5e-3",
-    ]
-    call(
-        "finetuning_train.py",
-        "--dataset_path",
-        tmp_path / "tags.conll",
-        "--kind",
-        "tagging",
-        *common,
-        "--output_dir",
-        tmp_path / "tagger",
-    )
-    assert metrics(tmp_path / "tagger")["valid_f1"] > 0.9
-    ud = (
-        "# sent_id = {n}\n"
-        "1-2\tx\t_\t_\t_\t_\t_\t_\t_\t_\n"
-        "1\tanna\t_\tPROPN\t_\t_\t2\tnsubj\t_\t_\n"
-        "2\tsings\t_\tVERB\t_\t_\t0\troot\t_\t_\n"
-        "3\t{n}\t_\tNUM\t_\t_\t2\tdep\t_\t_\n\n"
-    )
-    (tmp_path / "trees.conllu").write_text("".join(ud.format(n=n) for n in range(60)))
-    call(
-        "finetuning_train.py",
-        "--dataset_path",
-        tmp_path / "trees.conllu",
-        "--kind",
-        "parsing",
-        *common,
-        "--output_dir",
-        tmp_path / "parser",
-    )
-    assert metrics(tmp_path / "parser")["valid_las"] > 0.9
-    parsed = call(
-        "finetuning_predict.py", tmp_path / "parser", "--input_file", tmp_path / "trees.conllu"
-    ).splitlines()
+    assert train_on_words("tagging", tmp_path / "tags.conll", cache, tmp_path / "tagger")["valid_f1"] > 0.9
+
+
+def test_a_conllu_file_trains_a_parser_and_is_parsed(cache, tmp_path):
+    file, run_folder = tmp_path / "trees.conllu", tmp_path / "parser"
+    file.write_text("".join(SENTENCE.format(n=n) for n in range(60)))
+    assert train_on_words("parsing", file, cache, run_folder)["valid_las"] > 0.9
+    parsed = call("finetuning_predict.py", run_folder, "--input_file", file).splitlines()
     assert len(parsed) == 60 and json.loads(parsed[7])["tokens"] == ["anna", "sings", "7"]

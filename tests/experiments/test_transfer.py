@@ -2,21 +2,16 @@
 to.
 """
 
-import contextlib
-import csv
+import itertools
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from helpers.runs import STEPS, WORDS, evaluations, kill_when_there_is, metrics, same_weights, spawn
+from helpers.grids import FLAGS, SCRIPT, command, read_table, start
+from helpers.runs import STEPS, kill_when_there_is, metrics, spawn
 from matplotlib.figure import Figure
 
 from checkpoints.finetuned import load_finetuned
@@ -27,84 +22,6 @@ from experiments.graph import locked
 from experiments.grid_table import draw_heat_map
 from finetuning_train import FinetuningConfig, finetune
 from finetuning_transfer import transfer
-
-SCRIPT = "finetuning_transfer.py"
-FLAGS = [
-    *STEPS,
-    "--lr",
-    "3e-3",
-    "--n_steps",
-    "6",
-    "--eval_every",
-    "3",
-    "--save_every",
-    "2",
-    "--tuning",
-    "pfeiffer",
-    "--adapters_dim",
-    "4",
-]
-
-
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory) -> Path:
-    """Three tasks with classes told apart by words."""
-    folder, generator = tmp_path_factory.mktemp("tasks"), random.Random(3)
-    for name, words in {
-        "one": ("good", "bad"),
-        "two": ("film", "story", "kind"),
-        "three": ("bad", "good"),
-    }.items():
-        (folder / name).mkdir()
-        for split, n_rows in (("train", 40), ("valid", 21)):
-            rows = [
-                {
-                    "text": " ".join([*generator.choices(WORDS[8:], k=8), words[index % len(words)]]),
-                    "label": index % len(words),
-                }
-                for index in range(n_rows)
-            ]
-            (folder / name / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def grid_map(tasks) -> dict:
-    one, two = (
-        str(tasks / "one"),
-        {"name": "second", "dataset_path": str(tasks / "two"), "train_subset_size": 30},
-    )
-    targets = {
-        "second": {"dataset_path": str(tasks / "two"), "sizes": [9, 18]},
-        str(tasks / "three"): {"metric": "eval_loss"},
-    }
-    return {
-        "description": "for a test",
-        "from": [one, two],
-        "fusion": {"both": ["one", "second"]},
-        "to": targets,
-    }
-
-
-@pytest.fixture(scope="module")
-def common(pretrained, cache) -> list:
-    return [*FLAGS, "--model_checkpoint", str(pretrained), "--dataset_cache", str(cache), "--restarts", "2"]
-
-
-def command(content, folder: Path, *flags) -> list[str]:
-    """The arguments of a grid in `folder`, whose task map is written beside it."""
-    file = folder.with_suffix(".json")
-    file.write_text(content if isinstance(content, str) else json.dumps(content))
-    return [str(file), *map(str, flags), "--output_dir", str(folder)]
-
-
-def start(content, folder: Path, *flags) -> dict:
-    return transfer(parse_argv(TransferConfig, "", command(content, folder, *flags)))
-
-
-def read_table(folder: Path) -> dict:
-    with open(folder / "results.csv", newline="") as file:
-        return {(row["source"], row["target"]): row for row in csv.DictReader(file)}
 
 
 @pytest.fixture(scope="module")
@@ -233,8 +150,9 @@ def test_adapters_go_on_only_as_they_were_trained(grid, tasks, cache, tmp_path):
 
 def test_the_table_has_means_deviations_and_gains(grid):
     table = read_table(grid)
-    assert set(table) == {(source, target) for source in ("none", "one", "second", "both") for target in ("three", "second@9", "second@18")} - {
-        ("second", "second@9"), ("second", "second@18")}  # fmt: skip
+    sources, targets = ("none", "one", "second", "both"), ("three", "second@9", "second@18")
+    to_itself = {("second", "second@9"), ("second", "second@18")}
+    assert set(table) == set(itertools.product(sources, targets)) - to_itself
     for (source, target), row in table.items():
         assert (
             row["metric"] == ("valid_loss" if target == "three" else "valid_accuracy")
@@ -312,80 +230,6 @@ def test_a_killed_grid_goes_on_to_the_same_table(grid, grid_map, common, tmp_pat
     assert all(file.stat().st_mtime_ns == written for file, written in finished.items())
 
 
-@pytest.fixture(scope="module")
-def long_grid(tasks, common, tmp_path_factory) -> tuple[dict, list, Path]:
-    """A map, its flags, and the folder of its grid: trainings that are long enough to be killed."""
-    content = {"from": [str(tasks / "one")], "to": [str(tasks / "three"), str(tasks / "two")]}
-    flags = [*common, "--n_steps", "400", "--eval_every", "100", "--save_every", "10", "--restarts", "1"]
-    folder = tmp_path_factory.mktemp("long") / "grid"
-    start(content, folder, *flags)
-    return content, flags, folder
-
-
-def workers_of_ray(folder: Path) -> list[int]:
-    """The processes that train in a grid: Ray calls them ray::<name of the job>, and each has its log."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            is_worker = (process / "cmdline").read_bytes().startswith(b"ray::")
-            if is_worker and str(folder) in os.readlink(process / "fd" / "1"):
-                found.append(int(process.name))
-    return found
-
-
-def wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("cells/*/*/42/checkpoints/*.pt")):
-        assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
-        time.sleep(0.01)
-
-
-def assert_same_grid(one: Path, other: Path) -> None:
-    assert (one / "results.csv").read_text() == (other / "results.csv").read_text()
-    runs = [file.parent.relative_to(one) for file in one.glob("**/metrics.json")]
-    assert runs and all(same_weights(one / run, other / run) for run in runs)
-    assert all(evaluations(one / run) == evaluations(other / run) for run in runs)
-
-
-@pytest.mark.slow
-def test_killed_workers_cost_a_grid_on_ray_nothing(long_grid, tmp_path):
-    content, flags, alone = long_grid
-    folder = tmp_path / "grid"
-    process = spawn(SCRIPT, *command(content, folder, *flags, "--workers", 2))
-    wait_for_checkpoint(folder, process)
-    killed = workers_of_ray(folder)
-    for worker in killed:
-        os.kill(worker, signal.SIGKILL)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0 and killed, errors
-    assert "5 of 5 trainings finished" in errors
-    logs = [file.read_text() for file in folder.glob("logs/**/*.log")]
-    assert any("resuming after step" in log for log in logs)
-    assert_same_grid(alone, folder)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_driver_of_ray_takes_its_workers_along_and_goes_on(how, long_grid, tmp_path):
-    content, flags, alone = long_grid
-    folder = tmp_path / "grid"
-    arguments = command(content, folder, *flags, "--workers", 2)
-    process = spawn(SCRIPT, *arguments)
-    wait_for_checkpoint(folder, process)
-    workers = workers_of_ray(folder)
-    process.send_signal(how)
-    process.wait(timeout=60)
-    process.stderr.close()
-    finished = {file: file.stat().st_mtime_ns for file in folder.glob("**/metrics.json")}
-    again = spawn(SCRIPT, *arguments)  # while the last workers may still be there
-    _, errors = again.communicate(timeout=240)
-    assert again.returncode == 0, errors
-    assert "resuming after step" in "".join(file.read_text() for file in folder.glob("logs/**/*.log"))
-    assert all(file.stat().st_mtime_ns == written for file, written in finished.items())
-    assert workers and not any(Path(f"/proc/{worker}").exists() for worker in workers)
-    assert_same_grid(alone, folder)
-
-
 def test_a_grid_is_for_one_process_and_one_driver(tasks, common, tmp_path, monkeypatch):
     content = {"from": [str(tasks / "one")], "to": [str(tasks / "two")]}
     with locked(tmp_path / "grid"), pytest.raises(UserError, match="another process works in"):
@@ -451,77 +295,3 @@ def test_messages_are_about_the_grid_alone(tasks, common, tmp_path, monkeypatch)
     assert not any(
         b"s3cret-token" in file.read_bytes() for file in (tmp_path / "grid").rglob("*") if file.is_file()
     )
-
-
-# -------------------------------------------------------------------------------------------- what is refused
-
-
-@pytest.mark.parametrize(
-    "content, words",
-    [
-        ("{", ["is not valid JSON"]),
-        ({"form": [], "to": ["TASKS/one"]}, ["unknown key 'form'", "did you mean from?"]),
-        ({"from": ["TASKS/one"]}, ["no tasks to transfer to"]),
-        ({"to": "TASKS/one"}, ["to must be a list or an object"]),
-        ({"to": ["TASKS/one", 3]}, ["to, task 2 must be a name"]),
-        (
-            {"to": {"TASKS/one": {"n_epoch": 3}}},
-            ["to TASKS/one: unknown key 'n_epoch'; did you mean n_epochs?"],
-        ),
-        ({"to": {"TASKS/one": {"metrics": "f1"}}}, ["unknown key 'metrics'; did you mean metric?"]),
-        ({"to": {"TASKS/one": {"lr": -1}}}, ["to TASKS/one: lr must be at least 0"]),
-        ({"to": {"TASKS/one": {"seeds": [1, 1]}}}, ["seeds must be different numbers"]),
-        ({"to": {"TASKS/one": {"sizes": "all"}}}, ["sizes must be list[int] or null"]),
-        (
-            {"to": {"TASKS/one": {"metric": "pearson"}}},
-            ["to one: the metric pearson does not apply to classification", "accuracy"],
-        ),
-        ({"to": {"TASKS/one": {"tuning": "lora"}}}, ["tuning has to be the same for all tasks"]),
-        ({"to": {"TASKS/one": {"seed": 3}}}, ["seed is set by the grid"]),
-        ({"to": ["TASKS/one", "TASKS/one/"]}, ["the name one occurs twice"]),
-        ({"from": ["none"], "to": ["TASKS/one"]}, ["from: the name none is how the grid calls no transfer"]),
-        ({"from": ["TASKS/four"], "to": ["TASKS/one"]}, ["from four", "no such file or folder"]),
-        ({"to": {"TASKS/one": {"label_column": "sentiment"}}}, ["to one", "'sentiment'"]),
-        (
-            {"from": ["TASKS/one"], "fusion": {"both": ["on"]}, "to": ["TASKS/two"]},
-            ["fusion both: 'on' is not under \"from\"; did you mean one?"],
-        ),
-        (
-            {"defaults": {"dataset_path": "x"}, "to": ["TASKS/two"]},
-            ["defaults: dataset_path cannot be the same"],
-        ),
-        (
-            {"defaults": {"dataset_name": "x"}, "to": ["TASKS/two"]},
-            ["defaults: dataset_path cannot be the same"],
-        ),
-    ],
-)
-def test_a_mistake_in_the_map_stops_it_before_anything_is_trained(content, words, tasks, common, tmp_path):
-    content = (content if isinstance(content, str) else json.dumps(content)).replace("TASKS", str(tasks))
-    with pytest.raises(UserError) as error:
-        start(content, tmp_path / "grid", *common)
-    sentence = str(error.value).replace(str(tasks), "TASKS")
-    assert "grid.json" in sentence and all(word in sentence for word in words) and "\n" not in sentence, (
-        sentence
-    )
-    assert not (tmp_path / "grid").exists()
-
-
-def test_flags_that_make_no_grid_are_refused(tasks, common, tmp_path):
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "thesis.tex").write_text("years of work")
-    content = {"from": [str(tasks / "one")], "to": [str(tasks / "two")]}
-    for flags, words in [
-        (["--dataset_path", "imdb"], "unknown argument --dataset_path"),
-        (["--tuning", "fusion"], "name what to fuse"),
-        (["--overwrite"], "unknown argument --overwrite"),
-        (["--output_dir", tmp_path / "precious"], "holds something else than a grid"),
-        (["--restarts", "0"], "restarts must be at least 1"),
-    ]:
-        with pytest.raises(UserError, match=words):
-            transfer(
-                parse_argv(
-                    TransferConfig, "", [*command(content, tmp_path / "grid", *common), *map(str, flags)]
-                )
-            )
-    assert not (tmp_path / "grid").exists()
