@@ -27,7 +27,13 @@ class RunArguments(NotifyArguments):
     device: str = flag("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps …")
     precision: str = flag("auto", "auto is what the device is fast at", ("auto", "fp32", "bf16", "fp16"))
     compile: bool = flag(False, "compile the model with torch.compile")
-    log_every: int = flag(10, "optimizer steps between TensorBoard rows", least=1)
+    log_every: int = flag(10, "optimizer steps between rows of training scalars in the logs", least=1)
+    tracker: str = flag(
+        "none",
+        "log to an experiment tracker, too, set up by its own environment variables; "
+        "pip install -r requirements-trackers.txt",
+        ("none", "wandb", "mlflow", "clearml"),
+    )
     save_every: int = flag(
         1000, "optimizer steps between checkpoints to resume from; the last two are kept", least=1
     )

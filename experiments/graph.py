@@ -23,7 +23,7 @@ from checkpoints.files import CONFIG, read_metrics
 from config.errors import UserError
 from config.groups import RunArguments
 from experiments.notify import one_line
-from utils import from_main, logger, show
+from utils import broadcast_from_main, logger, show
 
 Metrics = dict[str, Any]
 
@@ -84,7 +84,7 @@ class Graph(Generic[AnyJob]):
         jobs = {job.name: job for job in self.jobs}
         outcome = Outcome()
         for name in jobs:
-            if metrics := from_main(functools.partial(read_metrics, self.folder / name)):
+            if metrics := broadcast_from_main(functools.partial(read_metrics, self.folder / name)):
                 outcome.metrics[name] = metrics
         n_before, total = len(outcome.metrics), len(jobs)
         if n_before:
@@ -118,14 +118,14 @@ class Graph(Generic[AnyJob]):
 
 def train_or_resume(function: Callable[[Any], Metrics], config: RunArguments, run_folder: Path) -> Metrics:
     """Do a training, or go on with it, unless it is finished; return what its metrics.json holds."""
-    if metrics := from_main(lambda: read_metrics(run_folder)):
+    if metrics := broadcast_from_main(lambda: read_metrics(run_folder)):
         return metrics
-    is_begun = from_main((run_folder / CONFIG).is_file)
+    is_begun = broadcast_from_main((run_folder / CONFIG).is_file)
     if not is_begun and idist.get_rank() == 0:
         shutil.rmtree(run_folder, ignore_errors=True)  # killed before it wrote its config
     resume = str(run_folder) if is_begun else None
     function(dataclasses.replace(config, output_dir=str(run_folder), resume=resume))
-    metrics = from_main(lambda: read_metrics(run_folder))
+    metrics = broadcast_from_main(lambda: read_metrics(run_folder))
     if metrics is None:
         raise RuntimeError(f"{function.__name__} left no metrics in {run_folder}")
     return metrics

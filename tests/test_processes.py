@@ -16,7 +16,7 @@ from checkpoints.files import write_json
 from config.errors import UserError
 from finetuning_train import FinetuningConfig
 from training.resuming import check_resumable, rows_per_process
-from utils import Run, own_gpu
+from utils import Run, gpu_index
 
 UNDER_SLURM = {"SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2"}
 # A machine with one GPU, as ignite would see it.
@@ -214,11 +214,11 @@ def test_a_resumed_run_may_compute_its_steps_in_smaller_parts(alone):
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert own_gpu(1, 2) == 1
+    assert gpu_index(1, 2) == 1
     with pytest.raises(UserError, match="process 3 of this machine has no GPU, there are 2"):
-        own_gpu(2, 2)
+        gpu_index(2, 2)
     monkeypatch.delenv("LOCAL_RANK")
-    assert own_gpu(3, 1) == 0, "srun shows each process its own alone"
+    assert gpu_index(3, 1) == 0, "srun shows each process its own alone"
 
 
 def test_more_processes_than_gpus_may_use_the_cpu(short_run, alone, tmp_path, monkeypatch):

@@ -1,20 +1,27 @@
-"""Evaluations during training, and the best weights that they find."""
+"""Evaluations during training, the best weights that they find, and early stopping."""
 
+import logging
 import math
+import sys
 from collections.abc import Callable
+from typing import Literal
 
 from ignite.engine import Engine, Events
+from ignite.handlers import EarlyStopping
 from torch import Tensor, nn
 
 from checkpoints.files import WEIGHTS, load_weights, save_weights
 from config.errors import UserError
 from training.step import LoopOptions
-from utils import Run, from_main, show
+from utils import Run, broadcast_from_main, show
 
 
 class BestWeights:
-    """Keeps the weights of the best evaluation so far in model.safetensors, and counts those that did not
-    improve.
+    """Keeps the weights of the best evaluation so far in model.safetensors.
+
+    After `attach`, ignite's EarlyStopping compares the evaluations, and stops the trainer after `patience` of
+    them in a row without progress (0: never). A tie is no progress. Its state is part of this one's, so that
+    a resumed run knows that it had stopped.
     """
 
     def __init__(
@@ -26,41 +33,44 @@ class BestWeights:
         patience: int = 0,
     ):
         self.run, self.weights, self.metric, self.patience = run, weights, metric, patience
-        self.sign = 1 if higher_is_better else -1
+        self.mode: Literal["min", "max"] = "max" if higher_is_better else "min"
+        self.latest: dict[str, float] = {"step": -1}
         self.best: dict[str, float] = {}
-        self.last_step = -1  # of the latest evaluation
-        self.n_without_progress = 0
 
-    def update(self, step: int, metrics: dict[str, float]) -> None:
-        """Take note of an evaluation."""
-        self.last_step, value = step, metrics[self.metric]
-        if math.isnan(value):
+    def attach(self, trainer: Engine) -> None:
+        """Let evaluations stop the trainer. They also count without patience, which a resumed run may set."""
+        self.early_stopping = EarlyStopping(
+            self.patience or sys.maxsize, lambda _: self.latest[self.metric], trainer, mode=self.mode
+        )
+        self.early_stopping.logger.setLevel(logging.WARNING)  # `attach_evaluation` says it above the bar
+
+    def update(self, trainer: Engine, metrics: dict[str, float]) -> None:
+        """Compare an evaluation with the best so far. Raises UserError if its metric is NaN."""
+        step = trainer.state.iteration
+        self.latest = {"step": step} | metrics
+        if math.isnan(metrics[self.metric]):
             raise UserError(
-                f"the {self.metric} is not a number at step {step}: training diverged; lower --lr or raise --n_warmup"
+                f"the {self.metric} is not a number at step {step}: training diverged; "
+                "lower --lr or raise --n_warmup"
             )
-        if self.best and self.sign * value <= self.sign * self.best[self.metric]:
-            self.n_without_progress += 1
-            return
-        self.best, self.n_without_progress = {"step": step} | metrics, 0
-        if self.run.is_main:
-            save_weights(self.run.folder / WEIGHTS, self.weights())
+        self.early_stopping(trainer)
+        if self.early_stopping.counter == 0:
+            self.best = self.latest
+            if self.run.is_main:
+                save_weights(self.run.folder / WEIGHTS, self.weights())
 
     @property
     def is_stopped_early(self) -> bool:
-        """Have there been `patience` evaluations in a row without progress?"""
-        return 0 < self.patience <= self.n_without_progress
+        return self.early_stopping.counter >= self.early_stopping.patience
 
     def state_dict(self) -> dict:
-        """For the checkpoint."""
-        return {"best": self.best, "last_step": self.last_step, "n_without_progress": self.n_without_progress}
+        counter = self.early_stopping.counter
+        return {"best": self.best, "last_step": self.latest["step"], "n_without_progress": counter}
 
     def load_state_dict(self, state: dict) -> None:
-        """From the checkpoint."""
-        self.best, self.last_step, self.n_without_progress = (
-            state["best"],
-            state["last_step"],
-            state["n_without_progress"],
-        )
+        self.best, self.latest = state["best"], {"step": state["last_step"]}
+        self.early_stopping.counter = state["n_without_progress"]
+        self.early_stopping.best_score = self.best.get(self.metric)
 
 
 def attach_evaluation(
@@ -71,19 +81,17 @@ def attach_evaluation(
     options: LoopOptions,
     steps_per_epoch: int,
 ) -> None:
-    """Evaluate every `eval_every` steps (-1: after each epoch) and at the end; stop after `patience` without
-    progress.
-    """
+    """Evaluate every `eval_every` steps (-1: after each epoch) and at the end."""
+    best.attach(trainer)
 
     def run_evaluation(engine: Engine) -> None:
-        if best.last_step == engine.state.iteration:
+        if best.latest["step"] == engine.state.iteration:
             return
         metrics = evaluate()
         run.log_evaluation(engine.state.iteration, metrics)
-        best.update(engine.state.iteration, metrics)
+        best.update(engine, metrics)
         if best.is_stopped_early:
             show(f"no better {best.metric} in {best.patience} evaluations: stopping early")
-            engine.terminate()
 
     @trainer.on(Events.STARTED)
     def evaluate_before_training(engine: Engine) -> None:
@@ -97,5 +105,5 @@ def attach_evaluation(
 
 def restore_best(model: nn.Module, run: Run) -> None:
     """Load the best weights back into the model."""
-    weights = from_main(lambda: load_weights(run.folder / WEIGHTS))
+    weights = broadcast_from_main(lambda: load_weights(run.folder / WEIGHTS))
     model.load_state_dict(weights, strict=False)

@@ -2,19 +2,19 @@
 
 import math
 import sys
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar, Timer
-from torch import Tensor, nn
+from torch import nn
 
 from training.evaluation import BestWeights, attach_evaluation
 from training.optimizers import TrainableModel, learning_rate_factor
 from training.resuming import attach_checkpoints
 from training.step import Batches, LoopOptions, Objective, TrainingStep, wrap_model
+from training.trackers import open_tracker
 from utils import Run, show
 
 
@@ -28,10 +28,11 @@ def fit(
     run: Run,
     options: LoopOptions,
 ) -> "Progress":
-    """Train the model for `n_steps` optimizer steps, or on from where a resumed run stood.
+    """Train the model for `n_steps` optimizer steps, or from where a resumed run was.
 
-    Every so many steps, what `evaluate()` returns goes to `best`, which keeps the best weights in the run
-    folder, and stops early if it is told to. Returns how far it came, and how fast.
+    The metrics that `evaluate()` returns go to `best`, which keeps the best weights in the run folder and may
+    stop the training early. Returns how many steps were taken, and how fast. Raises UserError if the loss
+    diverges, if the tracker cannot start, or if there is no resuming from the run's newest checkpoint.
     """
     wrapped = wrap_model(model, run, some_are_frozen=options.unfreeze_every > 0)
     step = TrainingStep(wrapped, optimizers, objective, run, options)
@@ -39,28 +40,32 @@ def fit(
     state = {"trainer": trainer, "model": model, "best": best, "scaler": step.scaler}
     state |= {f"optimizer_{index}": optimizer for index, optimizer in enumerate(optimizers)}
 
-    # The handlers of an event run in this order. Learning rates and frozen layers come before the step that
-    # heeds them; the clock stops before the evaluation; the evaluation comes before the checkpoint, which has
-    # to know of it.
+    # The handlers of an event run in this order. Learning rates and frozen layers are set before the step;
+    # the clock stops before the evaluation; the checkpoint comes last, since it includes the evaluation.
     attach_schedule(trainer, optimizers, options)
-    attach_unfreezing(trainer, model, options.unfreeze_every)
+    if options.unfreeze_every:
+        assert isinstance(model, TrainableModel)
+        attach_unfreezing(trainer, model, options.unfreeze_every)
     progress = attach_logging(trainer, optimizers, run, options.log_every)
     attach_evaluation(trainer, evaluate, best, run, options, len(batches))
     attach_checkpoints(trainer, state, run, options.save_every)
 
-    run_to_the_end(trainer, batches, best, options.n_steps)
+    open_tracker(run)
+    try:
+        run_to_the_end(trainer, batches, best, options.n_steps)
+    except BaseException:
+        run.close()
+        raise
     progress.n_steps = trainer.state.iteration
     return progress
 
 
 @dataclass
 class Progress:
-    """What all processes together have done since the process started, evaluations aside; and the step that
-    it led to.
-    """
+    """What all processes together have done since the process started, without evaluations."""
 
     timer: Timer = field(default_factory=lambda: Timer(average=False))
-    n_steps: int = 0  # of the whole training
+    n_steps: int = 0  # of the whole training, also before it was resumed
     n_tokens: int = 0
     n_examples: int = 0
 
@@ -77,84 +82,80 @@ class Progress:
 
 def attach_schedule(trainer: Engine, optimizers: list, options: LoopOptions) -> None:
     """Set the learning rates before every step; a pure function of the step, so there is nothing to save."""
-    peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+
+    def groups() -> list[dict]:  # a resumed run loads others
+        return [group for optimizer in optimizers for group in optimizer.param_groups]
+
+    peaks = [group["lr"] for group in groups()]
 
     @trainer.on(Events.ITERATION_STARTED)
     def set_learning_rates(engine: Engine) -> None:
         step = engine.state.iteration - 1
         factor = learning_rate_factor(step, options.n_warmup, options.n_steps, options.schedule)
-        for optimizer, group_peaks in zip(optimizers, peaks, strict=True):
-            for group, peak in zip(optimizer.param_groups, group_peaks, strict=True):
-                group["lr"] = peak * factor
+        for group, peak in zip(groups(), peaks, strict=True):
+            group["lr"] = peak * factor
 
 
 def attach_unfreezing(trainer: Engine, model: TrainableModel, every: int) -> None:
-    """Gradual unfreezing (ULMFiT: Howard & Ruder 2018, section 3.3): first the head alone trains, then, every
-    so many steps, one layer more from the top, the embeddings last. A pure function of the step; 0:
-    everything trains from the start.
+    """Gradual unfreezing (ULMFiT: Howard & Ruder 2018, section 3.3), a pure function of the step: at first,
+    only the head trains, then one more layer from the top every so many steps, the embeddings last.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     depths = model.parameter_depths()
 
     @trainer.on(Events.ITERATION_STARTED)
-    def thaw(engine: Engine) -> None:
-        for name, parameter in trained.items() if every else ():
+    def unfreeze(engine: Engine) -> None:
+        for name, parameter in trained.items():
             parameter.requires_grad = depths[name] <= (engine.state.iteration - 1) // every
 
 
 def attach_logging(trainer: Engine, optimizers: list, run: Run, log_every: int) -> Progress:
-    """Progress bar and TensorBoard: loss, learning rates, gradient norm, tokens/s."""
+    """Progress bar; every `log_every` steps, log loss, learning rates, gradient norm and tokens/s."""
     progress = Progress()
     progress.timer.attach(
         trainer, start=Events.STARTED, resume=Events.GET_BATCH_STARTED, pause=Events.ITERATION_COMPLETED
     )
-    sums: dict[str, Tensor | float] = defaultdict(float)  # tensors: adding them up waits for nothing
+    outputs: list[dict] = []  # of the steps since the latest row of the logs
+    seconds, n_tokens = 0.0, 0  # at the latest row
 
     @trainer.on(Events.ITERATION_COMPLETED)
     def accumulate(engine: Engine) -> None:
-        progress.n_tokens += engine.state.output["n_tokens"] * run.world_size
-        progress.n_examples += engine.state.output["n_examples"] * run.world_size
-        sums["loss"] += engine.state.output["loss"]
-        sums["n_steps"] += 1
+        output: dict = engine.state.output  # type: ignore[assignment]  # ignite says int
+        progress.n_tokens += output["n_tokens"] * run.world_size
+        progress.n_examples += output["n_examples"] * run.world_size
+        outputs.append(output)
 
     @trainer.on(Events.ITERATION_COMPLETED(every=log_every))
     def log(engine: Engine) -> None:
-        loss = idist.all_reduce(float(sums["loss"])) / run.world_size / sums["n_steps"]
+        nonlocal seconds, n_tokens
+        step = engine.state.iteration
+        loss_sum = float(sum(output["loss"] for output in outputs))
+        loss = float(idist.all_reduce(loss_sum)) / run.world_size / len(outputs)
+        speed = (progress.n_tokens - n_tokens) / max(1e-9, progress.timer.value() - seconds)
         seconds, n_tokens = progress.timer.value(), progress.n_tokens
-        speed = (n_tokens - sums["n_tokens_before"]) / max(1e-9, seconds - sums["seconds_before"])
-        sums.update(loss=0.0, n_steps=0, n_tokens_before=n_tokens, seconds_before=seconds)
         engine.state.metrics |= {"loss": loss, "tok/s": round(speed)}
-        scalars = {
-            "loss": loss,
-            "grad_norm": float(engine.state.output["grad_norm"]),
-            "tokens_per_second": speed,
-        }
-        names = ("lr", "muon_lr")
-        scalars |= {
-            name: optimizer.param_groups[0]["lr"] for name, optimizer in zip(names, optimizers, strict=False)
-        }
-        run.log_scalars("training", engine.state.iteration, scalars)
-        if not sys.stderr.isatty() and engine.state.iteration % (10 * log_every) == 0:  # no bar in a log file
-            show(f"step {engine.state.iteration}: training loss {loss:.4g}, {speed:,.0f} tokens/s")
+        grad_norm = float(outputs[-1]["grad_norm"])
+        scalars = {"loss": loss, "grad_norm": grad_norm, "tokens_per_second": speed}
+        outputs.clear()
+        for name, optimizer in zip(("lr", "muon_lr"), optimizers, strict=False):
+            scalars[name] = optimizer.param_groups[0]["lr"]
+        run.log_scalars("training", step, scalars)
+        if not sys.stderr.isatty() and step % (10 * log_every) == 0:  # no bar in a log file
+            show(f"step {step}: training loss {loss:.4g}, {speed:,.0f} tokens/s")
 
     if run.is_main:
-        bar = ProgressBar(persist=True, disable=None)
-        bar.attach(
-            trainer, metric_names=["loss", "tok/s"], event_name=Events.ITERATION_COMPLETED(every=log_every)
-        )
+        event = Events.ITERATION_COMPLETED(every=log_every)
+        ProgressBar(persist=True, disable=None).attach(trainer, ["loss", "tok/s"], event_name=event)
     return progress
 
 
 def run_to_the_end(trainer: Engine, batches: Batches, best: BestWeights, n_steps: int) -> None:
-    """Run the engine from where it stands to `n_steps`, unless the run that it resumes had ended or stopped
-    early.
-    """
-    if trainer.state.iteration < n_steps and not best.is_stopped_early:
+    """Train from where the trainer is to `n_steps`, unless the run to resume had ended or stopped early."""
+    step = trainer.state.iteration
+    if step < n_steps and not best.is_stopped_early:
         trainer.add_event_handler(Events.ITERATION_COMPLETED(once=n_steps), lambda engine: engine.terminate())
         n_epochs = math.ceil(n_steps / len(batches))
-        trainer.run(
-            batches.starting_at(trainer.state.iteration), max_epochs=n_epochs, epoch_length=len(batches)
-        )
+        trainer.run(batches.starting_at(step), max_epochs=n_epochs, epoch_length=len(batches))
     else:
         trainer.fire_event(Events.STARTED)
         trainer.fire_event(Events.COMPLETED)

@@ -2,9 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,25 +11,26 @@ from torch import Tensor, nn
 from config.groups import OptimizationArguments
 
 
+@runtime_checkable
 class TrainableModel(Protocol):
-    """A module that tells what its optimizers have to know."""
+    """A module that tells its optimizers about its parameters, by their names."""
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
-    def parameter_depths(self) -> dict[str, int]: ...  # layers between a parameter and the output
+    def parameter_depths(self) -> dict[str, int]:
+        """How many layers lie between each parameter and the output."""
 
-    def hidden_matrices(
-        self,
-    ) -> dict[str, int]: ...  # matrices of hidden layers, and how many are stacked in each
+    def hidden_matrices(self) -> dict[str, int]:
+        """The matrices of hidden layers, and how many are stacked in each."""
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized by a Newton-Schulz iteration (Jordan et al. 2024,
     kellerjordan.github.io/posts/muon).
 
-    For the matrices of hidden layers alone. Differs from torch.optim.Muon in speed: it iterates in the dtype
-    that the device is fast at and stacks matrices of one shape. A group's `n_blocks` is the number of
-    matrices that lie below one another in its parameters: queries, keys and values are orthogonalized apart.
+    Only for the matrices of hidden layers. Faster than torch.optim.Muon: it iterates in the dtype that the
+    device is fast at, on all matrices of one shape at once. A group's `n_blocks` is the number of matrices
+    stacked in each of its parameters: queries, keys and values are orthogonalized separately.
     """
 
     COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -43,46 +43,34 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         n_iterations: int = 5,
     ):
-        super().__init__(
-            groups,
-            {
-                "lr": lr,
-                "momentum": momentum,
-                "weight_decay": weight_decay,
-                "n_iterations": n_iterations,
-                "n_blocks": 1,
-            },
-        )
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(groups, defaults | {"n_iterations": n_iterations, "n_blocks": 1})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Update all parameters that have a gradient."""
+    def step(self, closure=None):
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    update = self._momentum(parameter, group["momentum"])
-                    blocks = zip(
-                        parameter.chunk(group["n_blocks"]), update.chunk(group["n_blocks"]), strict=True
-                    )
-                    for block, block_update in blocks:
+                    update = self._momentum(parameter, parameter.grad, group["momentum"])
+                    blocks = parameter.chunk(group["n_blocks"])
+                    for block, block_update in zip(blocks, update.chunk(group["n_blocks"]), strict=True):
                         by_shape[block.shape].append((block, block_update))
             for (n_rows, n_columns), pairs in by_shape.items():
-                directions = self.orthogonalize(
-                    torch.stack([update for _, update in pairs]), group["n_iterations"]
-                )
+                updates = torch.stack([update for _, update in pairs])
                 scale = -group["lr"] * math.sqrt(max(1, n_rows / n_columns))
+                directions = self.orthogonalize(updates, group["n_iterations"])
                 for (block, _), direction in zip(pairs, directions, strict=True):
                     block.add_(direction, alpha=scale)
 
-    def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
+    def _momentum(self, parameter: Tensor, gradient: Tensor, momentum: float) -> Tensor:
         """Nesterov's look-ahead gradient."""
         state = self.state[parameter]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(state["momentum_buffer"], momentum)
+        state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        return gradient.lerp(state["momentum_buffer"], momentum)
 
     @classmethod
     def orthogonalize(cls, matrices: Tensor, n_iterations: int) -> Tensor:
@@ -99,56 +87,50 @@ class Muon(torch.optim.Optimizer):
 
 
 def build_optimizers(model: TrainableModel, config: OptimizationArguments) -> list[torch.optim.Optimizer]:
-    """AdamW, with weight decay on matrices alone; with `--optimizer muon`, Muon for the matrices of the
-    layers.
+    """AdamW, with weight decay on matrices only; with `--optimizer muon`, Muon for the hidden matrices.
 
     With `layer_lr_decay` below 1, layers farther from the output get smaller learning rates: discriminative
     fine-tuning (ULMFiT: Howard & Ruder 2018, section 3.2).
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    depths, stacked = model.parameter_depths(), model.hidden_matrices() if config.optimizer == "muon" else {}
-    hidden = [name for name in trained if name in stacked]
+    depths, n_blocks = model.parameter_depths(), model.hidden_matrices()
+    # Lists, not sets: a checkpoint knows parameters by their order.
+    for_muon = [name for name in trained if name in n_blocks and config.optimizer == "muon"]
+    for_adamw = [name for name in trained if name not in for_muon]
 
-    def groups(names: Iterable[str], lr: float, options: Callable[[str], dict]) -> list[dict]:
-        alike: dict[tuple, list[Tensor]] = defaultdict(list)
-        for name in sorted(names, key=depths.get):
-            values = {"lr": lr * config.layer_lr_decay ** depths[name]} | options(name)
-            alike[tuple(values.items())].append(trained[name])
-        return [{"params": parameters} | dict(values) for values, parameters in alike.items()]
+    def groups(names: list[str], lr: float, options: Callable[[str], dict]) -> list[dict]:
+        by_options: dict[tuple, list[Tensor]] = defaultdict(list)
+        for name in sorted(names, key=lambda name: depths[name]):
+            group_options = {"lr": lr * config.layer_lr_decay ** depths[name]} | options(name)
+            by_options[tuple(group_options.items())].append(trained[name])
+        return [{"params": parameters} | dict(values) for values, parameters in by_options.items()]
 
-    def decay(name: str) -> dict:
+    def adamw_options(name: str) -> dict:
         return {"weight_decay": config.weight_decay if trained[name].dim() >= 2 else 0.0}
 
-    def blocks(name: str) -> dict:
-        return {"weight_decay": config.weight_decay, "n_blocks": stacked[name]}
+    def muon_options(name: str) -> dict:
+        return {"weight_decay": config.weight_decay, "n_blocks": n_blocks[name]}
 
-    rest = [
-        name for name in trained if name not in hidden
-    ]  # lists: a checkpoint knows parameters by their order
+    adamw_groups = groups(for_adamw, config.lr, adamw_options)
     is_fused = next(iter(trained.values())).device.type in ("cuda", "cpu")
-    optimizers = [torch.optim.AdamW(groups(rest, config.lr, decay), betas=(0.9, 0.95), fused=is_fused)]
-    if hidden:
-        optimizers.append(
-            Muon(groups(hidden, config.muon_lr, blocks), lr=config.muon_lr, momentum=config.muon_momentum)
-        )
-    return optimizers
+    adamw = torch.optim.AdamW(adamw_groups, betas=(0.9, 0.95), fused=is_fused)
+    if not for_muon:
+        return [adamw]
+    muon_groups = groups(for_muon, config.muon_lr, muon_options)
+    return [adamw, Muon(muon_groups, config.muon_lr, config.muon_momentum)]
 
 
-@dataclass
-class JointOptimizer:
-    """Several optimizers that the gradient scaler of fp16 takes for one: if any gradient overflows, none of
-    them steps.
+class JointOptimizer(torch.optim.Optimizer):
+    """Several optimizers as one for the gradient scaler of fp16: if any gradient overflows, none steps.
+
+    The scaler reads only the parameters of its groups.
     """
 
-    optimizers: list[torch.optim.Optimizer]
+    def __init__(self, optimizers: list[torch.optim.Optimizer]):
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
+        self.optimizers = optimizers
 
-    @property
-    def param_groups(self) -> list[dict]:
-        """Those of all optimizers."""
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
-
-    def step(self) -> None:
-        """A step of each."""
+    def step(self, closure=None):
         for optimizer in self.optimizers:
             optimizer.step()
 

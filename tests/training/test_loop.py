@@ -121,11 +121,11 @@ def test_parts_of_similar_length_leave_hardly_any_padding():
         "attention_mask": mask,
         "labels": torch.arange(6),
     }
-    parts = split_batch(batch, size=3, part_tokens=22)
+    parts = split_batch(batch, max_rows=3, max_tokens=22)
     assert [list(part["input_ids"].shape) for part in parts] == [[3, 5], [2, 10], [1, 20]]
     assert torch.cat([part["labels"] for part in parts]).tolist() == list(range(6))
     assert sum(part["input_ids"].sum() for part in parts) == batch["input_ids"].sum()
-    assert len(split_batch(batch, size=6, part_tokens=1)) == 6, "a row longer than a part is a part"
+    assert len(split_batch(batch, max_rows=6, max_tokens=1)) == 6, "a row longer than a part is a part"
 
 
 @pytest.mark.parametrize("causal", [True, False])
