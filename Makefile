@@ -11,7 +11,7 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-for-tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-slow: $(VENV)/installed-for-tests
+test-slow: $(VENV)/installed-for-slow-tests
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/installed-for-tests
@@ -33,6 +33,11 @@ $(VENV)/installed: requirements.txt
 
 $(VENV)/installed-for-tests: tests/requirements.txt $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -r tests/requirements.txt
+	touch $@
+
+# 70 MB of experiment trackers, which no other target needs.
+$(VENV)/installed-for-slow-tests: requirements-trackers.txt $(VENV)/installed-for-tests
+	$(BIN)/python -m pip install --quiet -r requirements-trackers.txt
 	touch $@
 
 $(VENV)/installed-for-benchmarks: benchmarks/requirements.txt $(VENV)/installed

@@ -50,8 +50,7 @@ class Tracker(Protocol):
 
     def log_scalars(self, tag: str, step: int, values: dict[str, float]) -> None: ...
 
-    def close(self, metrics: dict[str, float] | None) -> None:
-        """With the final metrics; without any, the run has failed."""
+    def close(self, metrics: dict[str, float] | None) -> None: ...  # None: the run has failed
 
 
 @dataclass
@@ -76,7 +75,6 @@ class Run:
         return self.rank == 0
 
     def autocast(self) -> torch.autocast:
-        """The context of a forward pass."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def to_device(self, batch: Batch) -> Batch:
@@ -264,14 +262,11 @@ def choose_folder(config: RunArguments) -> Path:
         raise UserError(f"--output_dir {folder} is a file, not a folder")
     if folder.is_dir() and any(folder.iterdir()):
         if not config.overwrite:
-            raise UserError(
-                f"--output_dir {folder} is not empty; add --overwrite to replace it, "
-                f"or --resume {folder} to go on"
-            )
+            hint = f"add --overwrite to replace it, or --resume {folder} to go on"
+            raise UserError(f"--output_dir {folder} is not empty; {hint}")
         if not (folder / CONFIG).is_file():
-            raise UserError(
-                f"--output_dir {folder} is not a run folder (it has no {CONFIG}); refusing to overwrite it"
-            )
+            hint = f"is not a run folder (it has no {CONFIG}); refusing to overwrite it"
+            raise UserError(f"--output_dir {folder} {hint}")
     return folder
 
 
@@ -307,10 +302,7 @@ def git_commit() -> str | None:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`: CUDA, else Apple's MPS, else the CPU; of several GPUs the one with the local rank.
-
-    Raises UserError for a device that is not there.
-    """
+    """`auto` is CUDA, else Apple's MPS, else the CPU. Raises UserError for a device that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and torch.cuda.is_available():
@@ -328,10 +320,8 @@ def gpu_index(local_rank: int, n_gpus: int) -> int:
     if "LOCAL_RANK" not in os.environ and n_gpus == 1:
         return 0  # `srun --gpus-per-task 1` shows each process its own GPU alone
     if local_rank >= n_gpus:
-        raise UserError(
-            f"process {local_rank + 1} of this machine has no GPU, there are {n_gpus}; "
-            f"start at most {n_gpus}, or take --device cpu"
-        )
+        hint = f"start at most {n_gpus}, or take --device cpu"
+        raise UserError(f"process {local_rank + 1} of this machine has no GPU, there are {n_gpus}; {hint}")
     return local_rank
 
 

@@ -147,6 +147,40 @@ def test_machines_without_a_common_folder_train_several_times(short_run, machine
     assert metrics(machines[0] / "run")["restarts"] == finished
 
 
+SAME_SECOND = """
+import datetime, os, sys
+from pathlib import Path
+import utils
+
+class Clock(datetime.datetime):
+    @classmethod
+    def now(cls):
+        return cls(2026, 11, 24)
+
+utils.datetime.datetime = Clock
+run = utils.start_run(utils.RunArguments(device="cpu"))
+if sys.argv[1] == "write":
+    Path(f"{os.getpid()}.txt").write_text(str(run.folder))
+    utils.open_folder(run)
+    utils.finish_run(run, {})
+"""
+
+
+def test_processes_of_a_run_agree_on_a_folder_that_no_other_run_has(tmp_path):
+    script = tmp_path / "start.py"
+    script.write_text(SAME_SECOND)
+    commands = [
+        [*launch("torch.distributed.run"), script, "write"],
+        [*launch("torch.distributed.run"), script, "write"],
+        [script, "fail"],
+    ]
+    start_together(commands, [{"PYTHONPATH": str(ROOT)}] * 3, [tmp_path] * 3)
+    chosen = [file.read_text() for file in tmp_path.glob("*.txt")]
+    written = {str(folder.relative_to(tmp_path)) for folder in (tmp_path / "runs").iterdir()}
+    assert len(written) == 2, "the one that wrote nothing has left nothing"
+    assert sorted(chosen.count(folder) for folder in written) == [2, 2]
+
+
 def test_fewer_processes_go_on_with_the_same_steps(short_run, alone, tmp_path):
     folder = tmp_path / "run"
     run(

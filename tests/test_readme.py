@@ -63,6 +63,7 @@ RUNS = {
 # ... or the reason why it does not run here; then the test only parses its flags.
 NETWORK, PROCESSES = "needs the network", "needs several GPUs"
 RAY = "starts Ray; tests/experiments has that"
+PACKAGE = "needs a package that the tests do without"
 MINUTES, SERVER = "takes minutes", "runs until it is stopped"
 ONLY_READ = {
     "python pretraining_train.py": NETWORK,
@@ -73,6 +74,7 @@ ONLY_READ = {
     "python finetuning_train.py --dataset_path squad --model_checkpoint RUN_FOLDER": NETWORK,
     "python finetuning_train.py squad pfeiffer --model_checkpoint hf:roberta-base": NETWORK,
     "python finetuning_train.py squad full --model_checkpoint hf:roberta-base --lr 2e-5": NETWORK,
+    "python finetuning_train.py --model_checkpoint RUN_FOLDER --tracker mlflow": PACKAGE,
     "python finetuning_train.py --model_checkpoint RUN_FOLDER --notify tgram://BOT_TOKEN/CHAT_ID"
     " --notify mailto://USER:PASSWORD@gmail.com": NETWORK,
     "python -m torch.distributed.launch --nproc_per_node 8 pretraining_train.py": PROCESSES,

@@ -5,12 +5,13 @@ import json
 import logging
 import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
 from checkpoints.files import EVALUATIONS, METRICS, read_evaluations, read_metrics, write_json
 from experiments.restarts import summarize
-from utils import AboveProgressBar, Run
+from utils import AboveProgressBar, Run, reserve_folder
 
 
 class Screen(io.StringIO):
@@ -70,3 +71,13 @@ def test_where_the_system_does_not_tell_the_peak_memory_it_is_left_out(run_scrip
     assert json.loads((tmp_path / "metrics.json").read_text()).keys() == {"seconds", "valid_loss"}
     rows = {seed: {"seconds": 2.0, "valid_loss": 1.0} for seed in (1, 2)}
     assert summarize(rows)["seconds"] == 4 and "peak_memory_mb" not in summarize(rows)
+
+
+def test_runs_that_start_at_the_same_time_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(16) as executor:
+        folders = list(executor.map(reserve_folder, ["now"] * 16))
+    names = {"now"} | {f"now_{number}" for number in range(2, 17)}
+    assert (
+        {folder.name for folder in folders} == names == {path.name for path in (tmp_path / "runs").iterdir()}
+    )

@@ -48,13 +48,15 @@ class Squares:
         return (self[number] for number in itertools.count(step))
 
 
-def train(folder, flags: OptimizationArguments, is_resumed: bool = False, **options):
+def train(
+    folder, flags: OptimizationArguments, is_resumed: bool = False, tracker=None, patience=0, **options
+):
     torch.manual_seed(0)
     folder.mkdir(exist_ok=True)
-    run = Run(flags, folder, torch.device("cpu"), torch.float32, 0, 1, is_resumed=is_resumed)
+    run = Run(flags, folder, torch.device("cpu"), torch.float32, 0, 1, is_resumed=is_resumed, tracker=tracker)
     model, batches = Tower(), Squares()
     optimizers = build_optimizers(model, flags)
-    best = BestWeights(run, model.state_dict, "loss", higher_is_better=False)
+    best = BestWeights(run, model.state_dict, "loss", higher_is_better=False, patience=patience)
     objective = Objective(
         lambda model, batch: {"thirds": model(**batch)},
         lambda batch: {"thirds": len(batch["labels"])},
@@ -111,3 +113,39 @@ def test_it_goes_on_from_a_checkpoint_to_the_same_weights(optimizer, tmp_path):
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
     assert [row["step"] for row in read_evaluations(tmp_path / "run")] == [6, 12]
+
+
+def test_patience_counts_evaluations_without_progress_also_after_resuming(tmp_path):
+    """With a learning rate of 0, all evaluations tie with the first one, at step 0."""
+    flags = OptimizationArguments(lr=0)
+    options = {"n_steps": 20, "eval_every": 2, "save_every": 2, "eval_at_start": True}
+    _, _, best, progress = train(tmp_path / "run", flags, patience=3, **options)
+    assert progress.n_steps == 6 and best.best["step"] == 0 and best.is_stopped_early
+    assert train(tmp_path / "run", flags, is_resumed=True, patience=3, **options)[-1].n_steps == 6
+    assert train(tmp_path / "run", flags, is_resumed=True, patience=4, **options)[-1].n_steps == 8
+    assert train(tmp_path / "run", flags, is_resumed=True, **options)[-1].n_steps == 20
+
+
+class Recorder:
+    """A tracker that remembers."""
+
+    def __init__(self):
+        self.scalars, self.closed = [], []
+
+    def log_scalars(self, tag, step, values):
+        if step >= 5:
+            raise RuntimeError("the disk is full")
+        self.scalars.append((tag, step, *values))
+
+    def close(self, metrics):
+        self.closed.append(metrics)
+
+
+def test_a_training_that_fails_closes_its_tracker_as_failed(tmp_path):
+    tracker = Recorder()
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        train(tmp_path / "run", OptimizationArguments(log_every=2), tracker=tracker)
+    assert tracker.scalars == [
+        ("training", step, "loss", "grad_norm", "tokens_per_second", "lr") for step in (2, 4)
+    ]
+    assert tracker.closed == [None]
