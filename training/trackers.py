@@ -98,8 +98,10 @@ class MLflowTracker:
 
 class ClearMLTracker:
     def __init__(self, run: Run, title: str, arguments: dict, run_id: str | None):
-        if run_id and run_id.startswith("offline-"):
-            run_id = None  # ClearML 2.1 hangs when it closes a task that goes on offline
+        from clearml import Task
+
+        # ClearML forks a process to report from, which deadlocks now and then, since torch has threads.
+        Task._report_subprocess_enabled = False
         self.logger = ClearMLLogger(
             project_name=PROJECT,
             task_name=title,
