@@ -222,10 +222,7 @@ def best_weights(
     config: FinetuningConfig, task: Task, model: TransformerWithClfHead, run: Run
 ) -> BestWeights:
     """Keeps the best weights by `--patience_metric`; of a frozen model, only those that its base lacks."""
-    metric = task.kind.metrics[0] if config.patience_metric == "auto" else config.patience_metric
-    if not task.kind.has_metric(metric):
-        known = ", ".join(filter(task.kind.has_metric, task.kind.metrics))
-        raise UserError(f"--patience_metric {metric} does not apply to {task.kind.name}; use {known}")
+    metric = task.kind.best_metric(config.patience_metric)
     names = saved_names(model, model.head.tuning)
 
     def weights() -> dict[str, Tensor]:

@@ -17,7 +17,6 @@ from config.groups import EngineArguments
 from experiments.checks import check_training
 from experiments.engines import open_engine
 from experiments.graph import Graph, Job, Metrics, locked
-from tasks.kind import Kind
 from utils import finish_run, open_folder, start_run
 
 # Where trainings run is not a part of what they are, so a resumed run may take another engine.
@@ -28,41 +27,41 @@ def train_restarts(config: FinetuningConfig, train: Callable[[FinetuningConfig],
     """Train with the seeds `seed`, `seed + 1`, …, each in a run folder of its own; return means and
     deviations of the metrics.
 
-    The folder of the whole has what a single run has, with the weights of the best restart. Restarts that are
+    The parent folder has what a single run has, with the weights of the best restart. Restarts that are
     finished when it is resumed are not repeated.
     """
     engine = open_engine(config)
     config = dataclasses.replace(config, **ENGINE_DEFAULTS)
-    whole = start_run(config)
+    parent = start_run(config)
     task = check_training(config, open_start(config.model_checkpoint)[1])
-    open_folder(whole)
-    if whole.is_main:
-        task.tokenizer.save(whole.folder / task.tokenizer.file)
+    metric = task.kind.best_metric(config.patience_metric)
+    open_folder(parent)
+    if parent.is_main:
+        task.tokenizer.save(parent.folder / task.tokenizer.file)
     once = dataclasses.replace(config, restarts=1, notify=None, overwrite=False)
     seeds = range(config.seed, config.seed + config.restarts)
     jobs = [Job(f"restart_{seed}", train, dataclasses.replace(once, seed=seed)) for seed in seeds]
-    with locked(whole.folder) if whole.is_main else contextlib.nullcontext(), engine:
-        metrics = Graph(whole.folder, jobs).run(engine, keep_going=False).metrics
+    with locked(parent.folder) if parent.is_main else contextlib.nullcontext(), engine:
+        metrics = Graph(parent.folder, jobs).run(engine, keep_going=False).metrics
     results = {seed: metrics[f"restart_{seed}"] for seed in seeds}
-    best = best_seed(config.patience_metric, task.kind, results)
-    if whole.is_main:
-        take_over(whole.folder / f"restart_{best}", whole.folder)
-    return finish_run(whole, summarize(results) | {"best_seed": best})
+    best = best_seed(metric, results)
+    if parent.is_main:
+        take_over(parent.folder / f"restart_{best}", parent.folder)
+    return finish_run(parent, summarize(results) | {"best_seed": best})
 
 
-def take_over(best: Path, whole: Path) -> None:
-    """Make the folder of the whole one like that of the best restart: what the model is, and its weights."""
-    config = read_run_config(best, "restart") | read_run_config(whole, "restarts")
+def take_over(best: Path, parent: Path) -> None:
+    """Give the parent folder what the best restart has: the shape of the model, and its weights."""
+    config = read_run_config(best, "restart") | read_run_config(parent, "restarts")
     if config["base"]:
-        path = os.path.relpath(config["base"]["path"], whole.resolve())
+        path = os.path.relpath(config["base"]["path"], parent.resolve())
         config["base"] |= {"relative_path": path}
-    write_json(whole / CONFIG, config)
-    link_or_copy(best / WEIGHTS, whole / WEIGHTS)
+    write_json(parent / CONFIG, config)
+    link_or_copy(best / WEIGHTS, parent / WEIGHTS)
 
 
-def best_seed(patience_metric: str, kind: Kind, results: dict[int, Metrics]) -> int:
+def best_seed(metric: str, results: dict[int, Metrics]) -> int:
     """The seed with the best validation metric, by the one that chooses the best weights of each run."""
-    metric = kind.metrics[0] if patience_metric == "auto" else patience_metric
     sign = -1 if metric == "loss" else 1
     scores = {seed: sign * result[f"valid_{metric}"] for seed, result in results.items()}
     return max(scores, key=lambda seed: -math.inf if math.isnan(scores[seed]) else scores[seed])

@@ -114,6 +114,14 @@ class Kind(ABC):
         """Does `measure` report it for this task?"""
         return name in self.metrics
 
+    def best_metric(self, patience_metric: str) -> str:
+        """What `--patience_metric` means for this task. Raises UserError if the task has no such metric."""
+        metric = self.metrics[0] if patience_metric == "auto" else patience_metric
+        if not self.has_metric(metric):
+            known = ", ".join(filter(self.has_metric, self.metrics))
+            raise UserError(f"--patience_metric {metric} does not apply to {self.name}; use {known}")
+        return metric
+
     @abstractmethod
     def label_ids(self, labels: list, where: str) -> np.ndarray | list[np.ndarray]:
         """The labels of a split as numbers. Raises UserError for a wrong one, or one that training lacks."""

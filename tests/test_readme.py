@@ -307,5 +307,5 @@ def test_the_readmes_task_map_is_one(home):
     block = next(block for language, block in BLOCK.findall(README) if language == "json")
     file = Path("readme_map.json")
     file.write_text(block)
-    task_map = read_task_map(str(file), parse("finetuning_transfer.py", str(file)))
+    task_map = read_task_map(parse("finetuning_transfer.py", str(file), "--model_checkpoint", "none"))
     assert task_map.sources.keys() == {"mnli", "qa"}

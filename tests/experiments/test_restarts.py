@@ -129,7 +129,7 @@ def test_a_metric_that_is_no_number_spoils_no_summary():
     summary = summarize(results)
     assert math.isnan(summary["valid_loss"]) and math.isnan(summary["valid_loss_std"])
     assert summary["seconds"] == 2.0
-    assert best_seed("loss", Classification, results) == 6
+    assert best_seed("loss", results) == 6
 
 
 def test_two_processes_restart_like_one(finetuning, tmp_path):
@@ -151,7 +151,11 @@ def test_two_processes_restart_like_one(finetuning, tmp_path):
     assert json.loads((tmp_path / "two" / "config.json").read_text())["world_size"] == 2
 
 
-def test_a_mistake_leaves_nothing_behind(finetuning, tmp_path):
-    with pytest.raises(UserError, match="'sentiment'"):
-        start(*finetuning, "--restarts", 2, "--label_column", "sentiment", "--output_dir", tmp_path / "run")
+@pytest.mark.parametrize(
+    "mistake, sentence",
+    [(["--label_column", "sentiment"], "'sentiment'"), (["--patience_metric", "pearson"], "does not apply")],
+)
+def test_a_mistake_leaves_nothing_behind(mistake, sentence, finetuning, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        start(*finetuning, "--restarts", 2, *mistake, "--output_dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()

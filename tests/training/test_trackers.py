@@ -145,13 +145,13 @@ def test_clearml_offline(tracked, tmp_path, monkeypatch):
     cache = tmp_path / "clearml"
     monkeypatch.setenv("CLEARML_OFFLINE_MODE", "1")
     monkeypatch.setenv("CLEARML_CACHE_DIR", str(cache))
-    folder, run_ids = tracked("clearml")  # offline, it has no way to continue a task
+    folder, (run_id, resumed_id) = tracked("clearml")
+    assert run_id == resumed_id
     scalars: dict[str, dict[int, float]] = {}
-    for file in (cache / "offline" / run_id / "metrics.jsonl" for run_id in run_ids):
-        for events in map(json.loads, file.read_text().splitlines()):
-            for event in events:
-                name = f"{event['metric']}/{event['variant']}"
-                scalars.setdefault(name, {})[event["iter"]] = event["value"]
+    for line in (cache / "offline" / run_id / "metrics.jsonl").read_text().splitlines():
+        for event in json.loads(line):
+            name = f"{event['metric']}/{event['variant']}"
+            scalars.setdefault(name, {})[event["iter"]] = event["value"]
     for name in ("loss", "ppl"):
         expected = {row["step"]: row[name] for row in evaluations(folder)}
         assert scalars[f"validation/{name}"] == pytest.approx(expected)
