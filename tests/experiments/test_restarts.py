@@ -16,7 +16,6 @@ from config.errors import UserError
 from experiments.restarts import best_seed, summarize
 from finetuning_predict import Predictor
 from finetuning_train import FinetuningConfig, finetune
-from tasks.classification import Classification
 
 
 def start(*flags) -> dict:
