@@ -41,7 +41,7 @@ from utils import git_commit, n_processes, show, show_messages
 TABLE, HEAT_MAP = "results.csv", "heatmap.png"
 # Arguments that may differ when a grid goes on: they change where and how, not what is trained.
 FREE = {"output_dir", "overwrite", "resume", "local_rank", "notify", "device"}
-FREE |= {"tracker", "log_every", "save_every", "dataset_cache", *ENGINE_DEFAULTS}
+FREE |= {"log_every", "save_every", "dataset_cache", *ENGINE_DEFAULTS}
 
 
 @notified

@@ -18,7 +18,7 @@ class TransferConfig(EngineArguments, NotifyArguments):
     task_map: str = positional(
         'JSON file: "from", "to", "fusion" and "defaults" (see experiments/task_map.py)'
     )
-    training: dict = flags_of(FinetuningConfig, without={*SET_BY_GRID, "dataset_path"})
+    training: dict = flags_of(FinetuningConfig, without={*SET_BY_GRID, "dataset_path", "tracker"})
     output_dir: str | None = flag(None, "folder of the grid (default: runs/<name of the task map>)")
     seed: int = flag(42, "seed of the first restart of each cell and source")
     restarts: int = flag(1, "train each cell so many times, with the seeds seed, seed + 1, …", least=1)
