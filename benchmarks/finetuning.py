@@ -39,6 +39,7 @@ def our_metrics(folder: Path, lr: float = LR, **flags) -> dict[str, float]:
         lr=lr,
         n_warmup=N_WARMUP,
         max_norm=1.0,
+        max_length=POSITIONS,
         eval_every=10**6,
         log_every=25,
         eval_test=False,
