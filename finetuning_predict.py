@@ -76,7 +76,8 @@ class Predictor:
         self.reader = self.kind.reader_class(self.kind.options)
         column_flags = {field: arguments[f"{field}_column"] for field in FIELDS}
         self.training_columns = columns_of(arguments["dataset_path"], self.reader, column_flags)
-        length = arguments["max_length"] or self.model.config.num_max_positions
+        n_positions = self.model.config.num_max_positions
+        length = min(arguments["max_length"] or n_positions, n_positions)
         self.collate = self.kind.collator_class.for_model(
             self.model.config, self.tokenizer, length, arguments["truncation"]
         )

@@ -13,6 +13,7 @@ python finetuning_train.py squad --model_checkpoint hf:bert-base-uncased       a
 
 from config.command_line import parse_arguments, run_script
 from config.finetuning import FinetuningConfig, with_task
+from config.flags import replace
 
 if __name__ == "__main__":
     config = parse_arguments(FinetuningConfig, __doc__)  # before the slow imports: --help answers at once
@@ -53,7 +54,7 @@ def finetune(config: FinetuningConfig) -> dict[str, float]:
     With `restarts`, these are means. Raises UserError for input that cannot be used.
     """
     config = config if config.resume else with_task(config)
-    config = dataclasses.replace(config, model_checkpoint=config.model_checkpoint or newest_checkpoint())
+    config = replace(config, model_checkpoint=config.model_checkpoint or newest_checkpoint())
     return finetune_once(config) if config.restarts == 1 else train_restarts(config, finetune)
 
 

@@ -12,6 +12,7 @@ from config.finetuning import FinetuningConfig
 from config.model import TransformerConfig, transformer_config
 from finetuning_model import MODEL_CLASSES, HeadConfig, TransformerWithClfHead, untrained_names
 from layers.adapters import FLAGS, METHODS, Tuning, check_settings
+from utils import show
 
 
 def load_finetuned(folder: str | Path, flag: str) -> TransformerWithClfHead:
@@ -111,12 +112,18 @@ def choose_tokenizer(config: FinetuningConfig, checkpoint: Checkpoint | None) ->
 
 
 def max_length(config: FinetuningConfig, shape: TransformerConfig) -> int:
-    """The longest input. Raises UserError if the model has fewer positions."""
-    if config.max_length and config.max_length > shape.num_max_positions:
-        raise UserError(
-            f"--max_length {config.max_length} is more than the model's {shape.num_max_positions} positions"
-        )
-    return config.max_length or shape.num_max_positions
+    """The longest input: `--max_length`, or what the task says as far as the model has room for it.
+
+    Raises UserError if the flag asks for more positions than the model has.
+    """
+    n_positions = shape.num_max_positions
+    if config.max_length and config.max_length > n_positions:
+        more = f"{config.max_length} is more than the model's {n_positions} positions"
+        if "max_length" in config.explicit_flags:
+            raise UserError(f"--max_length {more}")
+        show(f"the task's max_length {more}: longer texts are cut")
+        return n_positions
+    return config.max_length or n_positions
 
 
 def check_start(tuning: Tuning, checkpoint: Checkpoint | None) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TypeVar
 
-from config.flags import Arguments, check_types, flag
+from config.flags import Arguments, check_types, flag, replace
 from config.groups import EngineArguments, ModelArguments, OptimizationArguments
 from config.presets import read_dataset
 
@@ -120,11 +120,7 @@ def with_task(config: TaskConfig) -> TaskConfig:
         for field in dataclasses.fields(config)
         if getattr(config, field.name) == field.default and field.name not in config.explicit_flags
     }
-    filled = dataclasses.replace(
-        config, **{key: values[key] for key in unset & values.keys() - {"dataset_path"}}
-    )
-    filled.explicit_flags = config.explicit_flags
-    return filled
+    return replace(config, **{key: values[key] for key in unset & values.keys() - {"dataset_path"}})
 
 
 @dataclass

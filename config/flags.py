@@ -9,7 +9,7 @@ import json
 import math
 import types
 import typing
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from config.errors import UserError, suggestion
 
@@ -67,6 +67,16 @@ class Arguments:
             value = getattr(self, field.name)
             if value is not None:
                 check_range(field, value)
+
+
+AnyArguments = TypeVar("AnyArguments", bound=Arguments)
+
+
+def replace(config: AnyArguments, **changes) -> AnyArguments:
+    """`dataclasses.replace` that remembers which flags were given."""
+    changed = dataclasses.replace(config, **changes)
+    changed.explicit_flags = config.explicit_flags
+    return changed
 
 
 def check_range(field: dataclasses.Field, value) -> None:

@@ -97,10 +97,14 @@ class Task:
         reader = self.reader
         return encode_rows(
             lambda: (row | {"label": reader.label_for_cache(row)} for row in self._rows_of_examples(split)),
-            self.tokenizer, f"{self.source.name} {split}", self.cache, (*self._cache_key, split),
-            texts_of=reader.texts, encode=lambda texts: reader.encode(self.tokenizer, texts),
+            self.tokenizer,
+            f"{self.source.name} {split}",
+            self.cache,
+            (*self._cache_key, split),
+            texts_of=reader.texts,
+            encode=lambda texts: reader.encode(self.tokenizer, texts),
             may_be_empty=split != "train",
-        )  # fmt: skip
+        )
 
     def _has_pairs(self, texts: EncodedTexts) -> bool:
         return bool(self.reader.has_pairs and texts.n_texts[0] == 2)
@@ -146,9 +150,14 @@ def open_task(config: TaskArguments, tokenizer: str) -> Task:
     splits = {split: getattr(config, f"{split}_split") for split in SPLIT_FILES}
     names = config.label_names.split(",") if config.label_names else []
     options = KindOptions(
-        names, config.blank, config.doc_stride, config.max_answer_length, config.unanswerable,
-        config.skip_unlabelled, grouped=bool(config.group_column),
-    )  # fmt: skip
+        names,
+        config.blank,
+        config.doc_stride,
+        config.max_answer_length,
+        config.unanswerable,
+        config.skip_unlabelled,
+        grouped=bool(config.group_column),
+    )
     return Task(
         config.dataset_path,
         tokenizer,
