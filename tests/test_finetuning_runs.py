@@ -233,7 +233,7 @@ def test_a_killed_run_resumes_to_the_same_weights(finetuning, tmp_path):
 
 
 def test_a_task_that_is_longer_than_the_model_is_cut_and_told(finetuning, tmp_path, capsys):
-    """`finetuning` names a model of 16 positions; a flag that asks for more is refused (test_bad_input.py)."""
+    """The model has 16 positions. A flag that asks for more is refused (test_bad_input.py)."""
     dataset = finetuning[finetuning.index("--dataset_path") + 1]
     (tmp_path / "my_task.json").write_text(json.dumps({"dataset_path": str(dataset), "max_length": 200}))
     options = ["--dataset_path", tmp_path / "my_task.json", "--n_steps", 2, "--output_dir", tmp_path / "run"]
