@@ -232,11 +232,12 @@ def test_a_killed_run_resumes_to_the_same_weights(finetuning, tmp_path):
     assert_resumes_exactly("finetuning_train.py", tmp_path, *finetuning)
 
 
-def test_a_task_that_is_longer_than_the_model_is_cut_and_told(finetuning, tmp_path, capsys):
+def test_a_task_that_is_longer_than_the_model_is_cut_and_told(finetuning, tmp_path, caplog):
     """The model has 16 positions. A flag that asks for more is refused (test_bad_input.py)."""
+    caplog.set_level("INFO", "transfer")
     dataset = finetuning[finetuning.index("--dataset_path") + 1]
     (tmp_path / "my_task.json").write_text(json.dumps({"dataset_path": str(dataset), "max_length": 200}))
     options = ["--dataset_path", tmp_path / "my_task.json", "--n_steps", 2, "--output_dir", tmp_path / "run"]
     call("finetuning_train.py", *finetuning, *options)
-    assert "the task's max_length 200 is more than the model's" in capsys.readouterr().err
+    assert "the task's max_length 200 is more than the model's" in caplog.text
     call("finetuning_predict.py", tmp_path / "run", "good " * 300)
