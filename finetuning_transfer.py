@@ -1,14 +1,13 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Sequential transfer: from each of many source tasks to each of many targets, by full models or adapters (or
-fusions of several).
+"""Sequential transfer from each of many source tasks to each of many targets, by full models or adapters.
 
     python finetuning_transfer.py TASK_MAP.json --model_checkpoint RUN_FOLDER --output_dir runs/grid
     python finetuning_transfer.py TASK_MAP.json --model_checkpoint hf:roberta-base --tuning pfeiffer
-    python finetuning_transfer.py TASK_MAP.json --workers 8                  8 trainings side by side
+    python finetuning_transfer.py TASK_MAP.json --workers 8                  8 trainings at a time
     python finetuning_transfer.py TASK_MAP.json --ray_address HOST:6379      on a cluster
 
-The same command again goes on where it stopped. experiments/task_map.py tells what a task map holds,
-docs/transfer.md how it all works.
+The same command continues a grid that was stopped. experiments/task_map.py says what a task map holds, and
+docs/transfer.md how it works.
 """
 
 from config.command_line import parse_arguments, run_script

@@ -137,7 +137,8 @@ def add_flags(
     """The flags with their aliases, in a group for each title."""
     groups: dict[str, argparse._ArgumentGroup] = {}
     names = accepted_names(config_class)
-    for field, kind in fields_with_types(config_class):
+    own_first = sorted(fields_with_types(config_class), key=lambda pair: "flags_of" in pair[0].metadata)
+    for field, kind in own_first:
         if "nargs" in field.metadata or field.name in without:
             continue
         if inner := field.metadata.get("flags_of"):
