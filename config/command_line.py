@@ -135,7 +135,6 @@ def add_flags(
     parser: argparse.ArgumentParser, config_class: type, without: frozenset[str] = frozenset()
 ) -> None:
     """The flags with their aliases, in a group for each title."""
-    groups: dict[str, argparse._ArgumentGroup] = {}
     names = accepted_names(config_class)
     own_first = sorted(fields_with_types(config_class), key=lambda pair: "flags_of" in pair[0].metadata)
     for field, kind in own_first:
@@ -146,7 +145,8 @@ def add_flags(
             add_flags(parser, inner, field.metadata["without"] | own)
             continue
         title = owner(config_class, field.name).title
-        group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
+        same_title = (group for group in parser._action_groups if group.title == title)
+        group = next(same_title, None) or parser.add_argument_group(title)
         flags = [f"--{name}" for name in same_name(names, names, field.name)]
         group.add_argument(*flags, dest=field.name, **flag_options(field, kind))
 
