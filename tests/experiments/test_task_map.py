@@ -1,4 +1,4 @@
-"""Mistakes in a task map, and flags that do not go with one, are refused before anything is trained."""
+"""What a task map means, and what is refused before anything is trained."""
 
 import json
 
@@ -8,7 +8,29 @@ from helpers.grids import command, start
 from config.command_line import parse_argv
 from config.errors import UserError
 from config.transfer import TransferConfig
+from experiments.task_map import read_task_map
 from finetuning_transfer import transfer
+
+
+def read(content, tmp_path, *flags):
+    return read_task_map(parse_argv(TransferConfig, "", command(content, tmp_path / "grid", *flags)))
+
+
+def test_run_configs_recipe_defaults_tasks_and_flags_override_one_another(tmp_path):
+    content = {
+        "recipe": "full",
+        "defaults": {"lr": 1e-3, "model_checkpoint": "none", "train_subset_size": 50, "max_norm": 2.0},
+        "from": ["rte"],
+        "to": {"cola": {"n_epochs": 7, "max_norm": 3.0}, "trec": {"metric": "macro_f1", "sizes": [5, 9]}},
+    }
+    task_map = read(content, tmp_path, "--max_norm", "4", "--source_train_subset_size", "60")
+    source, cola, trec = task_map.sources["rte"], task_map.targets["cola"], task_map.targets["trec"]
+    assert (source.dataset_path, source.text_pair_column) == ("hub:nyu-mll/glue:rte", "sentence2")
+    assert (source.n_epochs, source.lr, source.max_norm, source.train_subset_size) == (3, 1e-3, 4.0, 60)
+    assert (cola.config.n_epochs, cola.config.lr, cola.config.max_norm) == (7, 1e-3, 4.0)
+    assert cola.columns() == {"cola": 50} and trec.columns() == {"trec@5": 5, "trec@9": 9}
+    assert (cola.options.metric, trec.options.metric) == ("matthews", "macro_f1")
+    assert read(content, tmp_path, "--train_subset_size", "8").targets["trec"].columns() == {"trec": 8}
 
 
 @pytest.mark.parametrize(
