@@ -80,8 +80,8 @@ def draw_heat_map(rows: list[Row], file: Path) -> None:
     row_labels = ["no transfer" if source == NO_TRANSFER else shorten(source) for source in sources]
     column_labels = [f"{shorten(target)} ({metrics[target]})" for target in targets]
     gains = [[cells.get((source, target), {}).get("gain") for target in targets] for source in sources]
-    found = [abs(gain) for line in gains for gain in line if gain is not None and math.isfinite(gain)]
-    most = max(found, default=0) or 0.01
+    sizes = [abs(gain) for line in gains for gain in line if gain is not None and math.isfinite(gain)]
+    most = max(sizes, default=0) or 0.01
 
     letter = 0.08  # inches
     width = 1.6 + letter * max(map(len, row_labels)) + 0.85 * len(targets)

@@ -43,7 +43,7 @@ class ChoiceReader(RowReader):
         """The indices of the right choices. Raises UserError if there is none."""
         all_names = self.options.label_names or [str(index) for index in range(len(choices))]
         names = all_names[: len(choices)]
-        labels = [str(label_name(one, names)) for one in (label if isinstance(label, list) else [label])]
+        labels = [str(label_name(item, names)) for item in (label if isinstance(label, list) else [label])]
         indices = [
             (names if label in names else choices).index(label)
             for label in labels

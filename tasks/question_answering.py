@@ -186,7 +186,7 @@ class QuestionAnswering(Kind):
             answers += best_spans(scores[1:], spans, self.options.max_answer_length)
         if self.options.unanswerable or not answers:
             answers.append((min(float(scores[0].sum()) for scores, _ in windows), 0, 0))
-        best = sorted({one[1:]: one for one in sorted(answers)}.values(), reverse=True)[:N_BEST]
+        best = sorted({answer[1:]: answer for answer in sorted(answers)}.values(), reverse=True)[:N_BEST]
         return [
             {"answer": context[start:end].strip(), "score": round(score, 4), "start": start, "end": end}
             for score, start, end in best

@@ -112,8 +112,8 @@ class Task:
     def _check_number_of_classes(self, n_classes: int | None) -> None:
         names = self.kind.label_names
         if n_classes and names and n_classes != len(names):
-            found = f"{self.source.name} has {len(names)} classes ({', '.join(names)})"
-            raise UserError(f"--num_classes {n_classes}: {found}")
+            classes = f"{self.source.name} has {len(names)} classes ({', '.join(names)})"
+            raise UserError(f"--num_classes {n_classes}: {classes}")
 
     def _examples(self, texts: EncodedTexts, split: str) -> Examples:
         """The texts with their labels; a text without tokens is an input like any other, and told."""
