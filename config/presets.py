@@ -81,10 +81,12 @@ def read_dataset(name: str) -> dict:
 
     Raises UserError if the data can no longer be had, or if there is a file or folder of that name, too.
     """
-    file = Path(name) if name.endswith(".json") else dataset_files().get(name)
+    if name.endswith(".json"):
+        return read_preset(Path(name))
+    file = dataset_files().get(name)
     if file is None:
         return {}
-    if name in dataset_files() and os.path.exists(name):
+    if os.path.exists(name):
         there = file.relative_to(RUN_CONFIGS).with_suffix("").as_posix()
         raise UserError(
             f"--dataset_path {name} may mean {there} of {RUN_CONFIGS.name}/ or ./{name}; say which"

@@ -16,7 +16,7 @@ class TransferConfig(EngineArguments, NotifyArguments):
     title = "transfer (all other flags are those of finetuning_train.py, for all trainings)"
 
     task_map: str = positional(
-        'JSON file: "from", "to", "fusion" and "defaults" (see experiments/task_map.py)'
+        'JSON file: "from", "to", "fusion", "recipe", "defaults" (see experiments/task_map.py)'
     )
     training: dict = flags_of(FinetuningConfig, without={*SET_BY_GRID, "dataset_path", "tracker"})
     output_dir: str | None = flag(None, "folder of the grid (default: runs/<name of the task map>)")

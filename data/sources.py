@@ -60,7 +60,7 @@ def open_source(
             for split, names in chosen.items()
         }
 
-    key = f"{address} {state} {columns} {splits}"
+    key = f"{address} {state} {column_of} {names_of}"
     return Source(
         dataset_path, key, open_splits, is_task=address in PACKAGED, n_held_out=HELD_OUT.get(address)
     )

@@ -206,6 +206,16 @@ def test_missing_files_and_splits_are_sentences(tmp_path):
         rows_of(write(tmp_path / "train.csv", ROWS), "test")
 
 
+def test_the_key_of_a_source_changes_with_the_columns_of_its_task_file(tmp_path):
+    write(tmp_path / "train.csv", ROWS)
+    keys = set()
+    for column in ("text", "text_pair", "text"):
+        task = {"dataset_path": str(tmp_path / "train.csv"), "text_column": column}
+        (tmp_path / "my_task.json").write_text(json.dumps(task))
+        keys.add(open_source(str(tmp_path / "my_task.json"), {"text": None}).key)
+    assert len(keys) == 2
+
+
 # --------------------------------------------------------------------------------------- an installed package
 
 

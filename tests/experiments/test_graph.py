@@ -195,7 +195,7 @@ def wait_until_open(address: str) -> None:
             return check_reachable(address)
         except UserError:
             assert time.monotonic() < deadline
-            time.sleep(0.2)
+            time.sleep(0.2)  # a poll: Ray says nowhere that its head listens
 
 
 def test_cores_and_gpus_are_shared_out():

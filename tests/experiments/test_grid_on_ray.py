@@ -37,7 +37,7 @@ def wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 120
     while not list(folder.glob("cells/*/*/42/checkpoints/*.pt")):
         assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
-        time.sleep(0.01)
+        time.sleep(0.01)  # a poll: the checkpoint is written by a worker
 
 
 def assert_same_grid(one: Path, other: Path) -> None:

@@ -90,7 +90,7 @@ def kill_when_there_is(pattern: str, folder: Path, process: subprocess.Popen) ->
     deadline = time.monotonic() + 120
     while not list(folder.glob(pattern)):
         assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
-        time.sleep(0.005)
+        time.sleep(0.005)  # a poll: the file appears in another process
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stderr.close()
