@@ -6,7 +6,6 @@ on. `engines.py` says where the trainings run.
 """
 
 import contextlib
-import dataclasses
 import functools
 import os
 import shutil
@@ -21,6 +20,7 @@ import ignite.distributed as idist
 
 from checkpoints.files import CONFIG, read_metrics
 from config.errors import UserError
+from config.flags import replace
 from config.groups import RunArguments
 from experiments.notify import one_line
 from utils import broadcast_from_main, logger, show
@@ -124,7 +124,7 @@ def train_or_resume(function: Callable[[Any], Metrics], config: RunArguments, ru
     if not is_begun and idist.get_rank() == 0:
         shutil.rmtree(run_folder, ignore_errors=True)  # killed before it wrote its config
     resume = str(run_folder) if is_begun else None
-    function(dataclasses.replace(config, output_dir=str(run_folder), resume=resume))
+    function(replace(config, output_dir=str(run_folder), resume=resume))
     metrics = broadcast_from_main(lambda: read_metrics(run_folder))
     if metrics is None:
         raise RuntimeError(f"{function.__name__} left no metrics in {run_folder}")

@@ -13,6 +13,7 @@ from typing import Any
 from checkpoints.files import CONFIG, WEIGHTS, atomic_write, read_run_config, write_json
 from checkpoints.pretrained import open_start
 from config.finetuning import FinetuningConfig
+from config.flags import replace
 from config.groups import EngineArguments
 from experiments.checks import check_training
 from experiments.engines import open_engine
@@ -31,16 +32,16 @@ def train_restarts(config: FinetuningConfig, train: Callable[[FinetuningConfig],
     finished when it is resumed are not repeated.
     """
     engine = open_engine(config)
-    config = dataclasses.replace(config, **ENGINE_DEFAULTS)
+    config = replace(config, **ENGINE_DEFAULTS)
     parent = start_run(config)
     task = check_training(config, open_start(config.model_checkpoint)[1])
     metric = task.kind.best_metric(config.patience_metric)
     open_folder(parent)
     if parent.is_main:
         task.tokenizer.save(parent.folder / task.tokenizer.file)
-    once = dataclasses.replace(config, restarts=1, notify=None, overwrite=False)
+    once = replace(config, restarts=1, notify=None, overwrite=False)
     seeds = range(config.seed, config.seed + config.restarts)
-    jobs = [Job(f"restart_{seed}", train, dataclasses.replace(once, seed=seed)) for seed in seeds]
+    jobs = [Job(f"restart_{seed}", train, replace(once, seed=seed)) for seed in seeds]
     with locked(parent.folder) if parent.is_main else contextlib.nullcontext(), engine:
         metrics = Graph(parent.folder, jobs).run(engine, keep_going=False).metrics
     results = {seed: metrics[f"restart_{seed}"] for seed in seeds}

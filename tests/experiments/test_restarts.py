@@ -150,6 +150,16 @@ def test_two_processes_restart_like_one(finetuning, tmp_path):
     assert json.loads((tmp_path / "two" / "config.json").read_text())["world_size"] == 2
 
 
+def test_restarts_keep_a_flag_that_has_the_value_of_its_default(finetuning, tmp_path):
+    """Else each of them would take it from the task's file again."""
+    dataset = finetuning[finetuning.index("--dataset_path") + 1]
+    (tmp_path / "my_task.json").write_text(json.dumps({"dataset_path": str(dataset), "truncation": "tail"}))
+    flags = ["--dataset_path", tmp_path / "my_task.json", "--truncation", "head", "--n_steps", 1]
+    start(*finetuning, *flags, "--restarts", 2, "--output_dir", tmp_path / "run")
+    saved = [json.loads(file.read_text()) for file in (tmp_path / "run").glob("**/config.json")]
+    assert [config["arguments"]["truncation"] for config in saved] == ["head"] * 3
+
+
 @pytest.mark.parametrize(
     "mistake, sentence",
     [(["--label_column", "sentiment"], "'sentiment'"), (["--patience_metric", "pearson"], "does not apply")],
