@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from config.constants import IGNORE_INDEX
 from config.model import TransformerConfig
 from layers.adapters import Tuning, apply_tuning, is_added, is_fused
-from pretraining_model import LanguageModel, initialize
+from pretraining_model import LanguageModel, at_positions, initialize
 
 HEAD_PREFIX = "classification_head."  # of the names of its weights
 
@@ -29,70 +30,18 @@ class HeadConfig:
             self.tuning = Tuning(**self.tuning)
 
 
-class TransformerWithClfHead(LanguageModel):
-    """Transformer with a head for texts: classes, a number, or the score of a choice.
-
-    It keeps the LM head, for an auxiliary loss. Other heads are subclasses, which `--finetuning_model_class`
-    finds by name; they override `build_head`, `reads_only_cls`, `score` and `task_loss`.
-    """
-
-    def __init_subclass__(cls):
-        MODEL_CLASSES[cls.__name__] = cls
+class ClfHead(nn.Linear):
+    """Scores of a text, pooled to one state: of its classes, a number, or how well a choice fits."""
 
     def __init__(self, config: TransformerConfig, head: HeadConfig):
-        super().__init__(config)
-        self.head = head
-        self.dropout = nn.Dropout(config.dropout)
-        self.classification_head = self.build_head()
-        apply_tuning(self.transformer, head.tuning, head.initializer_range)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        labels: Tensor | None = None,
-        lm_labels: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        **inputs: Tensor,
-    ) -> Tensor | dict[str, Tensor]:
-        """Score a batch that is padded on the right.
-
-        Args:
-            input_ids, attention_mask: [batch, seq], or [batch, choices, seq]; [CLS] last for a causal model,
-                first for a bidirectional one.
-            labels: what the head's `task_loss` wants.
-            lm_labels: like input_ids, aligned with the positions; -100 asks for no loss. Without them no LM
-                logits are computed.
-            token_type_ids: like input_ids, the segment of each token, for models with segment embeddings.
-            inputs: whatever else the head's `score` and `task_loss` read of the batch.
-        Returns: logits as of `score`, in float32; or, with `labels`, the summed losses `clf` and, with
-            `lm_labels`, `lm`.
-        """
-        input_ids, flat_mask = input_ids.flatten(0, -2), attention_mask.flatten(0, -2)
-        token_type_ids = None if token_type_ids is None else token_type_ids.flatten(0, -2)
-        # Right padding lies in the future of all real tokens. Without a mask, attention is at its fastest.
-        mask = None if self.config.causal else flat_mask
-        query_positions = self.cls_positions(flat_mask) if self.reads_only_cls and lm_labels is None else None
-        hidden_states = self.transformer(
-            input_ids, mask, query_positions=query_positions, token_type_ids=token_type_ids
-        )
-        logits = self.score(hidden_states, flat_mask, inputs).float()
-        if labels is None:
-            return logits
-        losses = {"clf": self.task_loss(logits, labels, inputs)}
-        if lm_labels is not None:
-            losses["lm"] = self.loss(hidden_states, lm_labels.flatten(0, -2))
-        return losses
-
-    def build_head(self) -> nn.Module:
-        """The module on top of the transformer, whose weights begin with HEAD_PREFIX."""
-        n_pooled = len(self.head.pooling.split("_"))
-        return new_linear(n_pooled * self.config.embed_dim, self.head.num_outputs, self.head)
+        super().__init__(len(head.pooling.split("_")) * config.embed_dim, head.num_outputs)
+        initialize(self, head.initializer_range)
+        self.causal, self.pooling, self.dropout = config.causal, head.pooling, nn.Dropout(config.dropout)
 
     @property
     def reads_only_cls(self) -> bool:
         """Whether `score` reads the state of [CLS] alone: then most of the last layer is not computed."""
-        return self.head.pooling == "cls"
+        return self.pooling == "cls"
 
     def score(self, hidden_states: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Logits [texts, num_outputs] from hidden states [texts, seq, embed] (or [texts, 1, embed] of [CLS]).
@@ -101,20 +50,23 @@ class TransformerWithClfHead(LanguageModel):
         """
         is_pooled = self.reads_only_cls and hidden_states.size(1) == 1
         pooled = hidden_states.squeeze(1) if is_pooled else self.pool(hidden_states, attention_mask)
-        logits = self.classification_head(self.dropout(pooled))
+        logits = self(self.dropout(pooled))
         if "n_choices" not in inputs:
             return logits
         n_choices = inputs["n_choices"].unsqueeze(1)
         logits = logits.view(len(n_choices), -1)
         return logits.masked_fill(torch.arange(logits.size(1), device=logits.device) >= n_choices, -math.inf)
 
-    def task_loss(self, logits: Tensor, labels: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Cross-entropy, or squared error for a single output, summed over the batch; labels [batch]."""
         if logits.size(1) == 1:
             return F.mse_loss(logits.squeeze(1), labels.float(), reduction="sum")
         return F.cross_entropy(logits, labels, reduction="sum")
 
-    # Pooling.
+    def entropy(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """[batch]: of the classes or choices, as of `relative_entropy`; NaN for a number."""
+        is_number = logits.size(1) == 1 and "n_choices" not in inputs
+        return torch.full_like(logits[:, 0], math.nan) if is_number else relative_entropy(logits)
 
     def pool(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
         """[batch, seq, embed] → [batch, n_poolings * embed].
@@ -122,43 +74,39 @@ class TransformerWithClfHead(LanguageModel):
         `pooling` names what is concatenated: the state of [CLS], and the mean and maximum over the real
         tokens (Howard & Ruder 2018, section 3.3).
         """
-        rows = torch.arange(len(hidden_states), device=hidden_states.device)
-        mask = attention_mask.unsqueeze(-1)
+        mask, cls = attention_mask.unsqueeze(-1), cls_positions(attention_mask, self.causal)
         poolings = {
-            "cls": lambda: hidden_states[rows, self.cls_positions(attention_mask)],
+            "cls": lambda: at_positions(hidden_states, cls).squeeze(1),
             "mean": lambda: (hidden_states * mask).sum(1) / mask.sum(1),
             "max": lambda: hidden_states.masked_fill(mask == 0, -math.inf).amax(1),
         }
-        return torch.cat([poolings[name]() for name in self.head.pooling.split("_")], dim=-1)
-
-    def cls_positions(self, attention_mask: Tensor) -> Tensor:
-        """[batch]: [CLS] comes last in a causal model, first in a bidirectional one."""
-        lengths = attention_mask.sum(1)
-        return lengths - 1 if self.config.causal else torch.zeros_like(lengths)
+        return torch.cat([poolings[name]() for name in self.pooling.split("_")], dim=-1)
 
 
-MODEL_CLASSES: dict[str, type[TransformerWithClfHead]] = {"TransformerWithClfHead": TransformerWithClfHead}
-
-
-class TransformerWithTagHead(TransformerWithClfHead):
+class TagHead(nn.Linear):
     """Scores of the tags of each token (Devlin et al. 2019, figure 4d)."""
 
     reads_only_cls = False
 
-    def build_head(self) -> nn.Module:
-        """One linear layer for all positions."""
-        return new_linear(self.config.embed_dim, self.head.num_outputs, self.head)
+    def __init__(self, config: TransformerConfig, head: HeadConfig):
+        super().__init__(config.embed_dim, head.num_outputs)
+        initialize(self, head.initializer_range)
+        self.dropout = nn.Dropout(config.dropout)
 
     def score(self, hidden_states: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """[batch, seq, embed] → [batch, seq, tags]."""
-        return self.classification_head(self.dropout(hidden_states))
+        return self(self.dropout(hidden_states))
 
-    def task_loss(self, logits: Tensor, labels: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Cross-entropy of the tags, labels [batch, seq] (-100: none), summed over words."""
         return summed_cross_entropy(logits, labels)
 
+    def entropy(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """[batch]: the mean over words of the entropies of their tags."""
+        return mean_over_words(relative_entropy(logits), inputs["word_mask"])
 
-class TransformerWithAnswerHead(TransformerWithTagHead):
+
+class AnswerHead(TagHead):
     """For each token, the scores that an answer begins or ends there (Devlin et al. 2019, figure 4c)."""
 
     def score(self, hidden_states: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
@@ -166,46 +114,13 @@ class TransformerWithAnswerHead(TransformerWithTagHead):
         logits = super().score(hidden_states, attention_mask, inputs)
         return logits.masked_fill(inputs["span_mask"].unsqueeze(-1) == 0, -math.inf)
 
-    def task_loss(self, logits: Tensor, labels: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Mean of the cross-entropies of the answer's two ends, labels [batch, 2], summed over the batch."""
         return F.cross_entropy(logits, labels, reduction="sum") / 2
 
-
-class TransformerWithParserHead(TransformerWithClfHead):
-    """Scores of all arcs between words and of their relations (Dozat & Manning 2017, section 2)."""
-
-    reads_only_cls = False
-
-    def build_head(self) -> nn.Module:
-        """Deep biaffine attention."""
-        return Biaffine(self.config.embed_dim, self.head)
-
-    def score(self, hidden_states: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """[batch, seq, embed] → [batch, dependent, head, 1 + relations], of the arc and its relations.
-
-        Only words (`word_mask` [batch, seq]) and [CLS], the root, can be heads.
-        """
-        logits = self.classification_head(self.dropout(hidden_states))
-        root = F.one_hot(self.cls_positions(attention_mask), hidden_states.size(1))
-        is_head = (inputs["word_mask"] + root) > 0
-        arcs = logits[..., :1].masked_fill(~is_head[:, None, :, None], -math.inf)
-        return torch.cat((arcs, logits[..., 1:]), dim=-1)
-
-    def task_loss(self, logits: Tensor, labels: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """Cross-entropy of the `heads` [batch, seq] plus that of the relations, summed over words.
-
-        The relations, labels [batch, seq], are scored on the true arcs.
-        """
-        heads = inputs["heads"]
-        at_heads = heads.clamp(min=0)[:, :, None, None].expand(-1, -1, 1, logits.size(-1))
-        relations = logits.gather(2, at_heads).squeeze(2)[..., 1:]
-        labels = labels.masked_fill(heads == IGNORE_INDEX, IGNORE_INDEX)
-        return summed_cross_entropy(logits[..., 0], heads) + summed_cross_entropy(relations, labels)
-
-
-def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Summed over all positions: logits [batch, seq, classes], labels [batch, seq] (-100: none)."""
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+    def entropy(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """[batch]: the mean of the entropies of the answer's two ends."""
+        return relative_entropy(logits.transpose(1, 2)).mean(1)
 
 
 class Biaffine(nn.Module):
@@ -233,6 +148,150 @@ class Biaffine(nn.Module):
         arcs = torch.einsum("bdi,rij,bhj->bdhr", arc_dependent, self.arc, arc_head)
         relations = torch.einsum("bdi,rij,bhj->bdhr", relation_dependent, self.relation, relation_head)
         return torch.cat((arcs, relations), dim=-1)
+
+
+class ParserHead(Biaffine):
+    """Scores of all arcs between words and of their relations (Dozat & Manning 2017, section 2)."""
+
+    reads_only_cls = False
+
+    def __init__(self, config: TransformerConfig, head: HeadConfig):
+        super().__init__(config.embed_dim, head)
+        self.causal, self.dropout = config.causal, nn.Dropout(config.dropout)
+
+    def score(self, hidden_states: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """[batch, seq, embed] → [batch, dependent, head, 1 + relations], of the arc and its relations.
+
+        Only words (`word_mask` [batch, seq]) and [CLS], the root, can be heads.
+        """
+        logits = self(self.dropout(hidden_states))
+        root = F.one_hot(cls_positions(attention_mask, self.causal), hidden_states.size(1))
+        is_head = (inputs["word_mask"] + root) > 0
+        arcs = logits[..., :1].masked_fill(~is_head[:, None, :, None], -math.inf)
+        return torch.cat((arcs, logits[..., 1:]), dim=-1)
+
+    def loss(self, logits: Tensor, labels: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """Cross-entropy of the `heads` [batch, seq] plus that of the relations, summed over words.
+
+        The relations, labels [batch, seq], are scored on the true arcs.
+        """
+        heads = inputs["heads"]
+        at_heads = heads.clamp(min=0)[:, :, None, None].expand(-1, -1, 1, logits.size(-1))
+        relations = logits.gather(2, at_heads).squeeze(2)[..., 1:]
+        labels = labels.masked_fill(heads == IGNORE_INDEX, IGNORE_INDEX)
+        return summed_cross_entropy(logits[..., 0], heads) + summed_cross_entropy(relations, labels)
+
+    def entropy(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """[batch]: the mean over words of the entropies of their heads."""
+        return mean_over_words(relative_entropy(logits[..., 0]), inputs["word_mask"])
+
+
+Head = ClfHead | TagHead | ParserHead
+
+
+class TransformerWithClfHead(LanguageModel):
+    """Transformer with a head for texts: classes, a number, or the score of a choice.
+
+    It keeps the LM head, for an auxiliary loss. Subclasses, which `--finetuning_model_class` finds by name,
+    have other heads: a `head_class` with `reads_only_cls`, `score` and `loss`.
+    """
+
+    head_class: ClassVar[type[Head]] = ClfHead
+
+    def __init_subclass__(cls):
+        MODEL_CLASSES[cls.__name__] = cls
+
+    def __init__(self, config: TransformerConfig, head: HeadConfig):
+        super().__init__(config)
+        self.head = head
+        self.classification_head = self.head_class(config, head)
+        apply_tuning(self.transformer, head.tuning, head.initializer_range)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor | None = None,
+        lm_labels: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> Tensor | dict[str, Tensor]:
+        """Score a batch that is padded on the right.
+
+        Args:
+            input_ids, attention_mask: [batch, seq], or [batch, choices, seq]; [CLS] last for a causal model,
+                first for a bidirectional one.
+            labels: what the head's `loss` wants.
+            lm_labels: like input_ids, aligned with the positions; -100 asks for no loss. Without them no LM
+                logits are computed.
+            token_type_ids: like input_ids, the segment of each token, for models with segment embeddings.
+            inputs: whatever else the head's `score` and `loss` read of the batch.
+        Returns: logits as of `score`, in float32; or, with `labels`, the summed losses `clf` and, with
+            `lm_labels`, `lm`.
+        """
+        head = self.classification_head
+        input_ids, flat_mask = input_ids.flatten(0, -2), attention_mask.flatten(0, -2)
+        token_type_ids = None if token_type_ids is None else token_type_ids.flatten(0, -2)
+        # Right padding lies in the future of all real tokens. Without a mask, attention is at its fastest.
+        mask = None if self.config.causal else flat_mask
+        only_cls = head.reads_only_cls and lm_labels is None
+        query_positions = cls_positions(flat_mask, self.config.causal) if only_cls else None
+        hidden_states = self.transformer(
+            input_ids, mask, query_positions=query_positions, token_type_ids=token_type_ids
+        )
+        logits = head.score(hidden_states, flat_mask, inputs).float()
+        if labels is None:
+            return logits
+        losses = {"clf": head.loss(logits, labels, inputs)}
+        if lm_labels is not None:
+            losses["lm"] = self.loss(hidden_states, lm_labels.flatten(0, -2))
+        return losses
+
+
+MODEL_CLASSES: dict[str, type[TransformerWithClfHead]] = {"TransformerWithClfHead": TransformerWithClfHead}
+
+
+class TransformerWithTagHead(TransformerWithClfHead):
+    """Transformer that tags words."""
+
+    head_class = TagHead
+
+
+class TransformerWithAnswerHead(TransformerWithClfHead):
+    """Transformer that marks answers in texts."""
+
+    head_class = AnswerHead
+
+
+class TransformerWithParserHead(TransformerWithClfHead):
+    """Transformer that draws dependency trees."""
+
+    head_class = ParserHead
+
+
+def cls_positions(attention_mask: Tensor, causal: bool) -> Tensor:
+    """[batch]: [CLS] comes last in a causal model, first in a bidirectional one."""
+    lengths = attention_mask.sum(1)
+    return lengths - 1 if causal else torch.zeros_like(lengths)
+
+
+def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Summed over all positions: logits [batch, seq, classes], labels [batch, seq] (-100: none)."""
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+def relative_entropy(logits: Tensor) -> Tensor:
+    """[..., classes] → [...]: the entropy of the prediction over the logarithm of the number of classes, from
+    0 to 1. Classes with a logit of -inf do not count."""
+    log_probabilities = logits.log_softmax(-1)
+    summands = log_probabilities.exp() * log_probabilities.masked_fill(logits == -math.inf, 0.0)
+    n_classes = (logits != -math.inf).sum(-1)
+    return -summands.sum(-1) / (n_classes.log() + 1e-5)
+
+
+def mean_over_words(values: Tensor, word_mask: Tensor) -> Tensor:
+    """[batch, seq] → [batch]: the mean where `word_mask` is 1; 0 if there are no words."""
+    return (values * word_mask).sum(1) / word_mask.sum(1).clamp(min=1)
 
 
 def append_one(states: Tensor) -> Tensor:

@@ -30,20 +30,19 @@ from torch import Tensor
 from checkpoints.finetuned import build_model, choose_tokenizer, max_length
 from checkpoints.pretrained import Checkpoint, base_reference, newest_checkpoint, open_start
 from config.constants import IGNORE_INDEX
-from config.errors import UserError
 from data.masking import Masking
 from experiments.notify import notified
 from experiments.restarts import train_restarts
 from finetuning_model import TransformerWithClfHead
 from layers.adapters import saved_names
-from tasks.examples import Collator, Examples, TaskBatches, choose_subset, count_labels, evaluation_batches
-from tasks.inference import run_inference
+from tasks.examples import Collator, Examples, TaskBatches, choose_subset, count_labels
+from tasks.inference import evaluate, test_metrics
 from tasks.task import Task, open_task
 from training.evaluation import BestWeights, restore_best
 from training.loop import count_parameters, fit
 from training.optimizers import build_optimizers
 from training.resuming import check_resumable, rows_per_process, step_sizes
-from training.step import Batches, LoopOptions, Objective
+from training.step import Batches, LoopOptions, Objective, micro_batch_tokens
 from utils import Batch, Run, finish_run, open_folder, show, start_run
 
 
@@ -87,15 +86,15 @@ def finetune_once(config: FinetuningConfig) -> dict[str, float]:
     )
 
     # What is best is decided by the validation split alone.
-    evaluate = create_evaluation(config, task, model, collate, run)
-    validate, options = functools.partial(evaluate, valid), loop_options(config, batches, run)
+    measure = create_evaluation(config, task, model, collate, run)
+    validate, options = functools.partial(measure, valid), loop_options(config, batches, run)
     progress = fit(model, optimizers, finetuning_objective(config), batches, validate, best, run, options)
 
     # The best weights count, not the last ones: in the test metrics as in the run folder.
     restore_best(model, run)
     metrics = {f"valid_{name}": value for name, value in best.best.items() if name != "step"}
     metrics["best_step"] = best.best["step"]
-    metrics |= test_metrics(task, collate, evaluate) if config.eval_test else {}
+    metrics |= test_metrics(task, collate, measure) if config.eval_test else {}
     metrics |= {"n_labels": len(subset), "n_steps": progress.n_steps}
     metrics |= {"examples_per_second": progress.examples_per_second}
     return finish_run(run, metrics | {"n_parameters": n_parameters, "n_trained": n_trained})
@@ -152,8 +151,7 @@ def summarize_kind(task: Task) -> str:
 
 def loop_options(config: FinetuningConfig, batches: Batches, run: Run) -> LoopOptions:
     """The flags of the loop, with micro-batches of as many tokens as suit the device."""
-    part_tokens = config.part_tokens or (1024 if run.device.type == "cpu" else 16_384)
-    return LoopOptions.from_flags(config, batches, part_tokens=part_tokens)
+    return LoopOptions.from_flags(config, batches, part_tokens=micro_batch_tokens(config.part_tokens, run))
 
 
 # ----------------------------------------------------------------------------------------- losses and metrics
@@ -199,24 +197,8 @@ def create_evaluation(
     config: FinetuningConfig, task: Task, model: TransformerWithClfHead, collate: Collator, run: Run
 ) -> Callable[[Examples], dict[str, float]]:
     """A function that computes loss and metrics of the model on a split, all processes together."""
-
-    def evaluate(examples: Examples) -> dict[str, float]:
-        batches = evaluation_batches(examples, collate, config.valid_batch_size, run.rank, run.world_size)
-        outputs, totals = run_inference(
-            model, task.kind, examples, collate, batches, run.to_device, run.autocast, model.task_loss
-        )
-        if run.world_size > 1:
-            gathered: list = [None] * run.world_size
-            torch.distributed.all_gather_object(gathered, (outputs, totals))
-            outputs = {index: output for outputs, _ in gathered for index, output in outputs.items()}
-            totals = torch.stack([totals for _, totals in gathered]).sum(0)
-        summed_loss, n_labels = totals
-        loss = (summed_loss / n_labels.clamp(min=1)).item()
-        return {"loss": loss} | task.kind.measure(
-            examples, [outputs[index] for index in range(len(examples))]
-        )
-
-    return evaluate
+    loss, batch_size = model.classification_head.loss, config.valid_batch_size
+    return lambda examples: evaluate(model, loss, task.kind, examples, collate, batch_size, run)
 
 
 def best_weights(
@@ -230,18 +212,6 @@ def best_weights(
         return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
     return BestWeights(run, weights, metric, higher_is_better=metric != "loss", patience=config.patience)
-
-
-def test_metrics(
-    task: Task, collate: Collator, evaluate: Callable[[Examples], dict[str, float]]
-) -> dict[str, float]:
-    """Metrics of the test split, if there is one with labels."""
-    try:
-        test = task.kind.model_inputs(task.examples("test"), collate)
-    except UserError as error:
-        show(f"no test metrics: {error}")
-        return {}
-    return {f"test_{name}": value for name, value in evaluate(test).items()}
 
 
 if __name__ == "__main__":

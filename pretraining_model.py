@@ -1,7 +1,8 @@
 """A transformer and its language-modelling head: GPT-2's design, with BERT's and RoBERTa's as options.
 
-Each layer has two slots, `after_attention` and `after_feed_forward`, that change nothing until something
-fills them: adapters (`layers/adapters.py`) plug in there and never copy a `forward`.
+Each layer has two slots, `after_attention` and `after_feed_forward`, the embeddings have one,
+`after_embedding`. They change nothing until something fills them: adapters and conditional parts (`layers/`)
+plug in there and never copy a `forward`.
 """
 
 import math
@@ -144,6 +145,7 @@ class Transformer(nn.Module):
         )
         self.embedding_norm = layer_norm(config) if config.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
+        self.after_embedding: nn.Module = nn.Identity()
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
         self.final_norm = layer_norm(config) if config.pre_norm else nn.Identity()
         self.reset_parameters()
@@ -213,7 +215,7 @@ class Transformer(nn.Module):
         if self.token_type_embeddings is not None:
             token_types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             embedded = embedded + self.token_type_embeddings(token_types)
-        return self.dropout(self.embedding_norm(embedded))
+        return self.after_embedding(self.dropout(self.embedding_norm(embedded)))
 
     def run_layer(self, layer: nn.Module, *inputs: Tensor | KeyValueCache | None) -> Tensor:
         """A layer's output; with gradient checkpointing (Chen et al. 2016), nothing else is kept of it."""

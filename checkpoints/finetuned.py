@@ -8,7 +8,7 @@ from torch import Tensor
 from checkpoints.files import WEIGHTS, file_digest, load_into, load_weights, read_run_config
 from checkpoints.pretrained import Checkpoint, find_base
 from config.errors import UserError
-from config.finetuning import FinetuningConfig
+from config.finetuning import FinetuningArguments, FinetuningConfig, InputArguments, TuningArguments
 from config.model import TransformerConfig, transformer_config
 from finetuning_model import MODEL_CLASSES, HeadConfig, TransformerWithClfHead, untrained_names
 from layers.adapters import FLAGS, METHODS, Tuning, check_settings
@@ -78,7 +78,7 @@ def rename_legacy_head(model_class: str, kind: str | None) -> str:
 
 
 def choose_shape(
-    config: FinetuningConfig, vocab_size: int, checkpoint: Checkpoint | None
+    config: FinetuningArguments, vocab_size: int, checkpoint: Checkpoint | None
 ) -> TransformerConfig:
     """The checkpoint's shape, or the flags'. Raises UserError if the tokenizer is not the checkpoint's."""
     if checkpoint is None:
@@ -90,7 +90,7 @@ def choose_shape(
     return shape
 
 
-def choose_tuning(config: FinetuningConfig, embed_dim: int) -> Tuning:
+def choose_tuning(config: TuningArguments, embed_dim: int) -> Tuning:
     """What to train, from the flags. Raises UserError for flags that would have no effect."""
     name = "houlsby" if config.adapters_dim and config.tuning == "full" else config.tuning
     if config.adapters and name != "fusion":
@@ -106,12 +106,12 @@ def choose_tuning(config: FinetuningConfig, embed_dim: int) -> Tuning:
     return Tuning(name, width, activation, config.lora_rank, config.lora_alpha, drop_last=config.drop_last)
 
 
-def choose_tokenizer(config: FinetuningConfig, checkpoint: Checkpoint | None) -> str:
+def choose_tokenizer(config: InputArguments, checkpoint: Checkpoint | None) -> str:
     """What `--tokenizer` names, else the checkpoint's own."""
     return config.tokenizer or (str(checkpoint.folder) if checkpoint else "bert-base-cased")
 
 
-def max_length(config: FinetuningConfig, shape: TransformerConfig) -> int:
+def max_length(config: InputArguments, shape: TransformerConfig) -> int:
     """The longest input: `--max_length`, or what the task says as far as the model has room for it.
 
     Raises UserError if the flag asks for more positions than the model has.

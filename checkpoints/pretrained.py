@@ -68,7 +68,14 @@ def open_checkpoint(name: str, flag: str) -> Checkpoint:
 
 
 def open_run(name: str, folder: Path, config: dict) -> Checkpoint:
-    """The checkpoint in a run folder, without the head of a fine-tuning, which belongs to its task."""
+    """The checkpoint in a run folder, without the head of a fine-tuning, which belongs to its task.
+
+    Raises UserError for a multi-task run, whose transformer is conditioned on its tasks.
+    """
+    if "multitask" in config:
+        raise UserError(
+            f"{name} is a multi-task run; it takes more tasks, with multitask_train.py --add_task NAME"
+        )
     stored = load_weights(folder / WEIGHTS)
     weights = {name: tensor for name, tensor in stored.items() if not name.startswith(HEAD_PREFIX)}
     checkpoint = Checkpoint(name, folder, TransformerConfig(**config["model"]), weights)

@@ -10,7 +10,24 @@ from config.presets import read_dataset
 
 
 @dataclass
-class TaskArguments(Arguments):
+class InputArguments(Arguments):
+    title = "inputs"
+
+    dataset_cache: str = flag("dataset_cache", "folder for encoded datasets")
+    tokenizer: str | None = flag(None, "as in pretraining (default: the checkpoint's own)")
+    train_subset_size: int | None = flag(
+        None, "train on so many examples, drawn by the seed (default: all)", least=1
+    )
+    max_length: int | None = flag(None, "longest input, in tokens (default: num_max_positions)", least=4)
+    truncation: str = flag(
+        "head",
+        "which end of a longer text to keep; both: a quarter of head, the rest of tail",
+        ("head", "tail", "both"),
+    )
+
+
+@dataclass
+class TaskArguments(InputArguments):
     title = "task"
 
     kind: str = flag(
@@ -72,19 +89,8 @@ class TaskArguments(Arguments):
     )
     max_answer_length: int = flag(30, "tokens of the longest answer", least=1)
     unanswerable: bool = flag(False, "some questions have no answer, and the model has to say so")
-    dataset_cache: str = flag("dataset_cache", "folder for encoded datasets")
-    tokenizer: str | None = flag(None, "as in pretraining (default: the checkpoint's own)")
     num_classes: int | None = flag(
         None, "number of classes; 1: regression (default: inferred from the labels)", least=1
-    )
-    train_subset_size: int | None = flag(
-        None, "train on so many examples, drawn by the seed (default: all)", least=1
-    )
-    max_length: int | None = flag(None, "longest input, in tokens (default: num_max_positions)", least=4)
-    truncation: str = flag(
-        "head",
-        "which end of a longer text to keep; both: a quarter of head, the rest of tail",
-        ("head", "tail", "both"),
     )
     patience_metric: str = flag(
         "auto",
@@ -154,9 +160,9 @@ class TuningArguments(Arguments):
 
 
 @dataclass
-class FinetuningConfig(
-    TaskArguments, TuningArguments, ModelArguments, OptimizationArguments, EngineArguments
-):
+class FinetuningArguments(InputArguments, TuningArguments, ModelArguments, OptimizationArguments):
+    """What fine-tuning and multi-task learning share."""
+
     title = "fine-tuning"
 
     model_checkpoint: str | None = flag(
@@ -164,25 +170,12 @@ class FinetuningConfig(
         "run folder of a pretraining or of another fine-tuning, hf:NAME or a folder of the transformers "
         "library (GPT-2, BERT, RoBERTa), or none: from scratch (default: the newest in runs/)",
     )
-    finetuning_model_class: str | None = flag(
-        None, "class of finetuning_model.py to fine-tune (default: that of the kind)"
-    )
     pooling: str = flag(
         "cls",
         "what the head sees: the state of [CLS], the mean or maximum over the text, or several of them",
         ("cls", "mean", "max", "cls_mean", "cls_mean_max"),
     )
-    clf_loss_coef: float = flag(1.0, "weight of the classification loss", least=0)
-    lm_loss_coef: float = flag(
-        0.0, "weight of the auxiliary language-modelling loss; 0: not computed", least=0
-    )
-    mlm_probability: float = flag(
-        0.15, "fraction of the tokens to predict, for the auxiliary loss of an mlm model", least=0.001, most=1
-    )
     patience: int = flag(0, "stop after so many evaluations without progress; 0: never", least=0)
-    restarts: int = flag(
-        1, "train so many times, with the seeds seed, seed + 1, …, and report means and deviations", least=1
-    )
     eval_test: bool = flag(True, "measure the best model on the test split, if there is one")
 
     # The defaults that differ from pretraining's.
@@ -198,3 +191,22 @@ class FinetuningConfig(
     n_epochs: int = flag(3, "passes over the training data", least=0)
     n_warmup: int = flag(500, "optimizer steps of linear warm-up", least=0)
     schedule: str = flag("linear", "decay of the learning rate to 0 after the warm-up", ("cosine", "linear"))
+
+
+@dataclass
+class FinetuningConfig(TaskArguments, FinetuningArguments, EngineArguments):
+    title = "heads and losses"
+
+    finetuning_model_class: str | None = flag(
+        None, "class of finetuning_model.py to fine-tune (default: that of the kind)"
+    )
+    clf_loss_coef: float = flag(1.0, "weight of the classification loss", least=0)
+    lm_loss_coef: float = flag(
+        0.0, "weight of the auxiliary language-modelling loss; 0: not computed", least=0
+    )
+    mlm_probability: float = flag(
+        0.15, "fraction of the tokens to predict, for the auxiliary loss of an mlm model", least=0.001, most=1
+    )
+    restarts: int = flag(
+        1, "train so many times, with the seeds seed, seed + 1, …, and report means and deviations", least=1
+    )

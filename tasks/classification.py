@@ -65,6 +65,7 @@ class Regression(Kind):
 
     name = "regression"
     metrics = ("pearson", "spearman", "loss")
+    has_entropy = False
     num_outputs = 1
 
     @classmethod

@@ -111,6 +111,10 @@ class Collator:
         """[examples]: the length of each one's sequence without special tokens, to sort by."""
         return np.minimum(examples.lengths(), self.max_length)
 
+    def n_sequences(self, examples: Examples) -> np.ndarray:
+        """[examples]: how many sequences the model reads of each."""
+        return np.ones(len(examples), dtype=np.int64)
+
     def batch(self, texts: list[list[np.ndarray]], labels: list) -> Batch:
         """What `self(texts)` has, and labels [batch]."""
         return self(texts) | {"labels": torch.from_numpy(np.array(labels))}
@@ -251,4 +255,5 @@ def evaluation_batches(
 
 def count_labels(labels: Tensor, inputs: Batch) -> int:
     """The number of labels in a batch: one for each row, or for some tokens; none if no row has words."""
-    return int((labels != IGNORE_INDEX).sum()) if labels.shape == inputs["input_ids"].shape else len(labels)
+    is_per_token = labels.shape == inputs["attention_mask"].shape
+    return int((labels != IGNORE_INDEX).sum()) if is_per_token else len(labels)

@@ -1,4 +1,4 @@
-"""The forward passes of evaluation and prediction."""
+"""Forward passes without gradients: evaluation and prediction."""
 
 import contextlib
 from collections.abc import Callable
@@ -8,9 +8,11 @@ import torch
 from ignite.engine import Engine
 from torch import Tensor, nn
 
-from tasks.examples import Collator, Examples, count_labels
+from config.errors import UserError
+from tasks.examples import Collator, Examples, count_labels, evaluation_batches
 from tasks.kind import Kind
-from utils import Batch
+from tasks.task import Task
+from utils import Batch, Run, show
 
 
 def run_inference(
@@ -46,3 +48,39 @@ def run_inference(
     if batches:
         Engine(infer).run(batches)
     return outputs, totals
+
+
+def evaluate(
+    model: nn.Module,
+    summed_loss: Callable[[Tensor, Tensor, Batch], Tensor],
+    kind: Kind,
+    examples: Examples,
+    collate: Collator,
+    batch_size: int,
+    run: Run,
+) -> dict[str, float]:
+    """Loss and metrics of a model on a split, of all processes together."""
+    batches = evaluation_batches(examples, collate, batch_size, run.rank, run.world_size)
+    outputs, totals = run_inference(
+        model, kind, examples, collate, batches, run.to_device, run.autocast, summed_loss
+    )
+    if run.world_size > 1:
+        gathered: list = [None] * run.world_size
+        torch.distributed.all_gather_object(gathered, (outputs, totals))
+        outputs = {index: output for outputs, _ in gathered for index, output in outputs.items()}
+        totals = torch.stack([totals for _, totals in gathered]).sum(0)
+    summed, n_labels = totals
+    loss = (summed / n_labels.clamp(min=1)).item()
+    return {"loss": loss} | kind.measure(examples, [outputs[index] for index in range(len(examples))])
+
+
+def test_metrics(
+    task: Task, collate: Collator, measure: Callable[[Examples], dict[str, float]]
+) -> dict[str, float]:
+    """Metrics of the test split, if there is one with labels."""
+    try:
+        test = task.kind.model_inputs(task.examples("test"), collate)
+    except UserError as error:
+        show(f"no test metrics: {error}")
+        return {}
+    return {f"test_{name}": value for name, value in measure(test).items()}

@@ -98,6 +98,7 @@ class Kind(ABC):
     model_class: ClassVar[str] = "TransformerWithClfHead"
     reader_class: ClassVar[type[RowReader]] = RowReader
     collator_class: ClassVar[type[Collator]] = Collator
+    has_entropy: ClassVar[bool] = True  # are predictions probabilities?
     measured_fields: ClassVar[tuple[str, ...]] = ()  # of the rows, which `measure` reads beside the labels
 
     @classmethod

@@ -78,8 +78,11 @@ class ChoiceCollator(Collator):
 
     def lengths(self, examples: Examples) -> np.ndarray:
         """[examples]: the mean over the choices of each."""
-        n_choices = np.asarray(examples.labels)[:, 0]
-        return np.minimum(examples.lengths() // n_choices, self.max_length)
+        return np.minimum(examples.lengths() // self.n_sequences(examples), self.max_length)
+
+    def n_sequences(self, examples: Examples) -> np.ndarray:
+        """[examples]: the number of choices of each."""
+        return np.asarray(examples.labels)[:, 0]
 
     def batch(self, texts: list[list[np.ndarray]], labels: list[np.ndarray]) -> Batch:
         """input_ids, attention_mask [batch, choices, seq]; labels (a right choice), n_choices [batch]."""

@@ -19,14 +19,16 @@ LAYERS = {
     "pretraining_sampling": ["pretraining_model"],
     "layers": ["pretraining_model"],
     "finetuning_model": ["layers"],
+    "multitask_model": ["finetuning_model"],
     "data": ["utils"],
     "tasks": ["data"],
     "training": ["utils"],
-    "checkpoints": ["finetuning_model", "data"],
+    "checkpoints": ["multitask_model", "data"],
     "experiments": ["checkpoints", "tasks", "training"],
 }
 SCRIPTS = {"pretraining_train", "pretraining_generate", "quickstart", "export"}
 SCRIPTS |= {"finetuning_train", "finetuning_predict", "finetuning_transfer"}
+SCRIPTS |= {"multitask_train"}
 # The one public function of a script (and its config) may be called by those that string scripts together.
 CALLERS = {
     "quickstart": {"pretraining_train", "finetuning_train"},

@@ -13,7 +13,7 @@ from torch import nn
 from training.evaluation import BestWeights, attach_evaluation
 from training.optimizers import TrainableModel, learning_rate_factor
 from training.resuming import attach_checkpoints
-from training.step import Batches, LoopOptions, Objective, TrainingStep, wrap_model
+from training.step import Batches, LoopOptions, Objective, Stateful, TrainingStep, wrap_model
 from training.trackers import open_tracker
 from utils import Run, show
 
@@ -34,10 +34,12 @@ def fit(
     stop the training early. Returns how many steps were taken, and how fast. Raises UserError if the loss
     diverges, if the tracker cannot start, or if there is no resuming from the run's newest checkpoint.
     """
-    wrapped = wrap_model(model, run, some_are_frozen=options.unfreeze_every > 0)
+    wrapped = wrap_model(model, run, options.unfreeze_every > 0 or options.parts_are_unused)
     step = TrainingStep(wrapped, optimizers, objective, run, options)
     trainer = Engine(step)
     state = {"trainer": trainer, "model": model, "best": best, "scaler": step.scaler}
+    if isinstance(batches, Stateful):
+        state["batches"] = batches
     state |= {f"optimizer_{index}": optimizer for index, optimizer in enumerate(optimizers)}
 
     # The handlers of an event run in this order. Learning rates and frozen layers are set before the step;

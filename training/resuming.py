@@ -57,8 +57,12 @@ def rows_per_process(config: OptimizationArguments, run: Run) -> int:
 class DividedBatches(Batches, Protocol):
     """Batches that know how many rows they have."""
 
-    batch_size: int  # of one process in one optimizer step
-    world_size: int
+    @property
+    def batch_size(self) -> int:
+        """Rows of one process in one optimizer step."""
+
+    @property
+    def world_size(self) -> int: ...
 
 
 def step_sizes(batches: DividedBatches) -> dict[str, int]:

@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import ignite.distributed as idist
 import torch
@@ -19,14 +19,29 @@ from training.optimizers import JointOptimizer
 from utils import Batch, Run, derive_seed
 
 
+class MicroBatches(Protocol):
+    """A batch that is already in parts."""
+
+    micro_batches: list[Batch]
+
+
 class Batches(Protocol):
     """The training batches of one process: a pure function of the step, so that resuming is exact."""
 
     def __len__(self) -> int:
         """Optimizer steps per epoch."""
 
-    def starting_at(self, step: int) -> Iterator[Batch]:
+    def starting_at(self, step: int) -> Iterator[Batch | MicroBatches]:
         """The endless stream of batches from a step on."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Batches that also depend on what happened before: a checkpoint has their state."""
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> None: ...
 
 
 @dataclass
@@ -42,6 +57,7 @@ class LoopOptions:
     n_warmup: int = 0
     schedule: str = "linear"
     unfreeze_every: int = 0
+    parts_are_unused: bool = False  # may a batch have no use for some parameters?
     eval_every: int = -1
     eval_at_start: bool = False
     save_every: int = 1000
@@ -63,7 +79,7 @@ class Objective:
     """
 
     losses: Callable[[nn.Module, Batch], dict[str, Tensor]]  # of a micro-batch on the device, summed
-    counts: Callable[[Batch], dict[str, Tensor | int]]  # of a whole batch: what to divide each loss by
+    counts: Callable[[Any], dict[str, Tensor | int]]  # of a whole batch: what to divide each loss by
     weights: dict[str, float]
 
 
@@ -86,13 +102,13 @@ class TrainingStep:
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-    def __call__(self, engine: Engine, batch: Batch) -> dict[str, Tensor | int]:
+    def __call__(self, engine: Engine, batch: Batch | MicroBatches) -> dict[str, Tensor | int]:
         """Update the model; return loss, grad_norm before clipping, n_tokens with padding, n_examples."""
         self.model.train()
         # A seed for each step, so that resuming is exact and costs nothing.
         torch.manual_seed(derive_seed(self.options.seed, engine.state.iteration, self.run.rank))
         counts = self.count(batch)
-        micro_batches = split_batch(batch, self.options.train_batch_size, self.options.part_tokens)
+        micro_batches = self.split(batch)
         losses = [
             self.accumulate(self.run.to_device(micro_batch), counts, is_last=number == len(micro_batches))
             for number, micro_batch in enumerate(micro_batches, start=1)
@@ -101,10 +117,16 @@ class TrainingStep:
             "loss": functools.reduce(operator.add, losses),
             "grad_norm": self.update(),
             "n_tokens": sum(micro_batch["input_ids"].numel() for micro_batch in micro_batches),
-            "n_examples": len(batch["input_ids"]),
+            "n_examples": sum(len(micro_batch["input_ids"]) for micro_batch in micro_batches),
         }
 
-    def count(self, batch: Batch) -> dict[str, Tensor | int]:
+    def split(self, batch: Batch | MicroBatches) -> list[Batch]:
+        """The micro-batches of a batch, unless it is made of them."""
+        if isinstance(batch, dict):
+            return split_batch(batch, self.options.train_batch_size, self.options.part_tokens)
+        return batch.micro_batches
+
+    def count(self, batch: Batch | MicroBatches) -> dict[str, Tensor | int]:
         """What to divide the losses by. DDP averages gradients over the processes; we want their sum."""
         counts = self.objective.counts(batch)
         if self.run.world_size == 1:
@@ -133,13 +155,18 @@ class TrainingStep:
         return grad_norm
 
 
-def wrap_model(model: nn.Module, run: Run, some_are_frozen: bool = False) -> nn.Module:
+def micro_batch_tokens(part_tokens: int | None, run: Run) -> int:
+    """How many tokens to compute at once: what `--part_tokens` says, or as many as suit the device."""
+    return part_tokens or (1024 if run.device.type == "cpu" else 16_384)
+
+
+def wrap_model(model: nn.Module, run: Run, some_are_unused: bool = False) -> nn.Module:
     """Move the model to its device; with several processes, let it average gradients over them."""
     model.to(run.device)
     if run.world_size == 1:
         return model
     device_ids = [run.device] if run.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, find_unused_parameters=some_are_frozen)
+    return DistributedDataParallel(model, device_ids=device_ids, find_unused_parameters=some_are_unused)
 
 
 def split_batch(batch: Batch, max_rows: int, max_tokens: int | None = None) -> list[Batch]:

@@ -1,0 +1,145 @@
+"""Multi-task models: those of run folders, and new ones that start from a checkpoint."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from checkpoints.files import WEIGHTS, load_into, load_weights, read_run_config
+from checkpoints.finetuned import check_start, choose_shape, choose_tuning, max_length
+from checkpoints.pretrained import Checkpoint, find_base
+from config.errors import UserError, suggestion
+from config.finetuning import InputArguments
+from config.model import TransformerConfig
+from config.multitask import MultitaskConfig
+from layers.adapters import Tuning, is_added
+from layers.conditional import PARTS, is_conditional
+from multitask_model import MultitaskShape, MultitaskTransformer, TaskHead
+
+
+def load_multitask(folder: str | Path, flag: str) -> MultitaskTransformer:
+    """The model of a multi-task run. Raises UserError if the folder is not one."""
+    config = read_run_config(folder, flag)
+    if "multitask" not in config:
+        raise UserError(f"{flag} {folder} is not a run of multitask_train.py")
+    shape = MultitaskShape.from_json(config["multitask"])
+    model = MultitaskTransformer(TransformerConfig(**config["model"]), shape)
+    weights = load_weights(Path(folder) / WEIGHTS)
+    if config["base"]:
+        weights = find_base(Path(folder), config["base"]).weights | weights
+    load_into(model, weights, f"{flag} {folder}")
+    return model
+
+
+@dataclass
+class Start:
+    """A model before its training."""
+
+    model: MultitaskTransformer
+    saved_names: set[str]  # of the weights that a run folder has to store: all, or those that its base lacks
+    base: Checkpoint | None = None
+    tasks: dict[str, dict] = field(default_factory=dict)  # what config.json says of tasks learned before
+
+
+def build_multitask(
+    config: MultitaskConfig,
+    heads: Mapping[str, TaskHead],
+    inputs: Collection[InputArguments],
+    vocab_size: int,
+    checkpoint: Checkpoint | None,
+) -> Start:
+    """A model with new heads and conditional parts, and the checkpoint's weights.
+
+    The longest input is the longest of all tasks' `inputs`. Raises UserError for flags that do not fit.
+    """
+    transformer = choose_shape(config, vocab_size, checkpoint)
+    tuning = choose_tuning(config, transformer.embed_dim)
+    check_start(tuning, checkpoint)
+    parts = choose_conditioning(config.conditioning, tuning)
+    longest = max(max_length(task, transformer) for task in inputs)
+    shape = MultitaskShape(dict(heads), longest, parts, config.pooling, tuning, config.initializer_range)
+    model = MultitaskTransformer(transformer, shape)
+    for parameter in model.lm_head_parameters():
+        parameter.requires_grad = False  # there is no LM loss
+    if checkpoint:
+        load_into(model, checkpoint.weights, f"--model_checkpoint {checkpoint.name}", untrained_names(model))
+    freeze_layers(model, choose_layers(config.freeze_layers, transformer.num_layers))
+    if tuning.is_full:
+        return Start(model, set(model.state_dict()))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return Start(model, trained | untrained_names(model), checkpoint)
+
+
+def add_task(folder: str, name: str, head: TaskHead) -> Start:
+    """The model of a multi-task run with one more task: only its embedding and its head train.
+
+    Raises UserError if the folder is not such a run, or has a task of that name.
+    """
+    previous, trained = (
+        load_multitask(folder, "--model_checkpoint"),
+        read_run_config(folder, "--model_checkpoint"),
+    )
+    if name in previous.shape.tasks:
+        raise UserError(f"--add_task {name}: --model_checkpoint {folder} has a task of that name")
+    shape = replace(previous.shape, tasks=previous.shape.tasks | {name: head})
+    model = MultitaskTransformer(previous.config, shape)
+    model.load_state_dict(previous.state_dict(), strict=False)
+    new_names = model.state_dict().keys() - previous.state_dict().keys()
+    for parameter_name, parameter in model.named_parameters():
+        parameter.requires_grad = parameter_name in new_names
+    saved_names = load_weights(Path(folder) / WEIGHTS).keys() | new_names
+    base = find_base(Path(folder), trained["base"]) if trained["base"] else None
+    return Start(model, saved_names, base, trained["tasks"])
+
+
+def choose_conditioning(names: str, tuning: Tuning) -> list[str]:
+    """The conditional parts, in the order of PARTS. Raises UserError if they cannot be had."""
+    if names == "none":
+        return []
+    given = names.split(",")
+    for name in given:
+        if name not in PARTS:
+            hint = suggestion(name, PARTS)
+            raise UserError(
+                f"--conditioning {name}: there is no such part, use {', '.join(PARTS)}, or none{hint}"
+            )
+    if "bottleneck" in given and tuning.name in ("houlsby", "pfeiffer") and not tuning.drop_last:
+        raise UserError(
+            f"--tuning {tuning.name} has an adapter where --conditioning bottleneck goes, in the last layer; "
+            "add --drop_last, or leave the bottleneck out"
+        )
+    if tuning.name == "fusion":
+        raise UserError("--tuning fusion is for one target task; multi-task learning takes the other tunings")
+    return [part for part in PARTS if part in given]
+
+
+def choose_layers(names: str | None, num_layers: int) -> list[int]:
+    """The layers that `--freeze_layers` names, like 0-4,7. Raises UserError if there are no such layers."""
+    numbers: list[int] = []
+    for part in names.split(",") if names else []:
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise UserError(f"--freeze_layers {names}: write layers like 0-4 or 0,2,5-7")
+        numbers += range(int(first), int(last or first) + 1)
+    for number in numbers:
+        if number >= num_layers:
+            raise UserError(f"--freeze_layers {names}: the model's layers are 0 to {num_layers - 1}")
+    return numbers
+
+
+def freeze_layers(model: MultitaskTransformer, numbers: list[int]) -> None:
+    """Keep the transformer's own weights of some layers as they are; what conditions them trains."""
+    for number in numbers:
+        for name, parameter in model.transformer.layers[number].named_parameters():
+            parameter.requires_grad = parameter.requires_grad and is_new(f".{name}")
+
+
+def untrained_names(model: MultitaskTransformer) -> set[str]:
+    """Names of the weights that a checkpoint of the transformer lacks."""
+    return {
+        name for name in model.state_dict() if name.startswith(("heads.", "task_embeddings.")) or is_new(name)
+    }
+
+
+def is_new(name: str) -> bool:
+    """Whether a parameter of this name belongs to what conditioning or a tuning adds to a transformer."""
+    return is_conditional(name) or is_added(name)
