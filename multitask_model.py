@@ -128,7 +128,7 @@ class OneTask(nn.Module):
     def __init__(self, model: MultitaskTransformer, name: str):
         super().__init__()
         self.model, self.name = model, name
-        self.config = model.config
+        self.config, self.max_length = model.config, model.shape.max_length
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Logits of a batch, as a `tasks.examples.Collator` makes it."""

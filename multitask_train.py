@@ -15,7 +15,6 @@ if __name__ == "__main__":
     config = parse_arguments(MultitaskConfig, __doc__)  # before the slow imports: --help answers at once
 
 import dataclasses
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,19 +22,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from checkpoints.files import read_run_config
+from checkpoints.files import read_evaluations, read_run_config
 from checkpoints.finetuned import choose_tokenizer, max_length
-from checkpoints.multitask import Start, add_task, build_multitask
+from checkpoints.multitask import Start, add_task, build_multitask, check_new_task
 from checkpoints.pretrained import base_reference, open_start
 from config.errors import UserError, suggestion
-from config.finetuning import InputArguments, TaskArguments, with_task
 from experiments.notify import notified
+from experiments.sampling_plot import draw_sampling
 from multitask_model import MultitaskTransformer, OneTask, TaskHead, join_batches, split_by_task
 from tasks.examples import Collator, Examples, choose_subset, count_labels
+from tasks.glue import open_submission
 from tasks.inference import evaluate, test_metrics
 from tasks.mixing import MixedBatch, MixedBatches
+from tasks.multitask import LearnedTask, check_same_tasks, describe, open_tasks, task_name
 from tasks.sampling import STATISTICS, TaskSampler, TaskStream, build_sampler
-from tasks.task import Task, open_task
 from training.evaluation import BestWeights, restore_best
 from training.loop import count_parameters, fit
 from training.optimizers import build_optimizers
@@ -43,22 +43,8 @@ from training.resuming import check_resumable, rows_per_process, step_sizes
 from training.step import LoopOptions, Objective, micro_batch_tokens
 from utils import Batch, Run, broadcast_from_main, finish_run, open_folder, show, start_run
 
-
-@dataclass
-class LearnedTask:
-    """A task, and how the flags and its file want it learned."""
-
-    arguments: TaskArguments
-    task: Task
-
-    @property
-    def metric(self) -> str:
-        """What counts in the average of all tasks."""
-        return self.task.kind.best_metric(self.arguments.patience_metric)
-
-    @property
-    def head(self) -> TaskHead:
-        return TaskHead(self.task.kind.model_class, self.task.kind.num_outputs)
+SAMPLING_PLOT = "sampling.png"  # in the run folder
+KEPT_BY_ADD_TASK = {"conditioning", "freeze_layers", "tuning", "adapters_dim", "pooling", "tokenizer"}
 
 
 @notified
@@ -72,6 +58,7 @@ def train_multitask(config: MultitaskConfig) -> dict:
 
     # The tasks determine the heads. The model is on its device before the optimizers see it.
     start, tasks = open_model_and_tasks(config)
+    check_same_tasks(run, start.tasks)
     model = start.model
     model.transformer.gradient_checkpointing = config.gradient_checkpointing
     optimizers = build_optimizers(model.to(run.device), config)
@@ -85,7 +72,14 @@ def train_multitask(config: MultitaskConfig) -> dict:
         for number, name in enumerate(tasks)
     ]
     batches = training_batches(config, streams, model, run)
-    valid = {name: model_inputs(tasks[name].task, "valid", collators[name]) for name in tasks}
+    valid = {name: learned.model_inputs("valid", collators[name]) for name, learned in tasks.items()}
+    submission = None
+    if config.glue_submission:
+        predictors = {
+            name: learned.predictor(OneTask(model, name), collators[name], config.valid_batch_size, run)
+            for name, learned in tasks.items()
+        }
+        submission = open_submission(Path(config.glue_submission), tasks, predictors)
 
     # All input has been read. Only now is the folder written, so that a mistake overwrites nothing.
     write_run_folder(run, start, tasks, batches)
@@ -111,6 +105,10 @@ def train_multitask(config: MultitaskConfig) -> dict:
     if config.eval_test:
         for name, learned in tasks.items():
             metrics["tasks"][name] |= test_metrics(learned.task, collators[name], partial(measure, name))
+    if submission:
+        submission.write(run)
+    if run.is_main:
+        draw_sampling(read_evaluations(run.folder), list(tasks), run.folder / SAMPLING_PLOT)
     metrics |= {"n_steps": progress.n_steps, "examples_per_second": progress.examples_per_second}
     return finish_run(run, metrics | {"n_parameters": n_parameters, "n_trained": n_trained})
 
@@ -121,45 +119,37 @@ def train_multitask(config: MultitaskConfig) -> dict:
 def open_model_and_tasks(config: MultitaskConfig) -> tuple[Start, dict[str, LearnedTask]]:
     """The model and the tasks that it learns, by name. Raises UserError if there is none."""
     if config.add_task:
-        folder = config.model_checkpoint
-        if not folder or config.tasks:
-            raise UserError("--add_task takes the run folder of --model_checkpoint, without --tasks")
-        tasks = open_tasks(config, config.add_task, folder)
-        (name, learned), *others = tasks.items()
-        if others:
-            raise UserError(f"--add_task {config.add_task}: one task at a time")
-        return add_task(folder, name, learned.head), tasks
-    checkpoint = open_start(config.model_checkpoint)[1]
-    tasks = open_tasks(config, config.tasks, choose_tokenizer(config, checkpoint))
-    heads = {name: learned.head for name, learned in tasks.items()}
+        return open_model_and_new_task(config)
+    checkpoint = open_start(config.model_checkpoint)[1] if config.tasks else None
+    tasks = open_tasks(config, "--tasks", config.tasks, choose_tokenizer(config, checkpoint))
     inputs = [learned.arguments for learned in tasks.values()]
     vocab_size = len(next(iter(tasks.values())).task.tokenizer)
-    return build_multitask(config, heads, inputs, vocab_size, checkpoint), tasks
+    start = build_multitask(config, heads_of(tasks), inputs, vocab_size, checkpoint)
+    return dataclasses.replace(start, tasks=describe(tasks)), tasks
 
 
-def open_tasks(config: MultitaskConfig, names: str | None, tokenizer: str) -> dict[str, LearnedTask]:
-    """The tasks by name. Raises UserError for one that cannot be read, or that is named twice."""
-    if not names:
-        raise UserError("there is nothing to learn; name tasks with --tasks, like trec,rte,my_folder")
-    if tokenizer.startswith("train:"):
-        raise UserError(f"--tokenizer {tokenizer}: all tasks share one; name one that is trained")
-    tasks: dict[str, LearnedTask] = {}
-    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(InputArguments)}
-    for dataset_path in names.split(","):
-        name = task_name(dataset_path)
-        if name in tasks:
-            raise UserError(f"--tasks names two tasks {name}; leave one out, or rename its folder or file")
-        arguments = TaskArguments(dataset_path=dataset_path, **shared)
-        arguments.explicit_flags = config.explicit_flags
-        arguments = with_task(arguments)
-        tasks[name] = LearnedTask(arguments, open_task(arguments, tokenizer))
-    return tasks
+def open_model_and_new_task(config: MultitaskConfig) -> tuple[Start, dict[str, LearnedTask]]:
+    """The model of a multi-task run, and the one task that it learns. Raises UserError for flags that do not
+    fit."""
+    folder, name = config.model_checkpoint, config.add_task or ""
+    flag = f"--add_task {name}"
+    if not folder or config.tasks:
+        raise UserError(f"{flag} takes the run folder of --model_checkpoint, without --tasks")
+    if useless := sorted(config.explicit_flags & KEPT_BY_ADD_TASK):
+        raise UserError(f"{flag} keeps the model as it is, so --{useless[0]} has no effect; leave it out")
+    if "," in name:
+        raise UserError(f"{flag}: one task at a time")
+    check_new_task(folder, task_name(name, "--add_task"))
+    tasks = open_tasks(config, "--add_task", name, folder)
+    ((name, head),) = heads_of(tasks).items()
+    start = add_task(folder, name, head)
+    return dataclasses.replace(start, tasks=start.tasks | describe(tasks)), tasks
 
 
-def task_name(dataset_path: str) -> str:
-    """The name of a task: of its file in run_configs/, or the last part of its path; it has no dots."""
-    name = Path(dataset_path.removesuffix(".json").rstrip("/")).name
-    return name.replace(".", "_")
+def heads_of(tasks: dict[str, LearnedTask]) -> dict[str, TaskHead]:
+    """What the model has for each task."""
+    kinds = {name: learned.task.kind for name, learned in tasks.items()}
+    return {name: TaskHead(kind.model_class, kind.num_outputs) for name, kind in kinds.items()}
 
 
 def build_collator(learned: LearnedTask, model: MultitaskTransformer) -> Collator:
@@ -169,30 +159,13 @@ def build_collator(learned: LearnedTask, model: MultitaskTransformer) -> Collato
     return task.kind.collator_class.for_model(model.config, task.tokenizer, length, arguments.truncation)
 
 
-def model_inputs(task: Task, split: str, collate: Collator) -> Examples:
-    """What the model reads of a split. Raises UserError if there is none."""
-    return task.kind.model_inputs(task.examples(split), collate)
-
-
 def write_run_folder(run: Run, start: Start, tasks: dict[str, LearnedTask], batches: MixedBatches) -> None:
     """Make the run folder self-contained: config.json with labels and columns of tasks, and the tokenizer."""
-    model = start.model
-    descriptions = {
-        name: {
-            "model_class": learned.head.model_class,
-            "kind": learned.task.kind.name,
-            "options": dataclasses.asdict(learned.task.kind.options),
-            "labels": learned.task.kind.label_names,
-            "is_pair": learned.task.is_pair,
-            "arguments": dataclasses.asdict(learned.arguments),
-        }
-        for name, learned in tasks.items()
-    }
     open_folder(
         run,
-        model=dataclasses.asdict(model.config),
-        multitask=dataclasses.asdict(model.shape),
-        tasks=start.tasks | descriptions,
+        model=dataclasses.asdict(start.model.config),
+        multitask=dataclasses.asdict(start.model.shape),
+        tasks=start.tasks,
         base=None if start.base is None else base_reference(start.base, run.folder),
         draws_per_step=batches.sampler.draws_per_step,
         **step_sizes(batches),
@@ -209,7 +182,7 @@ def training_stream(number: int, name: str, learned: LearnedTask, collate: Colla
     """The training examples of a task, in an order of their own."""
     train, n_chosen = learned.task.train, learned.arguments.train_subset_size
     subset, kind = choose_subset(train.labels, n_chosen or len(train), seed), learned.task.kind
-    inputs = kind.model_inputs(train, collate)
+    inputs = learned.model_inputs("train", collate)
     return TaskStream(name, inputs, inputs.indices_of(subset), collate, (seed, number), kind.has_entropy)
 
 

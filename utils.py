@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from checkpoints.files import CONFIG, EVALUATIONS, METRICS, as_json, write_json
+from checkpoints.files import CONFIG, EVALUATIONS, METRICS, as_json, flatten, write_json
 from config.constants import LOGGER
 from config.errors import UserError
 from config.groups import RunArguments
@@ -236,14 +236,14 @@ def write_config(run: Run, sections: dict) -> None:
     write_json(run.folder / CONFIG, about | sections)
 
 
-def finish_run(run: Run, metrics: dict[str, float]) -> dict[str, float]:
+def finish_run(run: Run, metrics: dict) -> dict:
     """Write metrics.json, close the logs and leave the run's process group; return the metrics."""
     memory = peak_memory_mb(run.device)
     resources = {"seconds": time.perf_counter() - run.started}
     metrics = resources | ({} if memory is None else {"peak_memory_mb": memory}) | metrics
     if run.is_main:
         write_json(run.folder / METRICS, metrics)
-        run.close(metrics)
+        run.close(flatten(metrics))
         show(f"done: {run.folder / METRICS}")
     idist.barrier()
     if run.owns_process_group:

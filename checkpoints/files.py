@@ -110,5 +110,19 @@ def read_evaluations(folder: Path) -> list[dict]:
 
 
 def null_as_nan(metrics: dict) -> dict:
-    """The opposite of `as_json`, which writes NaN and infinity as null."""
-    return {name: math.nan if value is None else value for name, value in metrics.items()}
+    """The opposite of `as_json`, which writes NaN and infinity as null; metrics may be nested."""
+    return {
+        name: null_as_nan(value) if isinstance(value, dict) else math.nan if value is None else value
+        for name, value in metrics.items()
+    }
+
+
+def flatten(metrics: dict) -> dict:
+    """Nested metrics as flat ones: `{"tasks": {"trec": {"loss": 1}}}` → `{"tasks/trec/loss": 1}`."""
+    flat: dict = {}
+    for name, value in metrics.items():
+        inner = flatten(value) if isinstance(value, dict) else {}
+        flat |= {f"{name}/{key}": item for key, item in inner.items()}
+        if not isinstance(value, dict):
+            flat[name] = value
+    return flat

@@ -18,9 +18,7 @@ from multitask_model import MultitaskShape, MultitaskTransformer, TaskHead
 
 def load_multitask(folder: str | Path, flag: str) -> MultitaskTransformer:
     """The model of a multi-task run. Raises UserError if the folder is not one."""
-    config = read_run_config(folder, flag)
-    if "multitask" not in config:
-        raise UserError(f"{flag} {folder} is not a run of multitask_train.py")
+    config = read_multitask_config(folder, flag)
     shape = MultitaskShape.from_json(config["multitask"])
     model = MultitaskTransformer(TransformerConfig(**config["model"]), shape)
     weights = load_weights(Path(folder) / WEIGHTS)
@@ -30,6 +28,14 @@ def load_multitask(folder: str | Path, flag: str) -> MultitaskTransformer:
     return model
 
 
+def read_multitask_config(folder: str | Path, flag: str) -> dict:
+    """config.json of a multi-task run. Raises UserError if the folder is not one."""
+    config = read_run_config(folder, flag)
+    if "multitask" not in config:
+        raise UserError(f"{flag} {folder} is not a run of multitask_train.py")
+    return config
+
+
 @dataclass
 class Start:
     """A model before its training."""
@@ -37,7 +43,7 @@ class Start:
     model: MultitaskTransformer
     saved_names: set[str]  # of the weights that a run folder has to store: all, or those that its base lacks
     base: Checkpoint | None = None
-    tasks: dict[str, dict] = field(default_factory=dict)  # what config.json says of tasks learned before
+    tasks: dict[str, dict] = field(default_factory=dict)  # what config.json says of each
 
 
 def build_multitask(
@@ -72,14 +78,10 @@ def build_multitask(
 def add_task(folder: str, name: str, head: TaskHead) -> Start:
     """The model of a multi-task run with one more task: only its embedding and its head train.
 
-    Raises UserError if the folder is not such a run, or has a task of that name.
+    Its `tasks` are those of before. Raises UserError if the folder is not such a run.
     """
-    previous, trained = (
-        load_multitask(folder, "--model_checkpoint"),
-        read_run_config(folder, "--model_checkpoint"),
-    )
-    if name in previous.shape.tasks:
-        raise UserError(f"--add_task {name}: --model_checkpoint {folder} has a task of that name")
+    previous = load_multitask(folder, "--model_checkpoint")
+    trained = read_multitask_config(folder, "--model_checkpoint")
     shape = replace(previous.shape, tasks=previous.shape.tasks | {name: head})
     model = MultitaskTransformer(previous.config, shape)
     model.load_state_dict(previous.state_dict(), strict=False)
@@ -89,6 +91,14 @@ def add_task(folder: str, name: str, head: TaskHead) -> Start:
     saved_names = load_weights(Path(folder) / WEIGHTS).keys() | new_names
     base = find_base(Path(folder), trained["base"]) if trained["base"] else None
     return Start(model, saved_names, base, trained["tasks"])
+
+
+def check_new_task(folder: str, name: str) -> None:
+    """Raises UserError if the folder is not a multi-task run, or has a task of that name."""
+    if name in read_multitask_config(folder, "--model_checkpoint")["tasks"]:
+        raise UserError(
+            f"--add_task {name}: --model_checkpoint {folder} has a task of that name; rename the new one"
+        )
 
 
 def choose_conditioning(names: str, tuning: Tuning) -> list[str]:
@@ -102,6 +112,8 @@ def choose_conditioning(names: str, tuning: Tuning) -> list[str]:
             raise UserError(
                 f"--conditioning {name}: there is no such part, use {', '.join(PARTS)}, or none{hint}"
             )
+        if given.count(name) > 1:
+            raise UserError(f"--conditioning {names} names {name} twice; leave one out")
     if "bottleneck" in given and tuning.name in ("houlsby", "pfeiffer") and not tuning.drop_last:
         raise UserError(
             f"--tuning {tuning.name} has an adapter where --conditioning bottleneck goes, in the last layer; "
@@ -119,10 +131,11 @@ def choose_layers(names: str | None, num_layers: int) -> list[int]:
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UserError(f"--freeze_layers {names}: write layers like 0-4 or 0,2,5-7")
-        numbers += range(int(first), int(last or first) + 1)
-    for number in numbers:
-        if number >= num_layers:
+        if max(int(first), int(last or first)) >= num_layers:
             raise UserError(f"--freeze_layers {names}: the model's layers are 0 to {num_layers - 1}")
+        if int(last or first) < int(first):
+            raise UserError(f"--freeze_layers {names}: write {part} as {last}-{first}")
+        numbers += range(int(first), int(last or first) + 1)
     return numbers
 
 

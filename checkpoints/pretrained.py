@@ -44,11 +44,17 @@ def open_start(model_checkpoint: str | None) -> tuple[str, Checkpoint | None]:
 def open_checkpoint(name: str, flag: str) -> Checkpoint:
     """A run folder, pretrained or fine-tuned, a folder as transformers saves it, or `hf:owner/name`.
 
-    Raises UserError, naming the flag, if it is none of these, or of a family that is not supported.
+    Raises UserError, naming the flag, if it is none of these, or a multi-task run, or of a family that
+    is not supported.
     """
     is_on_hub = name.startswith(HUB_PREFIX)
     folder = download_checkpoint(name.removeprefix(HUB_PREFIX), flag) if is_on_hub else Path(name)
     config, source = read_run_config(folder, flag), f"{flag} {name}"
+    if "multitask" in config:
+        raise UserError(
+            f"{source} is a multi-task run, whose transformer knows its tasks; it takes one more with "
+            "multitask_train.py --add_task NAME"
+        )
     if "model" in config:
         return open_run(name, folder, config)
     model_type = config.get("model_type")
@@ -68,14 +74,7 @@ def open_checkpoint(name: str, flag: str) -> Checkpoint:
 
 
 def open_run(name: str, folder: Path, config: dict) -> Checkpoint:
-    """The checkpoint in a run folder, without the head of a fine-tuning, which belongs to its task.
-
-    Raises UserError for a multi-task run, whose transformer is conditioned on its tasks.
-    """
-    if "multitask" in config:
-        raise UserError(
-            f"{name} is a multi-task run; it takes more tasks, with multitask_train.py --add_task NAME"
-        )
+    """The checkpoint in a run folder, without the head of a fine-tuning, which belongs to its task."""
     stored = load_weights(folder / WEIGHTS)
     weights = {name: tensor for name, tensor in stored.items() if not name.startswith(HEAD_PREFIX)}
     checkpoint = Checkpoint(name, folder, TransformerConfig(**config["model"]), weights)
@@ -135,7 +134,9 @@ def download_checkpoint(repository: str, flag: str) -> Path:
 def newest_checkpoint() -> str:
     """The newest pretraining run under runs/. Raises UserError if there is none."""
     folders = [file.parent for file in Path("runs").glob(f"**/{WEIGHTS}") if (file.parent / CONFIG).is_file()]
-    folders = [folder for folder in folders if "labels" not in read_run_config(folder, "runs")]
+    folders = [
+        folder for folder in folders if not read_run_config(folder, "runs").keys() & {"labels", "tasks"}
+    ]
     if not folders:
         raise UserError(
             "there is no pretrained model under runs/; run pretraining_train.py first, or name a run folder"

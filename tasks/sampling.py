@@ -123,8 +123,10 @@ class TaskSampler:
         self.n_drawn = np.zeros(len(self.streams), dtype=np.int64)
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """The `share` of each task in the rows, [tasks], since the statistics were reset."""
-        return {"share": self.n_drawn / max(1, self.n_drawn.sum())}
+        """The `share` of each task in the rows, [tasks], since the statistics were reset; NaN if there are no
+        rows."""
+        n_rows = self.n_drawn.sum()
+        return {"share": self.n_drawn / n_rows if n_rows else np.full(len(self.streams), np.nan)}
 
     def state_dict(self) -> dict:
         return {"n_drawn": self.n_drawn.tolist()}
@@ -188,8 +190,8 @@ class UncertaintySampler(TaskSampler):
         self.n_passes = 0
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """Also the mean `entropy` of each task's candidates, [tasks]."""
-        return super().statistics() | {"entropy": self.entropy_sum / max(1, self.n_passes)}
+        """Also the mean `entropy` of each task's candidates, [tasks]; NaN if the model was not asked."""
+        return super().statistics() | {"entropy": self.entropy_sum / (self.n_passes or np.nan)}
 
     def state_dict(self) -> dict:
         waiting = {step: [rows.tolist() for rows in chosen] for step, chosen in self.waiting.items()}
@@ -254,6 +256,8 @@ def read_proxies(given: str | None, streams: list[TaskStream]) -> dict[int, int]
     proxies = {}
     for pair in given.split(",") if given else []:
         task, _, proxy = pair.partition("=")
+        if names.count(task) and names.index(task) in proxies:
+            raise UserError(f"--uncertainty_proxy {given} names two proxies of {task}; leave one out")
         for name in (task, proxy):
             if name not in names:
                 hint = suggestion(name, names)

@@ -1,0 +1,135 @@
+"""The tasks that one model learns together."""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from checkpoints.files import read_run_config
+from config.errors import UserError
+from config.finetuning import InputArguments, TaskArguments, with_task
+from config.multitask import MultitaskConfig
+from tasks.examples import Collator, Examples
+from tasks.prediction import RowPredictor
+from tasks.task import Task, open_task
+from utils import Run, broadcast_from_main
+
+
+@dataclass
+class LearnedTask:
+    """A task, and how the flags and its file want it learned."""
+
+    arguments: TaskArguments
+    task: Task
+    flag: str = "--tasks"  # what names it
+
+    @property
+    def metric(self) -> str:
+        """What counts in the average of all tasks."""
+        return self.task.kind.best_metric(self.arguments.patience_metric)
+
+    def model_inputs(self, split: str, collate: Collator) -> Examples:
+        """What the model reads of a split. Raises UserError if there is none."""
+        with errors_of_task(self.flag, self.arguments.dataset_path):
+            examples = self.task.train if split == "train" else self.task.examples(split)
+            return self.task.kind.model_inputs(examples, collate)
+
+    def describe(self) -> dict:
+        """What config.json says of the task, for predictions and for those who resume the run."""
+        kind = self.task.kind
+        return {
+            "model_class": kind.model_class,
+            "kind": kind.name,
+            "options": dataclasses.asdict(kind.options),
+            "labels": kind.label_names,
+            "is_pair": self.task.is_pair,
+            "arguments": dataclasses.asdict(self.arguments),
+        }
+
+    def predictor(self, model: nn.Module, collate: Collator, batch_size: int, run: Run) -> RowPredictor:
+        """What labels texts, as the model is when it is asked."""
+        task = self.task
+        return RowPredictor(model, task.kind, collate, task.is_pair, run.to_device, batch_size)
+
+
+def describe(tasks: dict[str, LearnedTask]) -> dict[str, dict]:
+    """The same of all tasks."""
+    return {name: learned.describe() for name, learned in tasks.items()}
+
+
+def check_same_tasks(run: Run, tasks: dict[str, dict]) -> None:
+    """Raises UserError if a resumed run had other `tasks`, or if what their data is like has changed."""
+    if not run.is_resumed:
+        return
+    previous = broadcast_from_main(lambda: read_run_config(run.folder, "--resume"))["tasks"]
+    if list(previous) != list(tasks):
+        raise UserError(
+            f"--resume {run.folder}: it learns {', '.join(previous)}, not {', '.join(tasks)}; "
+            "leave --tasks out, or start a new run"
+        )
+    for name, task in tasks.items():
+        for key in ("kind", "labels", "is_pair"):
+            if task[key] != previous[name][key]:
+                raise UserError(
+                    f"--resume {run.folder}: the data of {name} has changed, its {key} was "
+                    f"{previous[name][key]} and is now {task[key]}; resume with the former data"
+                )
+
+
+def open_tasks(
+    config: MultitaskConfig, flag: str, names: str | None, tokenizer: str
+) -> dict[str, LearnedTask]:
+    """The tasks by name. Raises UserError for one that cannot be read, or that is named twice."""
+    if not names:
+        raise UserError("there is nothing to learn; name tasks with --tasks, like trec,rte,my_folder")
+    if tokenizer.startswith("train:"):
+        raise UserError(f"--tokenizer {tokenizer}: all tasks share one; name one that is trained")
+    tasks: dict[str, LearnedTask] = {}
+    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(InputArguments)}
+    for dataset_path in map(str.strip, names.split(",")):
+        name = task_name(dataset_path, f"{flag} {names}")
+        if name in tasks:
+            raise UserError(f"{flag} names two tasks {name}; leave one out, or rename its folder or file")
+        arguments = TaskArguments(dataset_path=dataset_path, **shared)
+        arguments.explicit_flags = config.explicit_flags
+        with errors_of_task(flag, dataset_path):
+            arguments = with_task(arguments)
+            tasks[name] = LearnedTask(arguments, open_task(arguments, tokenizer), flag)
+            tasks[name].task.kind.best_metric(arguments.patience_metric)
+    return tasks
+
+
+def task_name(dataset_path: str, where: str) -> str:
+    """The name of a task: of its file in run_configs/, or the last part of its path; it has no dots.
+
+    Raises UserError if there is none, or if the model's modules by task cannot have one of that name.
+    """
+    path = dataset_path.partition("@")[0] if dataset_path.startswith("hub:") else dataset_path
+    name = Path(path.removesuffix(".json")).name.replace(".", "_")
+    if not name:
+        raise UserError(f"{where}: a task between the commas has no name; name a task, a folder or a file")
+    if hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name):
+        raise UserError(f"{where}: PyTorch keeps the name {name} for itself; rename the folder or file")
+    return name
+
+
+@contextlib.contextmanager
+def errors_of_task(flag: str, dataset_path: str) -> Iterator[None]:
+    """Let an error about a task name the flag that the user gave: what are flags in fine-tuning, as of
+    columns, are keys of a JSON file here."""
+    keys = {field.name for field in dataclasses.fields(TaskArguments)}
+    keys -= {field.name for field in dataclasses.fields(InputArguments)} | {"dataset_path"}
+    try:
+        yield
+    except UserError as error:
+        where = f"{flag} {dataset_path}"
+        sentence = re.sub(
+            r"--(\w+)",
+            lambda match: f"the key {match[1]} of a JSON task file" if match[1] in keys else match[0],
+            str(error).replace(f"--dataset_path {dataset_path}", where),
+        )
+        raise UserError(sentence if sentence.startswith(where) else f"{where}: {sentence}") from error
