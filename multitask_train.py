@@ -26,9 +26,10 @@ from torch import Tensor
 from checkpoints.files import read_run_config
 from checkpoints.finetuned import choose_tokenizer, max_length
 from checkpoints.multitask import Start, add_task, build_multitask
-from checkpoints.pretrained import base_reference, open_start
+from checkpoints.pretrained import base_reference, newest_checkpoint, open_start
 from config.errors import UserError, suggestion
 from config.finetuning import InputArguments, TaskArguments, with_task
+from config.flags import replace
 from experiments.notify import notified
 from multitask_model import MultitaskTransformer, OneTask, TaskHead, join_batches, split_by_task
 from tasks.examples import Collator, Examples, choose_subset, count_labels
@@ -68,6 +69,7 @@ def train_multitask(config: MultitaskConfig) -> dict:
 
     Raises UserError for input that cannot be used.
     """
+    config = replace(config, model_checkpoint=config.model_checkpoint or newest_checkpoint())
     run = start_run(config)
 
     # The tasks determine the heads. The model is on its device before the optimizers see it.
@@ -121,9 +123,11 @@ def train_multitask(config: MultitaskConfig) -> dict:
 def open_model_and_tasks(config: MultitaskConfig) -> tuple[Start, dict[str, LearnedTask]]:
     """The model and the tasks that it learns, by name. Raises UserError if there is none."""
     if config.add_task:
-        folder = config.model_checkpoint
-        if not folder or config.tasks:
-            raise UserError("--add_task takes the run folder of --model_checkpoint, without --tasks")
+        if config.tasks:
+            raise UserError(
+                "--add_task learns one task on top of a run, without --tasks; leave one of them out"
+            )
+        folder = str(config.model_checkpoint)
         tasks = open_tasks(config, config.add_task, folder)
         (name, learned), *others = tasks.items()
         if others:
