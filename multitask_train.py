@@ -25,8 +25,9 @@ from torch import Tensor
 from checkpoints.files import read_evaluations, read_run_config
 from checkpoints.finetuned import choose_tokenizer, max_length
 from checkpoints.multitask import Start, add_task, build_multitask, check_new_task
-from checkpoints.pretrained import base_reference, open_start
+from checkpoints.pretrained import base_reference, newest_checkpoint, open_start
 from config.errors import UserError, suggestion
+from config.flags import replace
 from experiments.notify import notified
 from experiments.sampling_plot import draw_sampling
 from multitask_model import MultitaskTransformer, OneTask, TaskHead, join_batches, split_by_task
@@ -54,6 +55,7 @@ def train_multitask(config: MultitaskConfig) -> dict:
 
     Raises UserError for input that cannot be used.
     """
+    config = with_start(config)
     run = start_run(config)
 
     # The tasks determine the heads. The model is on its device before the optimizers see it.
@@ -116,34 +118,40 @@ def train_multitask(config: MultitaskConfig) -> dict:
 # ---------------------------------------------------------------------------------------- tasks and the model
 
 
+def with_start(config: MultitaskConfig) -> MultitaskConfig:
+    """The config with what the training starts from. Raises UserError if the flags do not say what to learn,
+    or contradict each other."""
+    if not config.add_task:
+        if not config.tasks:
+            raise UserError("there is nothing to learn; name tasks with --tasks, like trec,rte,my_folder")
+        return replace(config, model_checkpoint=config.model_checkpoint or newest_checkpoint())
+    flag = f"--add_task {config.add_task}"
+    if config.tasks or not config.model_checkpoint:
+        raise UserError(f"{flag} learns one task on top of the run of --model_checkpoint, without --tasks")
+    if without_effect := sorted(config.explicit_flags & KEPT_BY_ADD_TASK):
+        raise UserError(
+            f"{flag} keeps the model as it is, so --{without_effect[0]} has no effect; leave it out"
+        )
+    if "," in config.add_task:
+        raise UserError(f"{flag}: one task at a time")
+    return config
+
+
 def open_model_and_tasks(config: MultitaskConfig) -> tuple[Start, dict[str, LearnedTask]]:
-    """The model and the tasks that it learns, by name. Raises UserError if there is none."""
+    """The model and the tasks that it learns, by name. Raises UserError for input that cannot be used."""
     if config.add_task:
-        return open_model_and_new_task(config)
-    checkpoint = open_start(config.model_checkpoint)[1] if config.tasks else None
-    tasks = open_tasks(config, "--tasks", config.tasks, choose_tokenizer(config, checkpoint))
+        folder = str(config.model_checkpoint)
+        check_new_task(folder, task_name(config.add_task, "--add_task"))
+        tasks = open_tasks(config, "--add_task", config.add_task, folder)
+        ((name, head),) = heads_of(tasks).items()
+        start = add_task(folder, name, head)
+        return dataclasses.replace(start, tasks=start.tasks | describe(tasks)), tasks
+    checkpoint = open_start(config.model_checkpoint)[1]
+    tasks = open_tasks(config, "--tasks", str(config.tasks), choose_tokenizer(config, checkpoint))
     inputs = [learned.arguments for learned in tasks.values()]
     vocab_size = len(next(iter(tasks.values())).task.tokenizer)
     start = build_multitask(config, heads_of(tasks), inputs, vocab_size, checkpoint)
     return dataclasses.replace(start, tasks=describe(tasks)), tasks
-
-
-def open_model_and_new_task(config: MultitaskConfig) -> tuple[Start, dict[str, LearnedTask]]:
-    """The model of a multi-task run, and the one task that it learns. Raises UserError for flags that do not
-    fit."""
-    folder, name = config.model_checkpoint, config.add_task or ""
-    flag = f"--add_task {name}"
-    if not folder or config.tasks:
-        raise UserError(f"{flag} takes the run folder of --model_checkpoint, without --tasks")
-    if useless := sorted(config.explicit_flags & KEPT_BY_ADD_TASK):
-        raise UserError(f"{flag} keeps the model as it is, so --{useless[0]} has no effect; leave it out")
-    if "," in name:
-        raise UserError(f"{flag}: one task at a time")
-    check_new_task(folder, task_name(name, "--add_task"))
-    tasks = open_tasks(config, "--add_task", name, folder)
-    ((name, head),) = heads_of(tasks).items()
-    start = add_task(folder, name, head)
-    return dataclasses.replace(start, tasks=start.tasks | describe(tasks)), tasks
 
 
 def heads_of(tasks: dict[str, LearnedTask]) -> dict[str, TaskHead]:

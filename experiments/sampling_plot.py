@@ -30,7 +30,7 @@ def draw_sampling(rows: Sequence[dict], names: Sequence[str], file: Path) -> Non
             style = STYLES[number // 10 % len(STYLES)]
             axes.plot(list(values), list(values.values()), style, marker=".", label=shorten(name))
         axes.set_ylabel(LABELS[statistic])
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(-0.03, 1.03)
         axes.grid(alpha=0.3)
     panels[-1].set_xlabel("optimizer step")
     if statistics:

@@ -80,12 +80,8 @@ def check_same_tasks(run: Run, tasks: dict[str, dict]) -> None:
                 )
 
 
-def open_tasks(
-    config: MultitaskConfig, flag: str, names: str | None, tokenizer: str
-) -> dict[str, LearnedTask]:
+def open_tasks(config: MultitaskConfig, flag: str, names: str, tokenizer: str) -> dict[str, LearnedTask]:
     """The tasks by name. Raises UserError for one that cannot be read, or that is named twice."""
-    if not names:
-        raise UserError("there is nothing to learn; name tasks with --tasks, like trec,rte,my_folder")
     if tokenizer.startswith("train:"):
         raise UserError(f"--tokenizer {tokenizer}: all tasks share one; name one that is trained")
     tasks: dict[str, LearnedTask] = {}
