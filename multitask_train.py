@@ -15,6 +15,7 @@ if __name__ == "__main__":
     config = parse_arguments(MultitaskConfig, __doc__)  # before the slow imports: --help answers at once
 
 import dataclasses
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -232,8 +233,8 @@ def loop_options(config: MultitaskConfig, batches: MixedBatches, run: Run) -> Lo
 # ----------------------------------------------------------------------------------------- losses and metrics
 
 
-def multitask_objective(tasks: dict[str, LearnedTask]) -> Objective:
-    """The mean over the tasks in a batch of each task's mean loss."""
+def multitask_objective(tasks: Collection[str]) -> Objective:
+    """The mean over the tasks in a batch of each task's mean loss; `tasks` are the names of all."""
 
     def losses(model: torch.nn.Module, batch: Batch) -> dict[str, Tensor]:
         return model(**batch)

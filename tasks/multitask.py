@@ -72,12 +72,18 @@ def check_same_tasks(run: Run, tasks: dict[str, dict]) -> None:
             "leave --tasks out, or start a new run"
         )
     for name, task in tasks.items():
-        for key in ("kind", "labels", "is_pair"):
-            if task[key] != previous[name][key]:
-                raise UserError(
-                    f"--resume {run.folder}: the data of {name} has changed, its {key} was "
-                    f"{previous[name][key]} and is now {task[key]}; resume with the former data"
-                )
+        former = previous[name]
+        if any(task[key] != former[key] for key in ("kind", "is_pair")):
+            raise UserError(
+                f"--resume {run.folder}: {name} is no longer what it was, a {former['kind']} "
+                f"of {'pairs' if former['is_pair'] else 'single texts'}; resume with the former data"
+            )
+        if task["labels"] != former["labels"]:
+            labels = f"{', '.join(former['labels'])} to {', '.join(task['labels'])}"
+            raise UserError(
+                f"--resume {run.folder}: the labels of {name} have changed from {labels}; "
+                "resume with the former data"
+            )
 
 
 def open_tasks(config: MultitaskConfig, flag: str, names: str, tokenizer: str) -> dict[str, LearnedTask]:
