@@ -25,7 +25,7 @@ from torch import Tensor
 
 from checkpoints.files import read_evaluations, read_run_config
 from checkpoints.finetuned import choose_tokenizer, max_length
-from checkpoints.multitask import Start, add_task, build_multitask, check_new_task
+from checkpoints.multitask import Start, add_task, build_multitask, check_new_task, check_same_shape
 from checkpoints.pretrained import base_reference, newest_checkpoint, open_start
 from config.errors import UserError, suggestion
 from config.flags import replace
@@ -61,7 +61,9 @@ def train_multitask(config: MultitaskConfig) -> dict:
 
     # The tasks determine the heads. The model is on its device before the optimizers see it.
     start, tasks = open_model_and_tasks(config)
-    check_same_tasks(run, start.tasks)
+    if run.is_resumed:
+        check_same_tasks(run, start.tasks)
+        check_same_shape(run.folder, start.model.shape)
     model = start.model
     model.transformer.gradient_checkpointing = config.gradient_checkpointing
     optimizers = build_optimizers(model.to(run.device), config)
@@ -274,12 +276,13 @@ def best_weights(
     """Keeps the best weights by `--patience_metric`. Raises UserError if there is no such metric."""
     name, _, metric = config.patience_metric.rpartition(".")
     if config.patience_metric != "average":
+        flag = f"--patience_metric {config.patience_metric}"
         if name not in tasks:
-            hint = suggestion(name, tasks)
-            raise UserError(
-                f"--patience_metric {config.patience_metric}: write average, or TASK.metric{hint}"
-            )
-        tasks[name].task.kind.best_metric(metric)
+            raise UserError(f"{flag}: write average, or TASK.metric{suggestion(name, tasks)}")
+        kind = tasks[name].task.kind
+        if not kind.has_metric(metric):
+            known = ", ".join(filter(kind.has_metric, kind.metrics))
+            raise UserError(f"{flag} does not apply to {name}, a {kind.name}; use {known}")
 
     def weights() -> dict[str, Tensor]:
         return {

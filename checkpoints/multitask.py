@@ -1,7 +1,7 @@
 """Multi-task models: those of run folders, and new ones that start from a checkpoint."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from checkpoints.files import WEIGHTS, load_into, load_weights, read_run_config
@@ -14,6 +14,7 @@ from config.multitask import MultitaskConfig
 from layers.adapters import Tuning, is_added
 from layers.conditional import PARTS, is_conditional
 from multitask_model import MultitaskShape, MultitaskTransformer, TaskHead
+from utils import broadcast_from_main
 
 
 def load_multitask(folder: str | Path, flag: str) -> MultitaskTransformer:
@@ -99,6 +100,17 @@ def check_new_task(folder: str, name: str) -> None:
         raise UserError(
             f"--add_task {name}: --model_checkpoint {folder} has a task of that name; rename the new one"
         )
+
+
+def check_same_shape(folder: str | Path, shape: MultitaskShape) -> None:
+    """Raises UserError if the model of a run to resume had another shape."""
+    previous = broadcast_from_main(lambda: read_multitask_config(folder, "--resume"))["multitask"]
+    for name, value in asdict(shape).items():
+        if name != "tasks" and value != previous[name]:
+            raise UserError(
+                f"--resume {folder}: a run keeps its {name}, which was {previous[name]} and would now be "
+                f"{value}; resume with the former flags and data"
+            )
 
 
 def choose_conditioning(names: str, tuning: Tuning) -> list[str]:

@@ -88,12 +88,18 @@ def split_rows(
     Without a validation split, part of the training split is held out: always the same, stratified by label.
     Rows that agree with a held-out one in their `inputs` (the fields that a model reads) are left out of
     training, wherever they occur, and so are repetitions within the held-out part. A line tells how many.
+    Raises UserError if there is too little to hold out.
     """
     if "valid" in source.splits:
         return {split: check(split, source.rows(split)) for split in ("train", "valid")}
     rows = list(check("train", source.rows("train")))
     digests = [text_digest(*map(row.get, inputs)) for row in rows]
     held_out = _hold_out(rows, digests, source.n_held_out or round(HELD_OUT_FRACTION * len(rows)))
+    if not held_out:
+        raise UserError(
+            f"{source.name} has no validation split, and its {len(rows)} training examples are too few to "
+            "hold some out; add a validation split or more examples"
+        )
     train = [row for row, digest in zip(rows, digests, strict=True) if digest not in held_out]
     n_duplicates = len(rows) - len(train) - len(held_out)
     if n_duplicates:

@@ -62,9 +62,7 @@ def describe(tasks: dict[str, LearnedTask]) -> dict[str, dict]:
 
 
 def check_same_tasks(run: Run, tasks: dict[str, dict]) -> None:
-    """Raises UserError if a resumed run had other `tasks`, or if what their data is like has changed."""
-    if not run.is_resumed:
-        return
+    """Raises UserError if a run to resume had other `tasks`, or if what their data is like has changed."""
     previous = broadcast_from_main(lambda: read_run_config(run.folder, "--resume"))["tasks"]
     if list(previous) != list(tasks):
         raise UserError(
@@ -110,10 +108,11 @@ def task_name(dataset_path: str, where: str) -> str:
 
     Raises UserError if there is none, or if the model's modules by task cannot have one of that name.
     """
+    if not dataset_path:
+        raise UserError(f"{where}: there is an empty name; name a task, a folder or a file")
     path = dataset_path.partition("@")[0] if dataset_path.startswith("hub:") else dataset_path
-    name = Path(path.removesuffix(".json")).name.replace(".", "_")
-    if not name:
-        raise UserError(f"{where}: a task between the commas has no name; name a task, a folder or a file")
+    last = Path(path.removesuffix(".json")).name
+    name = (Path(path).resolve().name if last in ("", "..") else last).replace(".", "_")
     if hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name):
         raise UserError(f"{where}: PyTorch keeps the name {name} for itself; rename the folder or file")
     return name
@@ -121,7 +120,7 @@ def task_name(dataset_path: str, where: str) -> str:
 
 @contextlib.contextmanager
 def errors_of_task(flag: str, dataset_path: str) -> Iterator[None]:
-    """Let an error about a task name the flag that the user gave: what are flags in fine-tuning, as of
+    """Let an error about a task name the flag that the user gave. What are flags in fine-tuning, as of
     columns, are keys of a JSON file here."""
     keys = {field.name for field in dataclasses.fields(TaskArguments)}
     keys -= {field.name for field in dataclasses.fields(InputArguments)} | {"dataset_path"}
@@ -129,9 +128,10 @@ def errors_of_task(flag: str, dataset_path: str) -> Iterator[None]:
         yield
     except UserError as error:
         where = f"{flag} {dataset_path}"
+        of_file = "" if dataset_path.endswith(".json") else " of a JSON task file"
         sentence = re.sub(
             r"--(\w+)",
-            lambda match: f"the key {match[1]} of a JSON task file" if match[1] in keys else match[0],
+            lambda match: f"the key {match[1]}{of_file}" if match[1] in keys else match[0],
             str(error).replace(f"--dataset_path {dataset_path}", where),
         )
-        raise UserError(sentence if sentence.startswith(where) else f"{where}: {sentence}") from error
+        raise UserError(sentence if sentence.startswith("--") else f"{where}: {sentence}") from error
