@@ -52,6 +52,7 @@ from multitask_model import OneTask
 from tasks.kind import KindOptions
 from tasks.kinds import KINDS
 from tasks.prediction import RowPredictor
+from tasks.task import columns_of
 from utils import Batch, choose_device
 
 
@@ -72,12 +73,15 @@ class Predictor(RowPredictor):
         kind = KINDS[config["kind"]](config["labels"], KindOptions(**config["options"]))
         longest = model.max_length if isinstance(model, OneTask) else model.config.num_max_positions
         length = min(arguments["max_length"] or longest, longest)
-        tokenizer = load_tokenizer(run_folder)
-        collate = kind.collator_class.for_model(model.config, tokenizer, length, arguments["truncation"])
+        self.tokenizer = load_tokenizer(run_folder)
+        collate = kind.collator_class.for_model(model.config, self.tokenizer, length, arguments["truncation"])
         model = model.to(self.device).eval()
         super().__init__(model, kind, collate, config["is_pair"], self.copy_to_device, batch_size)
-        columns = {field: arguments[f"{field}_column"] for field in FIELDS}
-        self.training_columns = self.reader.columns | {key: name for key, name in columns.items() if name}
+        # The arguments have what a user's task file said, which may be gone.
+        is_file = arguments["dataset_path"].endswith(".json")
+        column_flags = {field: arguments[f"{field}_column"] for field in FIELDS}
+        dataset_path = "" if is_file else arguments["dataset_path"]
+        self.training_columns = columns_of(dataset_path, self.reader, column_flags)
 
     def copy_to_device(self, batch: Batch) -> Batch:
         return {key: tensor.to(self.device) for key, tensor in batch.items()}

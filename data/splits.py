@@ -88,24 +88,28 @@ def split_rows(
     Without a validation split, part of the training split is held out: always the same, stratified by label.
     Rows that agree with a held-out one in their `inputs` (the fields that a model reads) are left out of
     training, wherever they occur, and so are repetitions within the held-out part. A line tells how many.
-    Raises UserError if there is too little to hold out.
+    Reading the validation split raises UserError if there is too little to hold out.
     """
     if "valid" in source.splits:
         return {split: check(split, source.rows(split)) for split in ("train", "valid")}
     rows = list(check("train", source.rows("train")))
     digests = [text_digest(*map(row.get, inputs)) for row in rows]
     held_out = _hold_out(rows, digests, source.n_held_out or round(HELD_OUT_FRACTION * len(rows)))
-    if not held_out:
-        raise UserError(
-            f"{source.name} has no validation split, and its {len(rows)} training examples are too few to "
-            "hold some out; add a validation split or more examples"
-        )
     train = [row for row, digest in zip(rows, digests, strict=True) if digest not in held_out]
     n_duplicates = len(rows) - len(train) - len(held_out)
     if n_duplicates:
         count = f"{n_duplicates} of {len(rows)} examples"
         source.tell(f"{count} repeat one that is held out for validation, and are left out")
-    return {"train": train, "valid": list(held_out.values())}
+    return {"train": train, "valid": list(held_out.values()) or _too_few(len(rows), source.name)}
+
+
+def _too_few(n_rows: int, name: str) -> Iterator[dict]:
+    """Raises UserError when it is read: the training split alone may be all that somebody wants."""
+    raise UserError(
+        f"{name} has no validation split, and its {n_rows} training examples are too few to hold some out; "
+        "add a validation split or more examples"
+    )
+    yield  # makes it an iterator
 
 
 def _hold_out(rows: list[dict], digests: list[str], size: int) -> dict[str, dict]:
