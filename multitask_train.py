@@ -15,6 +15,7 @@ if __name__ == "__main__":
     config = parse_arguments(MultitaskConfig, __doc__)  # before the slow imports: --help answers at once
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -255,20 +256,20 @@ def loop_options(config: MultitaskConfig, batches: MixedBatches, run: Run) -> Lo
 # ----------------------------------------------------------------------------------------- losses and metrics
 
 
-def multitask_objective(tasks: dict[str, LearnedTask]) -> Objective:
+def multitask_objective(names: Iterable[str]) -> Objective:
     """The mean over the tasks in a batch of each task's mean loss."""
 
     def losses(model: torch.nn.Module, batch: Batch) -> dict[str, Tensor]:
         return model(**batch)
 
     def counts(batch: MixedBatch) -> dict[str, Tensor | int]:
-        totals: dict[str, Tensor | int] = dict.fromkeys(tasks, 0)
+        totals: dict[str, Tensor | int] = dict.fromkeys(names, 0)
         for micro_batch in batch.micro_batches:
             for name, inputs in split_by_task(micro_batch).items():
                 totals[name] += max(1, count_labels(inputs["labels"], inputs)) * batch.n_tasks
         return totals
 
-    return Objective(losses, counts, dict.fromkeys(tasks, 1.0))
+    return Objective(losses, counts, dict.fromkeys(names, 1.0))
 
 
 def summarize(metrics: dict[str, dict[str, float]], tasks: dict[str, LearnedTask]) -> dict[str, float]:
