@@ -273,10 +273,10 @@ def multitask_objective(names: Iterable[str]) -> Objective:
 
 
 def summarize(metrics: dict[str, dict[str, float]], tasks: dict[str, LearnedTask]) -> dict[str, float]:
-    """The metrics of each task as `task.metric`, and the `average` of their main ones."""
-    average = float(np.mean([metrics[name][learned.metric] for name, learned in tasks.items()]))
+    """The `average` of the main metrics of all tasks, these, and all metrics of each, as `task.metric`."""
+    main = {f"{name}.{learned.metric}": metrics[name][learned.metric] for name, learned in tasks.items()}
     each = {f"{name}.{key}": value for name in tasks for key, value in metrics[name].items()}
-    return {"average": average} | each
+    return {"average": float(np.mean(list(main.values())))} | main | each
 
 
 def take_statistics(sampler: TaskSampler) -> dict[str, float]:
