@@ -1,4 +1,4 @@
-"""The parts of CA-MTL against the paper's formulas, written out example by example and position by position."""
+"""The parts of CA-MTL against the paper's formulas, example by example and position by position."""
 
 import dataclasses
 import math
@@ -87,7 +87,7 @@ def equal(one: torch.Tensor, other: torch.Tensor, tolerance: float = 1e-9) -> No
     torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
 
 
-# ------------------------------------------------------------------------------- FiLM, alignment, LayerNorm
+# --------------------------------------------------------------------------------- FiLM, alignment, LayerNorm
 
 
 def test_film_scales_and_shifts_by_the_task():
@@ -278,7 +278,7 @@ def test_gradients_of_attention_reach_the_matrix_only_where_it_is_seen():
     assert not gradient.triu(1).any() and (gradient.tril()[1:] != 0).any(1).all()
 
 
-# --------------------------------------------------------------------------------------- the whole transformer
+# -------------------------------------------------------------------------------------- the whole transformer
 
 
 def transformer_of(parts, pre_norm: bool, causal: bool, **config) -> tuple[Transformer, Condition]:
