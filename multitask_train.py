@@ -258,11 +258,13 @@ def multitask_objective(tasks: dict[str, LearnedTask]) -> Objective:
         return model(**batch)
 
     def counts(batch: MixedBatch) -> dict[str, Tensor | int]:
-        totals: dict[str, Tensor | int] = dict.fromkeys(tasks, 0)
+        n_labels = dict.fromkeys(tasks, 0)
         for micro_batch in batch.micro_batches:
             for name, inputs in split_by_task(micro_batch).items():
-                totals[name] += max(1, count_labels(inputs["labels"], inputs)) * batch.n_tasks
-        return totals
+                n_labels[name] += count_labels(inputs["labels"], inputs)
+        # Without labels a loss is 0, and must not become 0 / 0. A count of 1 would be too many where another
+        # process has labels of the task.
+        return {name: torch.tensor(max(float(n), 1e-9) * batch.n_tasks) for name, n in n_labels.items()}
 
     return Objective(losses, counts, dict.fromkeys(tasks, 1.0))
 
