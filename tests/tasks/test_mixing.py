@@ -36,7 +36,7 @@ ROWS = {
     "choices": [row | {"text": f"{row['text']} {n}"} for n in range(5) for row in CHOICES],
     "four": [{"text": f"the film was {n}", "choices": list("abcd"), "label": 0}
              for n in range(10)],
-    "tags": [{"tokens": [*text.split(), str(n)], "tags": ["N"] * (len(text.split()) + 1)}
+    "tags": [{"tokens": [*text.split(), str(n)], "tags": ["N", *["V"] * len(text.split())]}
              for n in range(2) for text in TEXTS] + [{"tokens": [], "tags": []}],
     "trees": [SENTENCE | {"tokens": [*SENTENCE["tokens"][:-1], str(n)]} for n in range(6)],
     "questions": [question(), question(text="Who made it, and why?", answers=ANSWER)],
@@ -230,6 +230,7 @@ def test_the_loss_is_the_mean_over_tasks_of_their_mean_losses(tasks, max_rows, m
                 n_labels += int(batch["word_mask"].sum()) if "word_mask" in batch else 1
             means.append(summed / max(1, n_labels))
             checked.add(stream.name)
+        assert min(means) > 0
         output = Engine(step).run([batches[number]]).output
         assert float(output["loss"]) == pytest.approx(np.mean(means), rel=1e-5)
         assert output["grad_norm"].isfinite() and output["grad_norm"] > 0
