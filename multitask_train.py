@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import ModuleDict, ParameterDict
 
 from checkpoints.files import read_run_config
 from checkpoints.finetuned import choose_tokenizer, max_length
@@ -157,9 +158,14 @@ def open_tasks(config: MultitaskConfig, names: str | None, tokenizer: str) -> di
 
 
 def task_name(dataset_path: str) -> str:
-    """The name of a task: of its file in run_configs/, or the last part of its path; it has no dots."""
-    name = Path(dataset_path.removesuffix(".json").rstrip("/")).name
-    return name.replace(".", "_")
+    """The name of a task: of its file in run_configs/, or the last part of its path; it has no dots.
+
+    Raises UserError for a name that no module can have, like `train`.
+    """
+    name = Path(dataset_path.removesuffix(".json").rstrip("/")).name.replace(".", "_")
+    if not name or any(hasattr(container(), name) for container in (ModuleDict, ParameterDict)):
+        raise UserError(f"--tasks {dataset_path}: no task can be called {name!r}; rename its folder or file")
+    return name
 
 
 def build_collator(learned: LearnedTask, model: MultitaskTransformer) -> Collator:

@@ -16,11 +16,13 @@ from helpers.mixed import (
     without_labels,
 )
 
+from config.errors import UserError
 from config.model import TransformerConfig
 from finetuning_model import MODEL_CLASSES, HeadConfig
 from layers.adapters import Tuning
 from layers.conditional import PARTS, FiLM
 from multitask_model import MultitaskTransformer, OneTask, TaskHead, join_batches, split_by_task
+from multitask_train import task_name
 
 LENGTHS = {
     "topic": [9, 6, 20],
@@ -320,6 +322,18 @@ def test_depths_do_not_depend_on_the_names_of_tasks():
     assert {depths[name] for name in own} == {0} and len(own) == 4 + 4
     assert depths["transformer.layers.0.attention.task_bias.blocks"] == SHAPE.num_layers
     assert depths["transformer.after_embedding.film.weight"] == SHAPE.num_layers + 1
+
+
+@pytest.mark.parametrize("path", ["data/train", "type.json", "keys", "get/", ".", "../"])
+def test_a_name_that_would_hide_part_of_a_module_is_one_sentence(path):
+    with pytest.raises(UserError, match=f"--tasks {path}: no task can be called .*; rename"):
+        task_name(path)
+
+
+@pytest.mark.parametrize(("path", "name"), [("a/trec.json", "trec"), ("rte", "rte"), ("b/v1.2/", "v1_2")])
+def test_a_task_is_called_like_its_file_or_folder(path, name):
+    assert task_name(path) == name
+    assert make_model(PARTS, {name: HEADS["topic"]}).head(name).out_features == 4
 
 
 @pytest.mark.parametrize("parts", [subset for n in (0, 1, 2) for subset in itertools.combinations(PARTS, n)])
