@@ -77,10 +77,8 @@ def normed(x: torch.Tensor, eps: float) -> torch.Tensor:
 
 def each_position(function, condition: Condition, x: torch.Tensor) -> torch.Tensor:
     """function(z of its task, vector) for each position of each example."""
-    z = [condition.embeddings[task] for task in condition.task_ids]
-    return torch.stack(
-        [torch.stack([function(z[row], vector) for vector in x[row]]) for row in range(len(x))]
-    )
+    pairs = zip(condition.embeddings[condition.task_ids], x, strict=True)
+    return torch.stack([torch.stack([function(z, vector) for vector in states]) for z, states in pairs])
 
 
 def equal(one: torch.Tensor, other: torch.Tensor, tolerance: float = 1e-9) -> None:
@@ -205,8 +203,7 @@ def attended(
                         for other in keys
                     ]
                 )
-                weights = (scores - scores.max()).exp()
-                weights = weights / weights.sum()
+                weights = scores.exp() / scores.exp().sum()
                 output[row, position, part] = sum(
                     w * value[other, part] for w, other in zip(weights, keys, strict=True)
                 )
