@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import ModuleDict, ParameterDict
 
 from checkpoints.files import read_run_config
 from checkpoints.finetuned import choose_tokenizer, max_length
@@ -162,9 +163,14 @@ def open_tasks(config: MultitaskConfig, names: str | None, tokenizer: str) -> di
 
 
 def task_name(dataset_path: str) -> str:
-    """The name of a task: of its file in run_configs/, or the last part of its path; it has no dots."""
-    name = Path(dataset_path.removesuffix(".json").rstrip("/")).name
-    return name.replace(".", "_")
+    """The name of a task: of its file in run_configs/, or the last part of its path; it has no dots.
+
+    Raises UserError for a name that no module can have, like `train`.
+    """
+    name = Path(dataset_path.removesuffix(".json").rstrip("/")).name.replace(".", "_")
+    if not name or any(hasattr(container(), name) for container in (ModuleDict, ParameterDict)):
+        raise UserError(f"--tasks {dataset_path}: no task can be called {name!r}; rename its folder or file")
+    return name
 
 
 def build_collator(learned: LearnedTask, model: MultitaskTransformer) -> Collator:
@@ -263,11 +269,13 @@ def multitask_objective(names: Iterable[str]) -> Objective:
         return model(**batch)
 
     def counts(batch: MixedBatch) -> dict[str, Tensor | int]:
-        totals: dict[str, Tensor | int] = dict.fromkeys(names, 0)
+        n_labels = dict.fromkeys(names, 0)
         for micro_batch in batch.micro_batches:
             for name, inputs in split_by_task(micro_batch).items():
-                totals[name] += max(1, count_labels(inputs["labels"], inputs)) * batch.n_tasks
-        return totals
+                n_labels[name] += count_labels(inputs["labels"], inputs)
+        # Without labels a loss is 0, and must not become 0 / 0. A count of 1 would be too many where another
+        # process has labels of the task.
+        return {name: torch.tensor(max(float(n), 1e-9) * batch.n_tasks) for name, n in n_labels.items()}
 
     return Objective(losses, counts, dict.fromkeys(names, 1.0))
 

@@ -62,11 +62,12 @@ def build_multitask(
         parameter.requires_grad = False  # there is no LM loss
     if checkpoint:
         load_into(model, checkpoint.weights, f"--model_checkpoint {checkpoint.name}", untrained_names(model))
+    # What the tuning may train is saved even if it is frozen: the checkpoint may have trained it before.
+    saved_names = trained_names(model) | untrained_names(model)
     freeze_layers(model, choose_layers(config.freeze_layers, transformer.num_layers))
     if tuning.is_full:
         return Start(model, set(model.state_dict()))
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return Start(model, trained | untrained_names(model), checkpoint)
+    return Start(model, saved_names, checkpoint)
 
 
 def add_task(folder: str, name: str, head: TaskHead) -> Start:
@@ -93,9 +94,9 @@ def add_task(folder: str, name: str, head: TaskHead) -> Start:
 
 def choose_conditioning(names: str, tuning: Tuning) -> list[str]:
     """The conditional parts, in the order of PARTS. Raises UserError if they cannot be had."""
-    if names == "none":
-        return []
-    given = names.split(",")
+    if tuning.name == "fusion":
+        raise UserError("--tuning fusion is for one target task; multi-task learning takes the other tunings")
+    given = [] if names == "none" else names.split(",")
     for name in given:
         if name not in PARTS:
             hint = suggestion(name, PARTS)
@@ -107,8 +108,6 @@ def choose_conditioning(names: str, tuning: Tuning) -> list[str]:
             f"--tuning {tuning.name} has an adapter where --conditioning bottleneck goes, in the last layer; "
             "add --drop_last, or leave the bottleneck out"
         )
-    if tuning.name == "fusion":
-        raise UserError("--tuning fusion is for one target task; multi-task learning takes the other tunings")
     return [part for part in PARTS if part in given]
 
 
@@ -117,12 +116,12 @@ def choose_layers(names: str | None, num_layers: int) -> list[int]:
     numbers: list[int] = []
     for part in names.split(",") if names else []:
         first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
             raise UserError(f"--freeze_layers {names}: write layers like 0-4 or 0,2,5-7")
-        numbers += range(int(first), int(last or first) + 1)
-    for number in numbers:
-        if number >= num_layers:
+        if int(last) >= num_layers:
             raise UserError(f"--freeze_layers {names}: the model's layers are 0 to {num_layers - 1}")
+        numbers += range(int(first), int(last) + 1)
     return numbers
 
 
@@ -131,6 +130,11 @@ def freeze_layers(model: MultitaskTransformer, numbers: list[int]) -> None:
     for number in numbers:
         for name, parameter in model.transformer.layers[number].named_parameters():
             parameter.requires_grad = parameter.requires_grad and is_new(f".{name}")
+
+
+def trained_names(model: MultitaskTransformer) -> set[str]:
+    """Names of the weights that train."""
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def untrained_names(model: MultitaskTransformer) -> set[str]:

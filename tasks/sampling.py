@@ -264,5 +264,7 @@ def read_proxies(given: str | None, streams: list[TaskStream]) -> dict[int, int]
             raise UserError(
                 f"--uncertainty_proxy {pair}: a regression takes the scores of a task that is none"
             )
+        if names.index(task) in proxies:
+            raise UserError(f"--uncertainty_proxy {given}: {task!r} is named twice, and needs one proxy")
         proxies[names.index(task)] = names.index(proxy)
     return proxies
