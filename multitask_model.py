@@ -121,6 +121,11 @@ class MultitaskTransformer(LanguageModel):
             for name, depth in super().parameter_depths().items()
         }
 
+    def hidden_matrices(self) -> dict[str, int]:
+        """As of LanguageModel; γ and β of a FiLM are stacked."""
+        matrices = super().hidden_matrices()
+        return {name: 2 if name.endswith(".film.weight") else n for name, n in matrices.items()}
+
 
 class OneTask(nn.Module):
     """A multi-task model with the interface of a fine-tuned one: it scores batches of one of its tasks."""

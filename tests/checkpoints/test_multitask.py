@@ -285,3 +285,11 @@ def test_a_name_that_is_taken_and_a_folder_of_another_kind_are_one_sentence(tmp_
 def test_a_shape_survives_json():
     shape = make_model(PARTS, tuning=Tuning("lora", rank=3), pooling="cls_mean").shape
     assert MultitaskShape.from_json(json.loads(json.dumps(dataclasses.asdict(shape)))) == shape
+
+
+def test_muon_knows_which_matrices_are_stacked():
+    model = make_model(PARTS, SOME)
+    matrices, width = model.hidden_matrices(), model.config.embed_dim
+    for name in (name for name in matrices if name.endswith(("norm.film.weight", "query_key_value.weight"))):
+        assert model.get_parameter(name).size(0) == matrices[name] * width  # γ, β; or queries, keys, values
+    assert {2, 3} <= set(matrices.values())
