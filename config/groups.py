@@ -80,8 +80,8 @@ class OptimizationArguments(RunArguments):
         super().__post_init__()
         if self.warmup_ratio and self.n_warmup != type(self).n_warmup:
             raise UserError(
-                f"n_warmup {self.n_warmup} and warmup_ratio {self.warmup_ratio:g} contradict each other; leave "
-                f"one out (n_warmup {type(self).n_warmup} or warmup_ratio 0 undoes that of a preset)"
+                f"n_warmup {self.n_warmup} and warmup_ratio {self.warmup_ratio:g} contradict each other; "
+                f"leave one out (n_warmup {type(self).n_warmup} or warmup_ratio 0 undoes that of a preset)"
             )
 
     def warmup_steps(self, n_steps: int) -> int:
