@@ -94,9 +94,9 @@ def punctuation(texts: Texts) -> Iterator[Row]:
     reviews, marks = texts.shuffled(), itertools.cycle(".!?")
     mark = next(marks)
     for review in reviews:
-        sentence = next((sentence for sentence in review.sentences if sentence.endswith(mark)), None)
+        sentence = next((sentence for sentence in review.sentences if ends_with(sentence, mark)), None)
         if sentence:
-            yield {"text": sentence.rstrip(".!?"), "label": mark}
+            yield {"text": sentence[:-1], "label": mark}
             mark = next(marks)
 
 
@@ -150,6 +150,11 @@ def last_words(text: str) -> str:
     return " ".join(text.split()[-N_LAST_WORDS:])
 
 
+def ends_with(sentence: str, mark: str) -> bool:
+    """Whether it ends with that mark alone, unlike `?!` and `...`."""
+    return sentence.endswith(mark) and sentence[-2] not in ".!?"
+
+
 def plain(sentence: str) -> str:
     """In lower case and with spaces around punctuation, as Rotten Tomatoes is written."""
     return " ".join(WORD.findall(sentence.lower()))
@@ -175,14 +180,21 @@ def write_review_tasks(folder: Path) -> None:
 
 
 def read_reviews() -> dict[str, list[Review]]:
-    """The reviews of IMDb, train and valid, without those of train that share a sentence with valid."""
+    """The reviews of IMDb, train and valid, without those of train that share a sentence with valid, whatever
+    its case and punctuation.
+    """
     reviews = {
         split: [Review(row["text"], row["label"], split_sentences(row["text"])) for row in rows]
         for split, rows in split_rows(open_source("imdb")).items()
     }
-    held_out = {sentence for review in reviews["valid"] for sentence in review.sentences}
-    reviews["train"] = [review for review in reviews["train"] if held_out.isdisjoint(review.sentences)]
+    held_out = {key for review in reviews["valid"] for key in sentence_keys(review)}
+    reviews["train"] = [review for review in reviews["train"] if held_out.isdisjoint(sentence_keys(review))]
     return reviews
+
+
+def sentence_keys(review: Review) -> list[str]:
+    """The sentences, reduced to letters and digits in lower case."""
+    return [re.sub(r"\W+", " ", sentence.lower()).strip() for sentence in review.sentences]
 
 
 def split_sentences(text: str) -> list[str]:
