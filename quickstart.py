@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Pretrain a small language model on movie reviews, and transfer it to tasks.
 
 python quickstart.py                 fine-tune it three ways: `make quickstart`

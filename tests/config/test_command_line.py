@@ -22,6 +22,8 @@ USAGE = {
     "finetuning_train.py": "[PRESET …]",
     "finetuning_predict.py": "RUN_FOLDER [TEXTS …]",
     "finetuning_transfer.py": "TASK_MAP",
+    "multitask_train.py": "[PRESET …]",
+    "quickstart.py": "[PRESET …]",
     "export.py": "RUN_FOLDER OUTPUT_FOLDER",
 }
 
@@ -168,7 +170,10 @@ def test_help_imports_nothing_heavy_and_shows_what_the_script_takes(script, usag
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert result.stdout.strip().endswith("light")
     assert result.stdout.startswith(f"usage: {script} {usage} [--flag value …]\n")
-    assert script == "export.py" or ("--device STR" in result.stdout and "(default: auto)" in result.stdout)
+    without_device = ("export.py", "quickstart.py")
+    assert script in without_device or (
+        "--device STR" in result.stdout and "(default: auto)" in result.stdout
+    )
 
 
 def test_a_mistake_exits_with_code_2_at_once_and_debug_shows_where(monkeypatch):
