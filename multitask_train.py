@@ -150,7 +150,7 @@ def open_tasks(config: MultitaskConfig, names: str | None, tokenizer: str) -> di
         if name in tasks:
             raise UserError(f"--tasks names two tasks {name}; leave one out, or rename its folder or file")
         arguments = TaskArguments(dataset_path=dataset_path, **shared)
-        arguments.explicit_flags = config.explicit_flags & shared.keys()
+        arguments.explicit_flags = config.explicit_flags
         arguments = with_task(arguments)
         tasks[name] = LearnedTask(arguments, open_task(arguments, tokenizer))
     return tasks
