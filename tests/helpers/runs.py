@@ -33,6 +33,7 @@ MAIN = {
     "finetuning_train.py": ("FinetuningConfig", "finetune"),
     "finetuning_predict.py": ("PredictionConfig", "predict"),
     "finetuning_transfer.py": ("TransferConfig", "transfer"),
+    "multitask_train.py": ("MultitaskConfig", "train_multitask"),
     "export.py": ("ExportConfig", "export"),
 }
 NO_DROPOUT = ["--dropout", 0, "--attention_dropout", 0]
