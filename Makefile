@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart check test test-slow lint bench clean
+.PHONY: quickstart multitask check test test-slow lint bench clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python quickstart.py
+
+multitask: $(VENV)/installed
+	$(BIN)/python quickstart.py --multitask
 
 test: $(VENV)/installed-for-tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

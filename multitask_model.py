@@ -115,11 +115,16 @@ class MultitaskTransformer(LanguageModel):
         return head.loss(logits, batch["labels"], batch) if "labels" in batch else logits
 
     def parameter_depths(self) -> dict[str, int]:
-        """As of LanguageModel; what only conditions lies as near to the output as the heads."""
+        """As of LanguageModel; the tasks' vectors lie as near to the output as their heads."""
         return {
-            name: 0 if name.startswith("task_embeddings.") else depth
+            name: 0 if name.startswith(("task_embeddings.", "heads.")) else depth  # whatever a task is called
             for name, depth in super().parameter_depths().items()
         }
+
+    def hidden_matrices(self) -> dict[str, int]:
+        """As of LanguageModel; γ and β of a FiLM are stacked."""
+        matrices = super().hidden_matrices()
+        return {name: 2 if name.endswith(".film.weight") else n for name, n in matrices.items()}
 
 
 class OneTask(nn.Module):

@@ -15,7 +15,7 @@ if __name__ == "__main__":
     config = parse_arguments(MultitaskConfig, __doc__)  # before the slow imports: --help answers at once
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -235,27 +235,29 @@ def loop_options(config: MultitaskConfig, batches: MixedBatches, run: Run) -> Lo
 # ----------------------------------------------------------------------------------------- losses and metrics
 
 
-def multitask_objective(tasks: Collection[str]) -> Objective:
-    """The mean over the tasks in a batch of each task's mean loss; `tasks` are the names of all."""
+def multitask_objective(names: Iterable[str]) -> Objective:
+    """The mean over the tasks in a batch of each task's mean loss; `names` are those of all tasks."""
 
     def losses(model: torch.nn.Module, batch: Batch) -> dict[str, Tensor]:
         return model(**batch)
 
     def counts(batch: MixedBatch) -> dict[str, Tensor | int]:
-        totals: dict[str, Tensor | int] = dict.fromkeys(tasks, 0)
+        n_labels = dict.fromkeys(names, 0)
         for micro_batch in batch.micro_batches:
             for name, inputs in split_by_task(micro_batch).items():
-                totals[name] += max(1, count_labels(inputs["labels"], inputs)) * batch.n_tasks
-        return totals
+                n_labels[name] += count_labels(inputs["labels"], inputs)
+        # Without labels a loss is 0, and must not become 0 / 0. A count of 1 would be too many where another
+        # process has labels of the task.
+        return {name: torch.tensor(max(float(n), 1e-9) * batch.n_tasks) for name, n in n_labels.items()}
 
-    return Objective(losses, counts, dict.fromkeys(tasks, 1.0))
+    return Objective(losses, counts, dict.fromkeys(names, 1.0))
 
 
 def summarize(metrics: dict[str, dict[str, float]], tasks: dict[str, LearnedTask]) -> dict[str, float]:
-    """The metrics of each task as `task.metric`, and the `average` of their main ones."""
-    average = float(np.mean([metrics[name][learned.metric] for name, learned in tasks.items()]))
+    """The `average` of the main metrics of all tasks, these, and all metrics of each, as `task.metric`."""
+    main = {f"{name}.{learned.metric}": metrics[name][learned.metric] for name, learned in tasks.items()}
     each = {f"{name}.{key}": value for name in tasks for key, value in metrics[name].items()}
-    return {"average": average} | each
+    return {"average": float(np.mean(list(main.values())))} | main | each
 
 
 def take_statistics(sampler: TaskSampler) -> dict[str, float]:

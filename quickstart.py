@@ -1,20 +1,46 @@
-"""Pretrain a small language model on movie reviews, and fine-tune it three ways: `make quickstart`.
+# PYTHON_ARGCOMPLETE_OK
+"""Pretrain a small language model on movie reviews, and transfer it to tasks.
 
-Every number of the table comes from a run whose preset is run_configs/quickstart_*.json.
+python quickstart.py                 fine-tune it three ways: `make quickstart`
+python quickstart.py --multitask     learn eight tasks with one model: `make multitask`
+
+Every number of the tables comes from a run whose preset is run_configs/quickstart_*.json or
+multitask_quickstart*.json.
 """
+
+from dataclasses import dataclass
+
+from config.command_line import parse_arguments, run_script
+from config.flags import Arguments, flag
+
+
+@dataclass
+class QuickstartConfig(Arguments):
+    title = "quickstart"
+
+    multitask: bool = flag(False, "learn eight tasks with one model, instead of one task three ways")
+
+
+if __name__ == "__main__":
+    config = parse_arguments(QuickstartConfig, __doc__)  # before the slow imports: --help answers at once
 
 import dataclasses
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from checkpoints.files import read_evaluations, write_json
-from config.command_line import run_script
+from checkpoints.files import read_evaluations, read_metrics, write_json
 from config.presets import load_preset
+from experiments.engines import InOrder
+from experiments.graph import Graph, Job
+from experiments.multitask_table import summarize, table
 from finetuning_train import FinetuningConfig, finetune
+from multitask_train import MultitaskConfig, train_multitask
 from pretraining_train import PretrainingConfig, pretrain
+from tasks.review_tasks import TASKS, write_review_tasks
 
-FOLDER = Path("runs/quickstart")
+FOLDER, MULTITASK_FOLDER = Path("runs/quickstart"), Path("runs/multitask")
 FINETUNING = {"full": "fine-tuned in full", "adapters": "fine-tuned with adapters", "scratch": "from scratch"}
 
 
@@ -88,5 +114,47 @@ def comparison(summary: dict[str, float], results: dict[str, dict]) -> str:
     return "\n".join(rows)
 
 
+# ------------------------------------------------------------------------------------------------ many tasks
+
+
+def multitask(**overrides) -> dict[str, dict]:
+    """Learn eight tasks with a model for each, with one model, and with CA-MTL; write and return the summary.
+
+    Finished trainings are not repeated; delete runs/multitask/ to start again. `overrides` are flags of them
+    all.
+    """
+    announce("making eight tasks of movie reviews")
+    write_review_tasks(MULTITASK_FOLDER / "tasks")
+    metrics = Graph(MULTITASK_FOLDER, multitask_jobs(overrides)).run(InOrder(), keep_going=False).metrics
+    metric_of = {name: task.metric for name, task in TASKS.items()}
+    alone = {name: metrics[f"alone/{name}"] for name in TASKS}
+    summary = summarize(alone, {"one model": metrics["plain"], "CA-MTL": metrics["ca_mtl"]}, metric_of)
+    write_json(MULTITASK_FOLDER / "summary.json", summary)
+    print(f"\n{table(summary, metric_of)}\n\nThe same numbers: {MULTITASK_FOLDER}/summary.json")
+    return summary
+
+
+def multitask_jobs(overrides: dict[str, Any]) -> list[Job]:
+    """The trainings, all from one language model: the quickstart's, or else a shorter one."""
+    pretrained, jobs = FOLDER / "pretrained", []
+    if not read_metrics(pretrained) or read_metrics(MULTITASK_FOLDER / "pretrained"):
+        pretrained = MULTITASK_FOLDER / "pretrained"
+        pretraining = load_preset(PretrainingConfig, "quickstart_pretrain", **{"n_steps": 400} | overrides)
+        jobs = [Job("pretrained", pretrain, pretraining)]
+    options = {"model_checkpoint": str(pretrained)} | overrides
+    needs = tuple(job.name for job in jobs)
+    for name in TASKS:
+        file = str(MULTITASK_FOLDER / "tasks" / f"{name}.json")
+        alone = load_preset(FinetuningConfig, "multitask_quickstart_single", dataset_path=file, **options)
+        jobs.append(Job(f"alone/{name}", finetune, alone, needs))
+    together = load_preset(MultitaskConfig, "multitask_quickstart", **options)
+    plain = dataclasses.replace(together, conditioning="none")
+    return [
+        *jobs,
+        Job("plain", train_multitask, plain, needs),
+        Job("ca_mtl", train_multitask, together, needs),
+    ]
+
+
 if __name__ == "__main__":
-    run_script(quickstart)
+    run_script(multitask if config.multitask else quickstart)

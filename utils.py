@@ -84,12 +84,11 @@ class Run:
         return {key: tensor.pin_memory().to(self.device, non_blocking=True) for key, tensor in batch.items()}
 
     def log_evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """Write the metrics to metrics.jsonl, the logs and the screen."""
+        """Write the metrics to metrics.jsonl and the logs."""
         if self.is_main:
             with open(self.folder / EVALUATIONS, "a", encoding="utf-8") as file:
                 file.write(as_json({"step": step} | metrics) + "\n")
             self.log_scalars("validation", step, metrics)
-            show(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
 
     def log_scalars(self, tag: str, step: int, values: dict[str, float]) -> None:
         """Write scalars to TensorBoard and to the tracker, in the main process."""

@@ -72,7 +72,7 @@ class Side:
         self.batches = MixedBatches(sampler, join_batches, entropies_of, BATCH_SIZE, n_tokens)
         options = LoopOptions.from_flags(config, self.batches, n_steps=10**6)
         optimizers = build_optimizers(self.model, config)
-        objective = multitask_objective(dict.fromkeys(NAMES))
+        objective = multitask_objective(NAMES)
         self.train = TrainingStep(self.model, optimizers, objective, run, options)
         self.engine = Engine(self.train)
 

@@ -143,8 +143,8 @@ def read_cell(model: str, cell: str, seed: int) -> dict | None:
     """Test scores by task, parameters, steps and seconds of a finished cell; None for others."""
     folder = run_folder(model, cell, seed)
     if cell == "single":
-        runs = {task: read_metrics(folder / task) for task in TASKS}
-        if not all(runs.values()):
+        runs = {task: metrics for task in TASKS if (metrics := read_metrics(folder / task))}
+        if len(runs) < len(TASKS):
             return None
         total = {
             key: sum(run[key] for run in runs.values()) for key in ("n_parameters", "n_steps", "seconds")

@@ -69,18 +69,21 @@ def build_multitask(
         parameter.requires_grad = False  # there is no LM loss
     if checkpoint:
         load_into(model, checkpoint.weights, f"--model_checkpoint {checkpoint.name}", untrained_names(model))
+    # What the tuning may train is saved even if it is frozen: the checkpoint may have trained it before.
+    saved_names = trained_names(model) | untrained_names(model)
     freeze_layers(model, choose_layers(config.freeze_layers, transformer.num_layers))
     if tuning.is_full:
         return Start(model, set(model.state_dict()))
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return Start(model, trained | untrained_names(model), checkpoint)
+    return Start(model, saved_names, checkpoint)
 
 
 def add_task(folder: str, name: str, head: TaskHead) -> Start:
     """The model of a multi-task run with one more task: only its embedding and its head train.
 
-    Its `tasks` are those of before. Raises UserError if the folder is not such a run.
+    Its `tasks` are those of before. Raises UserError if the folder is not such a run, or has a task of that
+    name.
     """
+    check_new_task(folder, name)
     previous = load_multitask(folder, "--model_checkpoint")
     trained = read_multitask_config(folder, "--model_checkpoint")
     shape = replace(previous.shape, tasks=previous.shape.tasks | {name: head})
@@ -115,9 +118,9 @@ def check_same_shape(folder: str | Path, shape: MultitaskShape) -> None:
 
 def choose_conditioning(names: str, tuning: Tuning) -> list[str]:
     """The conditional parts, in the order of PARTS. Raises UserError if they cannot be had."""
-    if names == "none":
-        return []
-    given = names.split(",")
+    if tuning.name == "fusion":
+        raise UserError("--tuning fusion is for one target task; multi-task learning takes the other tunings")
+    given = [] if names == "none" else names.split(",")
     for name in given:
         if name not in PARTS:
             hint = suggestion(name, PARTS)
@@ -131,8 +134,6 @@ def choose_conditioning(names: str, tuning: Tuning) -> list[str]:
             f"--tuning {tuning.name} has an adapter where --conditioning bottleneck goes, in the last layer; "
             "add --drop_last, or leave the bottleneck out"
         )
-    if tuning.name == "fusion":
-        raise UserError("--tuning fusion is for one target task; multi-task learning takes the other tunings")
     return [part for part in PARTS if part in given]
 
 
@@ -141,13 +142,12 @@ def choose_layers(names: str | None, num_layers: int) -> list[int]:
     numbers: list[int] = []
     for part in names.split(",") if names else []:
         first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
             raise UserError(f"--freeze_layers {names}: write layers like 0-4 or 0,2,5-7")
-        if max(int(first), int(last or first)) >= num_layers:
+        if int(last) >= num_layers:
             raise UserError(f"--freeze_layers {names}: the model's layers are 0 to {num_layers - 1}")
-        if int(last or first) < int(first):
-            raise UserError(f"--freeze_layers {names}: write {part} as {last}-{first}")
-        numbers += range(int(first), int(last or first) + 1)
+        numbers += range(int(first), int(last) + 1)
     return numbers
 
 
@@ -156,6 +156,11 @@ def freeze_layers(model: MultitaskTransformer, numbers: list[int]) -> None:
     for number in numbers:
         for name, parameter in model.transformer.layers[number].named_parameters():
             parameter.requires_grad = parameter.requires_grad and is_new(f".{name}")
+
+
+def trained_names(model: MultitaskTransformer) -> set[str]:
+    """Names of the weights that train."""
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def untrained_names(model: MultitaskTransformer) -> set[str]:

@@ -1,7 +1,9 @@
 """The groups of flags that several scripts share."""
 
+import math
 from dataclasses import dataclass
 
+from config.errors import UserError
 from config.flags import Arguments, flag
 
 
@@ -68,8 +70,23 @@ class OptimizationArguments(RunArguments):
     n_epochs: int = flag(50, "passes over the training data", least=0)
     n_steps: int | None = flag(None, "stop after so many optimizer steps, whatever n_epochs says", least=0)
     n_warmup: int = flag(1000, "optimizer steps of linear warm-up", least=0)
+    warmup_ratio: float = flag(
+        0.0, "warm up for this fraction of all optimizer steps; 0: for n_warmup steps", least=0, most=1
+    )
     schedule: str = flag("cosine", "decay of the learning rate to 0 after the warm-up", ("cosine", "linear"))
     eval_every: int = flag(-1, "optimizer steps between evaluations; -1: at the end of each epoch")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.warmup_ratio and self.n_warmup != type(self).n_warmup:
+            raise UserError(
+                f"n_warmup {self.n_warmup} and warmup_ratio {self.warmup_ratio:g} contradict each other; "
+                f"leave one out (n_warmup {type(self).n_warmup} or warmup_ratio 0 undoes that of a preset)"
+            )
+
+    def warmup_steps(self, n_steps: int) -> int:
+        """Optimizer steps of warm-up in a training of `n_steps`; a fraction is rounded up."""
+        return math.ceil(self.warmup_ratio * n_steps) if self.warmup_ratio else self.n_warmup
 
 
 @dataclass

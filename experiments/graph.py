@@ -132,8 +132,11 @@ def train_or_resume(function: Callable[[Any], Metrics], config: RunArguments, ru
 
 
 def summary(metrics: Metrics) -> str:
-    """`valid_loss 0.5, valid_accuracy 0.8, 12 s`: the loss, the first of the other metrics, the time."""
-    values = [f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith("valid_")][:2]
+    """`valid_loss 0.5, valid_accuracy 0.8, 12 s`: the loss, the first of the other metrics, the time; of many
+    tasks, the average and the time.
+    """
+    shown = [name for name in metrics if name == "average" or name.startswith("valid_")][:2]
+    values = [f"{name} {metrics[name]:.4g}" for name in shown]
     return ", ".join([*values, f"{metrics['seconds']:.0f} s"] if "seconds" in metrics else values)
 
 

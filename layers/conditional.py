@@ -33,7 +33,8 @@ class FiLM(nn.Linear):
 
     def of_tasks(self, condition: Condition) -> tuple[Tensor, Tensor]:
         """1 + γ and β of the tasks, each [tasks, width]."""
-        gamma, beta = self(condition.embeddings).chunk(2, dim=-1)
+        # In the weights' precision: under autocast, 1 + γ would round to multiples of 1/128 in bfloat16.
+        gamma, beta = self(condition.embeddings).to(self.weight.dtype).chunk(2, dim=-1)
         return 1 + gamma, beta
 
     def of_batch(self, condition: Condition) -> tuple[Tensor, Tensor]:

@@ -33,10 +33,8 @@ class MixedBatches:
 
     def __post_init__(self):
         streams = self.sampler.streams
-        self.lengths = [
-            stream.collate.lengths(stream.examples) * stream.collate.n_sequences(stream.examples)
-            for stream in streams
-        ]
+        self.lengths = [stream.collate.lengths(stream.examples) for stream in streams]
+        self.n_sequences = [stream.collate.n_sequences(stream.examples) for stream in streams]
 
     def __len__(self) -> int:
         """Optimizer steps per epoch."""
@@ -79,19 +77,24 @@ class MixedBatches:
 
     def own_rows(self, tasks: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Positions of the rows of this process, shortest first: rows of similar length share the work."""
-        order = np.argsort(self.row_lengths(tasks, indices), kind="stable")
-        return order[self.rank :: self.world_size]
+        lengths, n_sequences = self.row_sizes(tasks, indices)
+        return np.argsort(lengths * n_sequences, kind="stable")[self.rank :: self.world_size]
 
-    def row_lengths(self, tasks: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """[rows]: the tokens of each, without special ones."""
-        return np.array([self.lengths[task][index] for task, index in zip(tasks, indices, strict=True)])
+    def row_sizes(self, tasks: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[rows], [rows]: the tokens in a sequence of each, without special ones; and its sequences."""
+        rows = list(zip(tasks, indices, strict=True))
+        lengths = np.array([self.lengths[task][index] for task, index in rows])
+        return lengths, np.array([self.n_sequences[task][index] for task, index in rows])
 
     def split(self, tasks: np.ndarray, indices: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
-        """Rows sorted by length, in parts of at most `max_rows` rows and about `max_tokens` tokens, in which
-        the rows of each task are together."""
-        lengths, parts, end = self.row_lengths(tasks[rows], indices[rows]) + 2, [], len(rows)
-        while end:  # from the end, where the longest rows are
-            size = min(end, self.max_rows, max(1, self.max_tokens // int(lengths[end - 1])))
+        """The rows in parts of similar length, with at most `max_rows` rows and about `max_tokens` tokens. In
+        each, the rows of a task are together."""
+        lengths, n_sequences = self.row_sizes(tasks, indices)
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        parts, end = [], len(rows)
+        while end:  # from the end, where the longest rows are: all others are padded to their length
+            n_tokens = (lengths[rows[end - 1]] + 2) * n_sequences[rows[:end]][::-1].cumsum()
+            size = min(self.max_rows, max(1, int((n_tokens <= self.max_tokens).sum())))
             part = rows[end - size : end]
             parts.append(part[np.argsort(tasks[part], kind="stable")])
             end -= size

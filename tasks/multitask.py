@@ -91,7 +91,7 @@ def open_tasks(config: MultitaskConfig, flag: str, names: str, tokenizer: str) -
     tasks: dict[str, LearnedTask] = {}
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(InputArguments)}
     for dataset_path in map(str.strip, names.split(",")):
-        name = task_name(dataset_path, f"{flag} {names}")
+        name = task_name(dataset_path, flag)
         if name in tasks:
             raise UserError(f"{flag} names two tasks {name}; leave one out, or rename its folder or file")
         arguments = TaskArguments(dataset_path=dataset_path, **shared)
@@ -103,18 +103,17 @@ def open_tasks(config: MultitaskConfig, flag: str, names: str, tokenizer: str) -
     return tasks
 
 
-def task_name(dataset_path: str, where: str) -> str:
+def task_name(dataset_path: str, flag: str = "--tasks") -> str:
     """The name of a task: of its file in run_configs/, or the last part of its path; it has no dots.
 
-    Raises UserError if there is none, or if the model's modules by task cannot have one of that name.
+    Raises UserError for an empty name, and for one that no module can have, like `train`.
     """
     if not dataset_path:
-        raise UserError(f"{where}: there is an empty name; name a task, a folder or a file")
+        raise UserError(f"{flag} has an empty name; name a task, a folder or a file")
     path = dataset_path.partition("@")[0] if dataset_path.startswith("hub:") else dataset_path
-    last = Path(path.removesuffix(".json")).name
-    name = (Path(path).resolve().name if last in ("", "..") else last).replace(".", "_")
-    if hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name):
-        raise UserError(f"{where}: PyTorch keeps the name {name} for itself; rename the folder or file")
+    name = Path(path.removesuffix(".json")).name.replace(".", "_")
+    if not name or any(hasattr(container(), name) for container in (nn.ModuleDict, nn.ParameterDict)):
+        raise UserError(f"{flag} {dataset_path}: no task can be called {name!r}; rename its folder or file")
     return name
 
 

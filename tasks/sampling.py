@@ -256,8 +256,6 @@ def read_proxies(given: str | None, streams: list[TaskStream]) -> dict[int, int]
     proxies = {}
     for pair in given.split(",") if given else []:
         task, _, proxy = pair.partition("=")
-        if names.count(task) and names.index(task) in proxies:
-            raise UserError(f"--uncertainty_proxy {given} names two proxies of {task}; leave one out")
         for name in (task, proxy):
             if name not in names:
                 hint = suggestion(name, names)
@@ -268,5 +266,7 @@ def read_proxies(given: str | None, streams: list[TaskStream]) -> dict[int, int]
             raise UserError(
                 f"--uncertainty_proxy {pair}: a regression takes the scores of a task that is none"
             )
+        if names.index(task) in proxies:
+            raise UserError(f"--uncertainty_proxy {given}: {task!r} is named twice, and needs one proxy")
         proxies[names.index(task)] = names.index(proxy)
     return proxies

@@ -31,7 +31,7 @@ SCRIPTS |= {"finetuning_train", "finetuning_predict", "finetuning_transfer"}
 SCRIPTS |= {"multitask_train"}
 # The one public function of a script (and its config) may be called by those that string scripts together.
 CALLERS = {
-    "quickstart": {"pretraining_train", "finetuning_train"},
+    "quickstart": {"pretraining_train", "finetuning_train", "multitask_train"},
     "finetuning_transfer": {"finetuning_train"},
 }
 NOT_IN_MODELS = {
@@ -105,7 +105,8 @@ def test_there_are_no_circles():
 
 
 @pytest.mark.parametrize(
-    "model", ["pretraining_loss", "pretraining_model", "pretraining_sampling", "finetuning_model"]
+    "model",
+    ["pretraining_loss", "pretraining_model", "pretraining_sampling", "finetuning_model", "multitask_model"],
 )
 def test_models_touch_no_file_no_network_and_no_run(model):
     assert not {one.split(".")[0] for one in imports(model)} & NOT_IN_MODELS

@@ -57,6 +57,9 @@ RUNS = {
     "python finetuning_predict.py RUN_FOLDER 'A wonderful, moving film.' 'A boring waste of two hours.'": [],
     "python finetuning_predict.py RUN_FOLDER --input_file reviews.jsonl": [],
     "python finetuning_predict.py RUN_FOLDER 'Who wrote it?<TAB>It was written by Ann in 1950.'": [],
+    "python multitask_train.py --tasks data/mnli,data/rte,my_task --model_checkpoint RUN_FOLDER": N_STEPS,
+    "python multitask_train.py --tasks data/mnli,data/rte --model_checkpoint RUN_FOLDER"
+    " --sampling uncertainty --freeze_layers 0": N_STEPS,
     "python finetuning_transfer.py map.json --output_dir runs/grid --restarts 3"
     " --source_train_subset_size 10000": [*N_STEPS, "--restarts", "1", "--source_train_subset_size", "20"],
 }
@@ -74,6 +77,7 @@ ONLY_READ = {
     "python finetuning_train.py --dataset_path squad --model_checkpoint RUN_FOLDER": NETWORK,
     "python finetuning_train.py squad pfeiffer --model_checkpoint hf:roberta-base": NETWORK,
     "python finetuning_train.py squad full --model_checkpoint hf:roberta-base --lr 2e-5": NETWORK,
+    "python multitask_train.py multitask_glue": NETWORK,
     "python finetuning_train.py --model_checkpoint RUN_FOLDER --tracker mlflow": PACKAGE,
     "python finetuning_train.py --model_checkpoint RUN_FOLDER --notify tgram://BOT_TOKEN/CHAT_ID"
     " --notify mailto://USER:PASSWORD@gmail.com": NETWORK,
@@ -92,6 +96,7 @@ ONLY_READ = {
     "srun --nodes 2 --ntasks-per-node 1 torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d"
     " --rdzv_endpoint HOST:29500 pretraining_train.py": PROCESSES,
     "make quickstart": MINUTES,
+    "make multitask": MINUTES,
     "make test": MINUTES,
     "make bench NANOGPT=path": MINUTES,
     "python benchmarks/tfidf.py": MINUTES,

@@ -9,7 +9,8 @@ import pytest
 
 from config.command_line import parse_arguments
 from config.finetuning import with_task
-from config.presets import RUN_CONFIGS
+from config.multitask import MultitaskConfig
+from config.presets import RUN_CONFIGS, load_preset
 from finetuning_train import FinetuningConfig
 
 PUBLISHED = json.loads((Path(__file__).parent / "helpers" / "published_columns.json").read_text())
@@ -294,3 +295,23 @@ def test_texts_follow_the_tasks_definitions(trained):
         "heads": [2, 0, 2, 5, 3],
         "label": ["det", "root", "nmod", "case", "obj"],
     }
+
+
+# ------------------------------------------------------------------------------------------------- many tasks
+
+
+def test_the_presets_of_many_tasks_train_a_step_on_them(hub, published, tiny_vocab, tmp_path, run_script):
+    """On uncertain examples, with 128 tokens at most although some tasks allow more."""
+    mirror, folder = hub(published), tmp_path / "run"
+    shape = ["--num_layers", 2, "--embed_dim", 24, "--hidden_dim", 16, "--num_heads", 2, "--freeze_layers", 0]
+    start = ["--model_checkpoint", "none", "--tokenizer", tiny_vocab, "--dataset_cache", tmp_path / "cache"]
+    options = [*shape, *start, "--n_steps", 1, "--no-eval_test", "--output_dir", folder]
+    result = run_script("multitask_train.py", "multitask_glue_large", *options, env=mirror.env)
+    assert result.returncode == 0, result.stderr
+    config, metrics = (json.loads((folder / file).read_text()) for file in ("config.json", "metrics.json"))
+    assert len(metrics["tasks"]) == 11 and config["multitask"]["max_length"] == 128
+    assert "valid_matthews" in metrics["tasks"]["cola"] and "valid_spearman" in metrics["tasks"]["stsb"]
+    base, large = (load_preset(MultitaskConfig, f"multitask_glue{size}") for size in ("", "_large"))
+    assert list(metrics["tasks"])[:8] == base.tasks.split(",")
+    others = {name: getattr(large, name) for name in ("tasks", "model_checkpoint", "freeze_layers")}
+    assert dataclasses.replace(base, **others) == large

@@ -1,5 +1,6 @@
 """Evaluations during training, the best weights that they find, and early stopping."""
 
+import itertools
 import logging
 import math
 import sys
@@ -14,6 +15,8 @@ from checkpoints.files import WEIGHTS, load_weights, save_weights
 from config.errors import UserError
 from training.step import LoopOptions
 from utils import Run, broadcast_from_main, show
+
+N_SHOWN = 12  # metrics of an evaluation on the screen; the logs have all
 
 
 class BestWeights:
@@ -89,6 +92,9 @@ def attach_evaluation(
             return
         metrics = evaluate()
         run.log_evaluation(engine.state.iteration, metrics)
+        shown = itertools.islice(metrics.items(), N_SHOWN)
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in shown)
+        show(f"step {engine.state.iteration}: {numbers}")
         best.update(engine, metrics)
         if best.is_stopped_early:
             show(f"no better {best.metric} in {best.patience} evaluations: stopping early")

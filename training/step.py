@@ -68,7 +68,8 @@ class LoopOptions:
         """The flags, with `overrides`. Without `n_steps`, the epochs determine the number of steps."""
         names = [field.name for field in fields(cls) if hasattr(flags, field.name)]
         n_steps = len(batches) * flags.n_epochs if flags.n_steps is None else flags.n_steps
-        return cls(**{name: getattr(flags, name) for name in names} | {"n_steps": n_steps} | overrides)
+        computed = {"n_steps": n_steps, "n_warmup": flags.warmup_steps(n_steps)}
+        return cls(**{name: getattr(flags, name) for name in names} | computed | overrides)
 
 
 @dataclass

@@ -22,6 +22,8 @@ USAGE = {
     "finetuning_train.py": "[PRESET …]",
     "finetuning_predict.py": "RUN_FOLDER [TEXTS …]",
     "finetuning_transfer.py": "TASK_MAP",
+    "multitask_train.py": "[PRESET …]",
+    "quickstart.py": "[PRESET …]",
     "export.py": "RUN_FOLDER OUTPUT_FOLDER",
 }
 
@@ -102,6 +104,19 @@ def test_both_spellings_of_the_launchers_flag_are_accepted():
     assert parse("--local_rank", "1").local_rank == parse("--local-rank=1").local_rank == 1
 
 
+def test_warm_up_is_so_many_steps_or_a_fraction_of_all_of_them(tmp_path):
+    (tmp_path / "preset.json").write_text('{"warmup_ratio": 0.1}')
+    preset = str(tmp_path / "preset.json")
+    assert parse(preset).warmup_steps(101) == 11, "rounded up, as in transformers"
+    assert parse("--warmup_ratio", "1").warmup_steps(7) == 7 and parse().warmup_steps(7) == 1000
+    assert parse(preset, "--n_warmup", "5", "--warmup_ratio", "0").warmup_steps(101) == 5
+    assert parse(preset, "--n_warmup", "1000").warmup_steps(101) == 11
+    with pytest.raises(UserError, match=r"^n_warmup 5 and warmup_ratio 0\.1 contradict each other; .*"):
+        parse(preset, "--n_warmup", "5")
+    with pytest.raises(UserError, match="warmup_ratio must be at most 1, not 10"):
+        parse("--warmup_ratio", "10")
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [
@@ -155,7 +170,10 @@ def test_help_imports_nothing_heavy_and_shows_what_the_script_takes(script, usag
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert result.stdout.strip().endswith("light")
     assert result.stdout.startswith(f"usage: {script} {usage} [--flag value …]\n")
-    assert script == "export.py" or ("--device STR" in result.stdout and "(default: auto)" in result.stdout)
+    without_device = ("export.py", "quickstart.py")
+    assert script in without_device or (
+        "--device STR" in result.stdout and "(default: auto)" in result.stdout
+    )
 
 
 def test_a_mistake_exits_with_code_2_at_once_and_debug_shows_where(monkeypatch):

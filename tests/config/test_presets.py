@@ -71,10 +71,11 @@ def test_later_presets_override_earlier_ones_from_python_too(run_configs):
 @pytest.mark.parametrize("preset", sorted(RUN_CONFIGS.rglob("*.json")), ids=lambda path: path.stem)
 def test_every_preset_of_the_project_is_valid(preset):
     from finetuning_train import FinetuningConfig
+    from multitask_train import MultitaskConfig
     from pretraining_train import PretrainingConfig
 
     fits = []
-    for config_class in (PretrainingConfig, FinetuningConfig):
+    for config_class in (PretrainingConfig, FinetuningConfig, MultitaskConfig):
         try:
             fits.append(load_preset(config_class, str(preset)))
         except UserError as error:

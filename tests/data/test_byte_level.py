@@ -2,7 +2,7 @@
 
 import pytest
 import tokenizers
-from helpers.tokenizers import (
+from helpers.published_tokenizers import (
     FOUR,
     GENERIC,
     LANGUAGES,

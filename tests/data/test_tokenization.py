@@ -1,7 +1,7 @@
 """Which tokenizer a name means, and how it is read."""
 
 import pytest
-from helpers.tokenizers import (
+from helpers.published_tokenizers import (
     GENERIC,
     assert_as_transformers,
     publish,

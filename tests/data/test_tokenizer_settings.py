@@ -1,7 +1,7 @@
 """Case, accents and Chinese characters, as a checkpoint's settings have them, beside `transformers`."""
 
 import pytest
-from helpers.tokenizers import (
+from helpers.published_tokenizers import (
     BERT,
     FOUR,
     GENERIC,

@@ -4,7 +4,7 @@ import random
 import unicodedata
 
 import pytest
-from helpers.tokenizers import (
+from helpers.published_tokenizers import (
     HIDDEN_SPECIAL_TOKENS,
     NASTY,
     assert_parity,

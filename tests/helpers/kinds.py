@@ -8,6 +8,7 @@ from finetuning_model import HeadConfig
 
 CLS = 2  # the id of [CLS] in the vocabulary of `tiny_vocab`
 CAUSAL = pytest.mark.parametrize("causal", [True, False])
+PRE_NORM = pytest.mark.parametrize("pre_norm", [True, False])
 WORDS = ["Zebediah", "was", "in", "Xanadupolis", "."]
 TAGS = ["B-PER", "O", "O", "B-LOC", "O"]
 CHOICES = [

@@ -99,6 +99,15 @@ def test_a_made_up_model_is_trained_by_what_it_tells_of_itself(tmp_path):
     assert kept.keys() == model.state_dict().keys()
 
 
+def test_a_fraction_of_the_steps_warms_up_as_that_many_steps_do(tmp_path):
+    common = {"lr": 0.05, "n_epochs": 4, "schedule": "linear"}  # 20 steps
+    by_ratio, *_ = train(tmp_path / "ratio", OptimizationArguments(warmup_ratio=0.4, **common))
+    by_steps, *_ = train(tmp_path / "steps", OptimizationArguments(n_warmup=8, **common))
+    others, *_ = train(tmp_path / "others", OptimizationArguments(n_warmup=7, **common))
+    for one, same, other in zip(*(model.parameters() for model in (by_ratio, by_steps, others)), strict=True):
+        assert torch.equal(one, same) and not torch.equal(one, other)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_it_goes_on_from_a_checkpoint_to_the_same_weights(optimizer, tmp_path):
     flags = OptimizationArguments(optimizer=optimizer, lr=0.02, n_warmup=2)

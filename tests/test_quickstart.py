@@ -1,0 +1,73 @@
+"""`make multitask` in miniature."""
+
+import contextlib
+import json
+import shutil
+
+import pytest
+from helpers.runs import evaluations, metrics, run
+
+from config.presets import load_preset
+from multitask_train import MultitaskConfig, train_multitask
+from quickstart import MULTITASK_FOLDER, multitask
+from tasks.review_tasks import TASKS
+
+MINIATURE = {"n_steps": 1, "max_length": 24, "valid_batch_size": 500}
+
+
+@pytest.fixture(scope="module")
+def home(pretrained, tmp_path_factory):
+    """A working directory with a finished pretraining, and the comparison in it."""
+    home = tmp_path_factory.mktemp("home")
+    shutil.copytree(pretrained, home / "runs" / "quickstart" / "pretrained")
+    with contextlib.chdir(home):
+        multitask(**MINIATURE)
+    return home
+
+
+def test_every_figure_of_the_table_is_that_of_a_run_folder(home):
+    folder = home / MULTITASK_FOLDER
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary) == ["a model per task", "one model", "CA-MTL"]
+    alone = {name: metrics(folder / "alone" / name) for name in TASKS}
+    for name, task in TASKS.items():
+        assert summary["a model per task"]["scores"][name] == alone[name][f"valid_{task.metric}"]
+        for system, run_folder in (("one model", "plain"), ("CA-MTL", "ca_mtl")):
+            of_task = metrics(folder / run_folder)["tasks"][name]
+            assert summary[system]["scores"][name] == of_task[f"valid_{task.metric}"]
+    plain, conditioned = (metrics(folder / name) for name in ("plain", "ca_mtl"))
+    assert summary["CA-MTL"]["average"] == pytest.approx(conditioned["average"])
+    n_of_one = sum(run["n_parameters"] for run in alone.values()) / len(TASKS)
+    assert summary["one model"]["parameters"] == pytest.approx(plain["n_parameters"] / n_of_one)
+    assert 1 < summary["one model"]["parameters"] < summary["CA-MTL"]["parameters"]
+    assert summary["a model per task"]["parameters"] == len(TASKS)
+    assert summary["a model per task"]["seconds"] == sum(run["seconds"] for run in alone.values())
+
+
+def test_a_second_time_trains_nothing_and_prints_the_same(home, capsys):
+    before = {file: file.stat().st_mtime_ns for file in (home / MULTITASK_FOLDER).rglob("metrics.jsonl")}
+    assert len(before) == len(TASKS) + 2
+    with contextlib.chdir(home):
+        summary = multitask(**MINIATURE)
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in [*TASKS, "CA-MTL"])
+    assert f"{summary['CA-MTL']['average']:.3f}" in printed
+
+
+def test_the_preset_trains_on_the_tasks_that_were_made(home):
+    """As the README's commands do, after `make multitask`."""
+    options = {"model_checkpoint": "runs/quickstart/pretrained", "output_dir": "sampled"} | MINIATURE
+    config = load_preset(MultitaskConfig, "multitask_quickstart", sampling="uncertainty", **options)
+    files = [MULTITASK_FOLDER / "tasks" / f"{name}.json" for name in TASKS]
+    assert config.tasks.split(",") == [str(file) for file in files]
+    with contextlib.chdir(home):
+        train_multitask(config)
+    [row] = evaluations(home / "sampled")
+    assert sum(row[f"{name}.share"] for name in TASKS) == pytest.approx(1)
+
+
+def test_a_wrong_argument_starts_nothing(home):
+    with contextlib.chdir(home):
+        result = run("quickstart.py", "--multitsk", check=False)
+    assert result.returncode == 2 and "did you mean --multitask?" in result.stderr
