@@ -1,4 +1,4 @@
-"""What conditions a transformer on the task: the parts of CA-MTL (Pilault et al. 2021, section 2.2).
+"""What conditions a transformer on the task: the parts of CA-MTL (Pilault et al. 2021, section 2.1).
 
 Each takes the place of a part of the transformer, keeps the names of its weights, and at first changes
 nothing. Only hidden states pass through these places, so the parts look up the tasks of the batch in a
@@ -44,7 +44,7 @@ class FiLM(nn.Linear):
 
 
 class ConditionalAlignment(nn.Module):
-    """FiLM of the embedding layer's output (section 2.2.2)."""
+    """FiLM of the embedding layer's output."""
 
     def __init__(self, condition: Condition, embed_dim: int):
         super().__init__()
@@ -58,7 +58,7 @@ class ConditionalAlignment(nn.Module):
 
 
 class BlockDiagonalBias(nn.Module):
-    """M(z) = diag(M_1(z), …, M_N(z)), with N = embed / max_length square blocks (section 2.2.1).
+    """M(z) = diag(M_1(z), …, M_N(z)), with N = embed / max_length square blocks.
 
     Each block is a learned matrix, at first zero, whose columns FiLM modulates. Where N does not divide
     max_length, the last block is cut; where max_length exceeds embed, there is one block.
@@ -86,7 +86,7 @@ class BlockDiagonalBias(nn.Module):
 
 
 class ConditionalAttention(SelfAttention):
-    """Self-attention with M(z) added to the scores, softmax(M(z) + QKᵀ / √d) V (section 2.2.1, eq. 3)."""
+    """Self-attention with M(z) added to the scores, softmax(M(z) + QKᵀ / √d) V."""
 
     def __init__(self, attention: SelfAttention, condition: Condition, embed_dim: int, max_length: int):
         nn.Module.__init__(self)
@@ -110,7 +110,7 @@ class ConditionalAttention(SelfAttention):
 
 
 class ConditionalLayerNorm(nn.LayerNorm):
-    """LayerNorm whose scale FiLM modulates; the shift is shared by all tasks (section 2.2.3)."""
+    """LayerNorm whose scale FiLM modulates; the shift is shared by all tasks."""
 
     def __init__(self, norm: nn.LayerNorm, condition: Condition):
         super().__init__(norm.normalized_shape, norm.eps)
@@ -126,7 +126,7 @@ class ConditionalLayerNorm(nn.LayerNorm):
 
 
 class ConditionalBottleneck(nn.Module):
-    """FiLM, down to a third of the width and up again, after the last layer (section 2.2.4).
+    """FiLM, down to a third of the width and up again, after the last layer.
 
     It fills the slot after feed-forward, so the layer's residual connection and its LayerNorm, which is
     conditional, follow. The way up starts at zero.

@@ -153,7 +153,7 @@ def task_probabilities(
 
 @dataclass
 class UncertaintySampler(TaskSampler):
-    """MT-Uncertainty (Pilault et al. 2021, algorithm 1): trains on what the model is least sure of.
+    """MT-Uncertainty (Pilault et al. 2021, section 2.2): trains on what the model is least sure of.
 
     Of `n_candidates` examples of every task, those with the highest scores make the next `every` steps. The
     tasks without an entropy, regressions, take the scores of the candidates of their `proxies`, or the mean
@@ -209,7 +209,7 @@ class UncertaintySampler(TaskSampler):
 
 def uncertainty_scores(entropies: np.ndarray, proxies: dict[int, int]) -> np.ndarray:
     """[tasks, candidates]: relative entropies times their task's mean, relative to the largest mean
-    (Pilault et al. 2021, equations 7 to 9).
+    (Pilault et al. 2021, section 2.2).
 
     `entropies` are NaN for tasks that have none. Those take the scores of their proxy; without one, their
     candidates take the scores that candidates of the same rank have in the other tasks, on the average.
