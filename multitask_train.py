@@ -15,7 +15,7 @@ if __name__ == "__main__":
     config = parse_arguments(MultitaskConfig, __doc__)  # before the slow imports: --help answers at once
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from experiments.notify import notified
 from experiments.sampling_plot import draw_sampling
 from multitask_model import MultitaskTransformer, OneTask, TaskHead, join_batches, split_by_task
 from tasks.examples import Collator, Examples, choose_subset, count_labels
-from tasks.glue import open_submission
+from tasks.glue import Submission, open_submission
 from tasks.inference import evaluate, test_metrics
 from tasks.mixing import MixedBatch, MixedBatches
 from tasks.multitask import LearnedTask, check_same_tasks, describe, open_tasks, task_name
@@ -72,30 +72,17 @@ def train_multitask(config: MultitaskConfig) -> dict:
 
     # A step is a function of the seed, its number, and of what the model says that it is unsure of.
     collators = {name: build_collator(learned, model) for name, learned in tasks.items()}
-    streams = [
-        training_stream(number, name, tasks[name], collators[name], config.seed)
-        for number, name in enumerate(tasks)
-    ]
-    batches = training_batches(config, streams, model, run)
+    batches = training_batches(config, training_streams(config, tasks, collators), model, run)
     valid = {name: learned.model_inputs("valid", collators[name]) for name, learned in tasks.items()}
-    submission = None
-    if config.glue_submission:
-        predictors = {
-            name: learned.predictor(OneTask(model, name), collators[name], config.valid_batch_size, run)
-            for name, learned in tasks.items()
-        }
-        submission = open_submission(Path(config.glue_submission), tasks, predictors)
+    submission = open_glue_submission(config, tasks, collators, model, run)
 
     # All input has been read. Only now is the folder written, so that a mistake overwrites nothing.
     write_run_folder(run, start, tasks, batches)
-    sizes = ", ".join(f"{stream.name} {len(stream):,}" for stream in streams)
+    sizes = ", ".join(f"{stream.name} {len(stream):,}" for stream in batches.sampler.streams)
     show(f"{n_trained:,} of {n_parameters:,} parameters train ({n_trained / n_parameters:.2%}) · {sizes}")
 
     # What is best is decided by the validation splits alone.
-    def measure(name: str, examples: Examples) -> dict[str, float]:
-        kind, head = tasks[name].task.kind, model.head(name)
-        arguments = (examples, collators[name], config.valid_batch_size, run)
-        return evaluate(OneTask(model, name), head.loss, kind, *arguments)
+    measure = create_evaluation(config, tasks, collators, model, run)
 
     def validate() -> dict[str, float]:
         metrics = {name: measure(name, examples) for name, examples in valid.items()}
@@ -170,6 +157,23 @@ def build_collator(learned: LearnedTask, model: MultitaskTransformer) -> Collato
     return task.kind.collator_class.for_model(model.config, task.tokenizer, length, arguments.truncation)
 
 
+def open_glue_submission(
+    config: MultitaskConfig,
+    tasks: dict[str, LearnedTask],
+    collators: dict[str, Collator],
+    model: MultitaskTransformer,
+    run: Run,
+) -> Submission | None:
+    """The files that `--glue_submission` asks for. Raises UserError if they cannot be made."""
+    if not config.glue_submission:
+        return None
+    predictors = {
+        name: learned.predictor(OneTask(model, name), collators[name], config.valid_batch_size, run)
+        for name, learned in tasks.items()
+    }
+    return open_submission(Path(config.glue_submission), tasks, predictors)
+
+
 def write_run_folder(run: Run, start: Start, tasks: dict[str, LearnedTask], batches: MixedBatches) -> None:
     """Make the run folder self-contained: config.json with labels and columns of tasks, and the tokenizer."""
     open_folder(
@@ -189,12 +193,18 @@ def write_run_folder(run: Run, start: Start, tasks: dict[str, LearnedTask], batc
 # ------------------------------------------------------------------------------------------------ the batches
 
 
-def training_stream(number: int, name: str, learned: LearnedTask, collate: Collator, seed: int) -> TaskStream:
-    """The training examples of a task, in an order of their own."""
-    train, n_chosen = learned.task.train, learned.arguments.train_subset_size
-    subset, kind = choose_subset(train.labels, n_chosen or len(train), seed), learned.task.kind
-    inputs = learned.model_inputs("train", collate)
-    return TaskStream(name, inputs, inputs.indices_of(subset), collate, (seed, number), kind.has_entropy)
+def training_streams(
+    config: MultitaskConfig, tasks: dict[str, LearnedTask], collators: dict[str, Collator]
+) -> list[TaskStream]:
+    """The training examples of the tasks, each in an order of its own."""
+    streams = []
+    for number, (name, learned) in enumerate(tasks.items()):
+        train, n_chosen = learned.task.train, learned.arguments.train_subset_size
+        subset = choose_subset(train.labels, n_chosen or len(train), config.seed)
+        inputs, seed = learned.model_inputs("train", collators[name]), (config.seed, number)
+        indices, has_entropy = inputs.indices_of(subset), learned.task.kind.has_entropy
+        streams.append(TaskStream(name, inputs, indices, collators[name], seed, has_entropy))
+    return streams
 
 
 def training_batches(
@@ -251,6 +261,23 @@ def multitask_objective(names: Iterable[str]) -> Objective:
         return {name: torch.tensor(max(float(n), 1e-9) * batch.n_tasks) for name, n in n_labels.items()}
 
     return Objective(losses, counts, dict.fromkeys(names, 1.0))
+
+
+def create_evaluation(
+    config: MultitaskConfig,
+    tasks: dict[str, LearnedTask],
+    collators: dict[str, Collator],
+    model: MultitaskTransformer,
+    run: Run,
+) -> Callable[[str, Examples], dict[str, float]]:
+    """A function that computes loss and metrics of a task on a split, all processes together."""
+
+    def measure(name: str, examples: Examples) -> dict[str, float]:
+        kind, head = tasks[name].task.kind, model.head(name)
+        arguments = (examples, collators[name], config.valid_batch_size, run)
+        return evaluate(OneTask(model, name), head.loss, kind, *arguments)
+
+    return measure
 
 
 def summarize(metrics: dict[str, dict[str, float]], tasks: dict[str, LearnedTask]) -> dict[str, float]:

@@ -326,9 +326,7 @@ def test_a_name_that_would_hide_part_of_a_module_is_one_sentence(path):
         task_name(path)
 
 
-@pytest.mark.parametrize(
-    ("path", "name"), [("a/trec.json", "trec"), ("b/v1.2/", "v1_2"), ("hub:a/b@refs/x", "b")]
-)
+@pytest.mark.parametrize(("path", "name"), [("a/t.json", "t"), ("b/v1.2/", "v1_2"), ("hub:a/b@c/d", "b")])
 def test_a_task_is_called_like_its_file_or_folder(path, name):
     assert task_name(path) == name
     assert make_model(PARTS, {name: HEADS["topic"]}).head(name).out_features == 4
