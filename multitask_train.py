@@ -32,7 +32,7 @@ from config.flags import replace
 from experiments.notify import notified
 from experiments.sampling_plot import draw_sampling
 from multitask_model import MultitaskTransformer, OneTask, TaskHead, join_batches, split_by_task
-from tasks.examples import Collator, Examples, choose_subset, count_labels
+from tasks.examples import Examples, choose_subset, count_labels
 from tasks.glue import Submission, open_submission
 from tasks.inference import evaluate, test_metrics
 from tasks.mixing import MixedBatch, MixedBatches
@@ -71,10 +71,9 @@ def train_multitask(config: MultitaskConfig) -> dict:
     n_parameters, n_trained = count_parameters(model)
 
     # A step is a function of the seed, its number, and of what the model says that it is unsure of.
-    collators = {name: build_collator(learned, model) for name, learned in tasks.items()}
-    batches = training_batches(config, training_streams(config, tasks, collators), model, run)
-    valid = {name: learned.model_inputs("valid", collators[name]) for name, learned in tasks.items()}
-    submission = open_glue_submission(config, tasks, collators, model, run)
+    batches = training_batches(config, training_streams(config, tasks), model, run)
+    valid = {name: learned.model_inputs("valid") for name, learned in tasks.items()}
+    submission = open_glue_submission(config, tasks, model, run)
 
     # All input has been read. Only now is the folder written, so that a mistake overwrites nothing.
     write_run_folder(run, start, tasks, batches)
@@ -82,7 +81,7 @@ def train_multitask(config: MultitaskConfig) -> dict:
     show(f"{n_trained:,} of {n_parameters:,} parameters train ({n_trained / n_parameters:.2%}) · {sizes}")
 
     # What is best is decided by the validation splits alone.
-    measure = create_evaluation(config, tasks, collators, model, run)
+    measure = create_evaluation(config, tasks, model, run)
 
     def validate() -> dict[str, float]:
         metrics = {name: measure(name, examples) for name, examples in valid.items()}
@@ -94,9 +93,8 @@ def train_multitask(config: MultitaskConfig) -> dict:
     # The best weights count, not the last ones: in the test metrics as in the run folder.
     restore_best(model, run)
     metrics = best_metrics(best.best, tasks)
-    if config.eval_test:
-        for name, learned in tasks.items():
-            metrics["tasks"][name] |= test_metrics(learned.task, collators[name], partial(measure, name))
+    for name, learned in tasks.items() if config.eval_test else ():
+        metrics["tasks"][name] |= test_metrics(learned.task, learned.collate, partial(measure, name))
     if submission:
         submission.write(run)
     if run.is_main:
@@ -134,14 +132,23 @@ def open_model_and_tasks(config: MultitaskConfig) -> tuple[Start, dict[str, Lear
         check_new_task(folder, task_name(config.add_task, "--add_task"))
         tasks = open_tasks(config, "--add_task", config.add_task, folder)
         ((name, head),) = heads_of(tasks).items()
-        start = add_task(folder, name, head)
-        return dataclasses.replace(start, tasks=start.tasks | describe(tasks)), tasks
+        return prepared(add_task(folder, name, head), tasks), tasks
     checkpoint = open_start(config.model_checkpoint)[1]
     tasks = open_tasks(config, "--tasks", str(config.tasks), choose_tokenizer(config, checkpoint))
     inputs = [learned.arguments for learned in tasks.values()]
     vocab_size = len(next(iter(tasks.values())).task.tokenizer)
     start = build_multitask(config, heads_of(tasks), inputs, vocab_size, checkpoint)
-    return dataclasses.replace(start, tasks=describe(tasks)), tasks
+    return prepared(start, tasks), tasks
+
+
+def prepared(start: Start, tasks: dict[str, LearnedTask]) -> Start:
+    """Let the tasks make batches for the model, and config.json describe them after those learned before."""
+    model = start.model
+    for learned in tasks.values():
+        learned.prepare_for(
+            model.config, min(max_length(learned.arguments, model.config), model.shape.max_length)
+        )
+    return dataclasses.replace(start, tasks=start.tasks | describe(tasks))
 
 
 def heads_of(tasks: dict[str, LearnedTask]) -> dict[str, TaskHead]:
@@ -150,25 +157,14 @@ def heads_of(tasks: dict[str, LearnedTask]) -> dict[str, TaskHead]:
     return {name: TaskHead(kind.model_class, kind.num_outputs) for name, kind in kinds.items()}
 
 
-def build_collator(learned: LearnedTask, model: MultitaskTransformer) -> Collator:
-    """What makes batches of a task: inputs as long as the task and the model allow."""
-    arguments, task = learned.arguments, learned.task
-    length = min(max_length(arguments, model.config), model.shape.max_length)
-    return task.kind.collator_class.for_model(model.config, task.tokenizer, length, arguments.truncation)
-
-
 def open_glue_submission(
-    config: MultitaskConfig,
-    tasks: dict[str, LearnedTask],
-    collators: dict[str, Collator],
-    model: MultitaskTransformer,
-    run: Run,
+    config: MultitaskConfig, tasks: dict[str, LearnedTask], model: MultitaskTransformer, run: Run
 ) -> Submission | None:
     """The files that `--glue_submission` asks for. Raises UserError if they cannot be made."""
     if not config.glue_submission:
         return None
     predictors = {
-        name: learned.predictor(OneTask(model, name), collators[name], config.valid_batch_size, run)
+        name: learned.predictor(OneTask(model, name), config.valid_batch_size, run)
         for name, learned in tasks.items()
     }
     return open_submission(Path(config.glue_submission), tasks, predictors)
@@ -193,17 +189,15 @@ def write_run_folder(run: Run, start: Start, tasks: dict[str, LearnedTask], batc
 # ------------------------------------------------------------------------------------------------ the batches
 
 
-def training_streams(
-    config: MultitaskConfig, tasks: dict[str, LearnedTask], collators: dict[str, Collator]
-) -> list[TaskStream]:
+def training_streams(config: MultitaskConfig, tasks: dict[str, LearnedTask]) -> list[TaskStream]:
     """The training examples of the tasks, each in an order of its own."""
     streams = []
     for number, (name, learned) in enumerate(tasks.items()):
         train, n_chosen = learned.task.train, learned.arguments.train_subset_size
         subset = choose_subset(train.labels, n_chosen or len(train), config.seed)
-        inputs, seed = learned.model_inputs("train", collators[name]), (config.seed, number)
+        inputs, seed = learned.model_inputs("train"), (config.seed, number)
         indices, has_entropy = inputs.indices_of(subset), learned.task.kind.has_entropy
-        streams.append(TaskStream(name, inputs, indices, collators[name], seed, has_entropy))
+        streams.append(TaskStream(name, inputs, indices, learned.collate, seed, has_entropy))
     return streams
 
 
@@ -264,18 +258,14 @@ def multitask_objective(names: Iterable[str]) -> Objective:
 
 
 def create_evaluation(
-    config: MultitaskConfig,
-    tasks: dict[str, LearnedTask],
-    collators: dict[str, Collator],
-    model: MultitaskTransformer,
-    run: Run,
+    config: MultitaskConfig, tasks: dict[str, LearnedTask], model: MultitaskTransformer, run: Run
 ) -> Callable[[str, Examples], dict[str, float]]:
     """A function that computes loss and metrics of a task on a split, all processes together."""
 
     def measure(name: str, examples: Examples) -> dict[str, float]:
-        kind, head = tasks[name].task.kind, model.head(name)
-        arguments = (examples, collators[name], config.valid_batch_size, run)
-        return evaluate(OneTask(model, name), head.loss, kind, *arguments)
+        learned, loss = tasks[name], model.head(name).loss
+        arguments = (examples, learned.collate, config.valid_batch_size, run)
+        return evaluate(OneTask(model, name), loss, learned.task.kind, *arguments)
 
     return measure
 

@@ -4,8 +4,8 @@
     python benchmarks/multitask_study.py minilm --table
 
 DATA has a folder for each task that does not install with pip: train, valid and test.jsonl with text,
-text_pair and label, as published. Each cell is a run folder under runs/multitask_study/: what is finished is
-not trained again, what was interrupted is resumed. The table shows what is there.
+text_pair and label, as published. Each cell is a run folder under runs/multitask_study/, which is resumed if
+it was interrupted, and becomes a row of docs/multitask_study.jsonl; a cell that has one is not trained again.
 
 2,000 examples of each task are trained on, the same for all seeds. 500 others choose the best evaluation, and
 up to 1,000 others are measured, of the official test split where there is one.
@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from checkpoints.files import CONFIG, METRICS, read_metrics, write_json
+from checkpoints.files import CONFIG, METRICS, as_json, read_evaluations, read_metrics, write_json
 from config.finetuning import FinetuningConfig
 from config.multitask import MultitaskConfig
 from config.presets import arguments_of_run
@@ -32,6 +32,8 @@ from finetuning_train import finetune
 from multitask_train import train_multitask
 
 FOLDER = Path("runs/multitask_study")
+ROWS = Path("docs/multitask_study.jsonl")
+COSTS = ("n_parameters", "n_steps", "seconds")
 N_ROWS = {"train": 2000, "valid": 500, "test": 1000}
 # The kind, the metric and the longest input of each task.
 TASKS = {
@@ -107,96 +109,109 @@ def sample_rows(name: str, data: Path) -> dict[str, list[dict]]:
 
 
 def train_cell(model: str, cell: str, seed: int, base: str) -> None:
-    """Train what is not finished of a cell."""
+    """Train a cell, unless it has a row."""
+    if any((row["model"], row["cell"], row["seed"]) == (model, cell, seed) for row in read_rows_of_study()):
+        return
     flags = {"seed": seed, "model_checkpoint": base, "dataset_cache": str(FOLDER / "cache")} | MODELS[model]
     n_steps = STEPS_PER_EPOCH * flags["n_epochs"]
-    if cell != "single":
+    folder = FOLDER / model / cell.replace(" ", "_") / str(seed)
+    if cell == "single":
+        loop = {"n_warmup": n_steps // len(TASKS) // 10, "eval_every": STEPS_PER_EPOCH // 2 // len(TASKS)}
+        row = train_single_tasks(folder, flags | loop)
+    else:
         files = ",".join(str(FOLDER / "tasks" / f"{task}.json") for task in TASKS)
         loop = {"n_warmup": n_steps // 10, "eval_every": STEPS_PER_EPOCH // 2, "tasks": files}
-        train(train_multitask, MultitaskConfig, run_folder(model, cell, seed), flags | loop | CELLS[cell])
-        return
-    loop = {"n_warmup": n_steps // len(TASKS) // 10, "eval_every": STEPS_PER_EPOCH // 2 // len(TASKS)}
-    for task in TASKS:
-        dataset = {"dataset_path": str(FOLDER / "tasks" / f"{task}.json")}
-        train(finetune, FinetuningConfig, run_folder(model, cell, seed) / task, flags | loop | dataset)
+        row = train_all_tasks(folder, flags | loop | CELLS[cell])
+    with open(ROWS, "a", encoding="utf-8") as file:
+        file.write(as_json({"model": model, "cell": cell, "seed": seed} | row) + "\n")
 
 
-def run_folder(model: str, cell: str, seed: int) -> Path:
-    return FOLDER / model / cell.replace(" ", "_") / str(seed)
+def train_single_tasks(folder: Path, flags: dict) -> dict:
+    """A model for each task: their test scores, and their parameters, steps and seconds together."""
+    metrics = {
+        task: train(
+            finetune, FinetuningConfig, folder / task, flags | {"dataset_path": f"{FOLDER}/tasks/{task}.json"}
+        )
+        for task in TASKS
+    }
+    curves = {task: read_evaluations(folder / task) for task in TASKS}
+    averages = [
+        statistics.mean(row[TASKS[task][1]] for task, row in zip(TASKS, rows, strict=True))
+        for rows in zip(*curves.values(), strict=True)
+    ]
+    total = {key: sum(run[key] for run in metrics.values()) for key in COSTS}
+    steps = [row["step"] * len(TASKS) for row in curves["trec"]]
+    scores = {task: run[f"test_{TASKS[task][1]}"] for task, run in metrics.items()}
+    return total | {"scores": scores, "curve": list(zip(steps, averages, strict=True))}
 
 
-def train(function: Callable, config_class: type, folder: Path, flags: dict) -> None:
-    """Train in a run folder, unless it is finished; resume it if it was interrupted."""
-    if (folder / METRICS).is_file():
-        return
-    if (folder / CONFIG).is_file():
+def train_all_tasks(folder: Path, flags: dict) -> dict:
+    """One model for all tasks: its test scores, parameters, steps, seconds, and validation averages."""
+    metrics = train(train_multitask, MultitaskConfig, folder, flags)
+    scores = {task: own[f"test_{TASKS[task][1]}"] for task, own in metrics["tasks"].items()}
+    curve = [(row["step"], row["average"]) for row in read_evaluations(folder)]
+    return {key: metrics[key] for key in COSTS} | {"scores": scores, "curve": curve}
+
+
+def train(function: Callable, config_class: type, folder: Path, flags: dict) -> dict:
+    """The metrics of a training that is finished, resumed if it was interrupted, or made now."""
+    if (folder / CONFIG).is_file() and not (folder / METRICS).is_file():
         flags = arguments_of_run(config_class, str(folder)) | {"resume": str(folder)}
-    function(config_class(**flags | {"output_dir": str(folder)}))
-    for weights in (folder / "checkpoints").glob("*.pt"):
-        weights.unlink()  # 3 times the weights, which nobody needs any more
+    metrics = read_metrics(folder) or function(config_class(**flags | {"output_dir": str(folder)}))
+    for checkpoint in (folder / "checkpoints").glob("*.pt"):
+        checkpoint.unlink()  # three times the weights, which nobody needs any more
+    return metrics
+
+
+def read_rows_of_study() -> list[dict]:
+    """What was measured, a row for each cell."""
+    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.is_file() else []
 
 
 # -------------------------------------------------------------------------------------------------- the table
 
 
-def read_cell(model: str, cell: str, seed: int) -> dict | None:
-    """Test scores by task, parameters, steps and seconds of a finished cell; None for others."""
-    folder = run_folder(model, cell, seed)
-    if cell == "single":
-        runs = {task: metrics for task in TASKS if (metrics := read_metrics(folder / task))}
-        if len(runs) < len(TASKS):
-            return None
-        total = {
-            key: sum(run[key] for run in runs.values()) for key in ("n_parameters", "n_steps", "seconds")
-        }
-        return total | {"scores": {task: run[f"test_{TASKS[task][1]}"] for task, run in runs.items()}}
-    metrics = read_metrics(folder)
-    if metrics is None:
-        return None
-    scores = {task: own[f"test_{TASKS[task][1]}"] for task, own in metrics["tasks"].items()}
-    return {key: metrics[key] for key in ("n_parameters", "n_steps", "seconds")} | {"scores": scores}
-
-
-def print_table(model: str, seeds: list[int]) -> None:
-    """Average score, its deviation over the seeds, and what it costs."""
-    results = {
-        cell: {seed: found for seed in seeds if (found := read_cell(model, cell, seed))} for cell in CELLS
-    }
-    single = mean_scores(results["single"])
-    one_model = next(iter(results["single"].values()))["n_parameters"] / len(TASKS)
-    print(
-        "| | average | worst task against single | parameters | examples | seconds | "
-        + " | ".join(TASKS)
-        + " |"
-    )
-    print("|---" * (6 + len(TASKS)) + "|")
-    for cell, by_seed in results.items():
-        if by_seed:
-            print(table_row(cell, by_seed, single, one_model))
-
-
-def table_row(cell: str, by_seed: dict[int, dict], single: dict[str, float], one_model: float) -> str:
-    averages = [statistics.mean(found["scores"].values()) for found in by_seed.values()]
-    scores = mean_scores(by_seed)
-    worst = min(TASKS, key=lambda task: scores[task] - single[task])
-    deviation = f" ± {statistics.stdev(averages):.4f}" if len(averages) > 1 else ""
-    first = next(iter(by_seed.values()))
-    cost = [
-        f"{first['n_parameters'] / one_model:.2f}",
-        f"{first['n_steps'] * SHARED['train_batch_size']:,}",
-        f"{statistics.mean(found['seconds'] for found in by_seed.values()):.0f}",
-    ]
+def print_table(model: str) -> None:
+    """For each cell the average score and its deviation over the seeds, and what it costs."""
+    rows = [row for row in read_rows_of_study() if row["model"] == model]
+    by_cell = {cell: found for cell in CELLS if (found := [row for row in rows if row["cell"] == cell])}
+    single = mean_scores(by_cell["single"])
+    one_model = by_cell["single"][0]["n_parameters"] / len(TASKS)
     columns = [
+        "",
+        "seeds",
+        "average",
+        "worst task against single",
+        "parameters",
+        "examples",
+        "seconds",
+        *TASKS,
+    ]
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    for cell, found in by_cell.items():
+        print("| " + " | ".join(table_row(cell, found, single, one_model)) + " |")
+
+
+def table_row(cell: str, rows: list[dict], single: dict[str, float], one_model: float) -> list[str]:
+    averages = [statistics.mean(row["scores"].values()) for row in rows]
+    deviation = f" ± {statistics.stdev(averages):.4f}" if len(averages) > 1 else ""
+    scores = mean_scores(rows)
+    worst = min(TASKS, key=lambda task: scores[task] - single[task])
+    return [
         cell,
+        str(len(rows)),
         f"{statistics.mean(averages):.4f}{deviation}",
         f"{worst} {scores[worst] - single[worst]:+.3f}",
+        f"{rows[0]['n_parameters'] / one_model:.2f}",
+        f"{rows[0]['n_steps'] * SHARED['train_batch_size']:,}",
+        f"{statistics.mean(row['seconds'] for row in rows):.0f}",
+        *(f"{scores[task]:.3f}" for task in TASKS),
     ]
-    return "| " + " | ".join(columns + cost + [f"{scores[task]:.3f}" for task in TASKS]) + " |"
 
 
-def mean_scores(by_seed: dict[int, dict]) -> dict[str, float]:
+def mean_scores(rows: list[dict]) -> dict[str, float]:
     """The mean over the seeds of each task's score."""
-    return {task: statistics.mean(found["scores"][task] for found in by_seed.values()) for task in TASKS}
+    return {task: statistics.mean(row["scores"][task] for row in rows) for task in TASKS}
 
 
 def main() -> None:
@@ -217,7 +232,7 @@ def main() -> None:
         for seed in seeds:
             for cell in fnmatch.filter(CELLS, arguments.cells):
                 train_cell(arguments.model, cell, seed, arguments.model_checkpoint)
-    print_table(arguments.model, seeds)
+    print_table(arguments.model)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
@@ -13,7 +13,7 @@ from checkpoints.files import read_run_config
 from config.errors import UserError
 from config.finetuning import InputArguments, TaskArguments, with_task
 from config.multitask import MultitaskConfig
-from tasks.examples import Collator, Examples
+from tasks.examples import Collator, Examples, ModelShape
 from tasks.prediction import RowPredictor
 from tasks.task import Task, open_task
 from utils import Run, broadcast_from_main
@@ -26,17 +26,23 @@ class LearnedTask:
     arguments: TaskArguments
     task: Task
     flag: str = "--tasks"  # what names it
+    collate: Collator = field(init=False)  # for the model that learns it, set by `prepare_for`
 
     @property
     def metric(self) -> str:
         """What counts in the average of all tasks."""
         return self.task.kind.best_metric(self.arguments.patience_metric)
 
-    def model_inputs(self, split: str, collate: Collator) -> Examples:
+    def prepare_for(self, shape: ModelShape, longest: int) -> None:
+        """Make batches for a model of that shape, of inputs of at most `longest` tokens."""
+        collator_class, truncation = self.task.kind.collator_class, self.arguments.truncation
+        self.collate = collator_class.for_model(shape, self.task.tokenizer, longest, truncation)
+
+    def model_inputs(self, split: str) -> Examples:
         """What the model reads of a split. Raises UserError if there is none."""
         with errors_of_task(self.flag, self.arguments.dataset_path):
             examples = self.task.train if split == "train" else self.task.examples(split)
-            return self.task.kind.model_inputs(examples, collate)
+            return self.task.kind.model_inputs(examples, self.collate)
 
     def describe(self) -> dict:
         """What config.json says of the task, for predictions and for those who resume the run."""
@@ -50,10 +56,10 @@ class LearnedTask:
             "arguments": dataclasses.asdict(self.arguments),
         }
 
-    def predictor(self, model: nn.Module, collate: Collator, batch_size: int, run: Run) -> RowPredictor:
+    def predictor(self, model: nn.Module, batch_size: int, run: Run) -> RowPredictor:
         """What labels texts, as the model is when it is asked."""
         task = self.task
-        return RowPredictor(model, task.kind, collate, task.is_pair, run.to_device, batch_size)
+        return RowPredictor(model, task.kind, self.collate, task.is_pair, run.to_device, batch_size)
 
 
 def describe(tasks: dict[str, LearnedTask]) -> dict[str, dict]:
@@ -95,7 +101,7 @@ def open_tasks(config: MultitaskConfig, flag: str, names: str, tokenizer: str) -
         if name in tasks:
             raise UserError(f"{flag} names two tasks {name}; leave one out, or rename its folder or file")
         arguments = TaskArguments(dataset_path=dataset_path, **shared)
-        arguments.explicit_flags = config.explicit_flags
+        arguments.explicit_flags = config.explicit_flags & shared.keys()
         with errors_of_task(flag, dataset_path):
             arguments = with_task(arguments)
             tasks[name] = LearnedTask(arguments, open_task(arguments, tokenizer), flag)
