@@ -206,10 +206,7 @@ def training_batches(
 ) -> MixedBatches:
     """This process's batches. Raises UserError if a resumed run had others."""
     n_rows = rows_per_process(config, run) * run.world_size
-    n_draws = config.gradient_accumulation_steps * run.world_size
-    if run.is_resumed:  # by more or fewer processes, perhaps
-        n_draws = broadcast_from_main(lambda: read_run_config(run.folder, "--resume"))["draws_per_step"]
-    sampler = build_sampler(config, streams, n_rows, n_draws)
+    sampler = build_sampler(config, streams, n_rows, draws_per_step(config, n_rows, run))
     n_tokens = micro_batch_tokens(config.part_tokens, run)
     entropies_of = partial(predictive_entropies, model, run)
     batches = MixedBatches(
@@ -217,6 +214,17 @@ def training_batches(
     )
     check_resumable(config, run, len(batches))
     return batches
+
+
+def draws_per_step(config: MultitaskConfig, n_rows: int, run: Run) -> int:
+    """How often a task is drawn for the rows of an optimizer step; in a resumed run, as often as before."""
+    if run.is_resumed:
+        return broadcast_from_main(lambda: read_run_config(run.folder, "--resume"))["draws_per_step"]
+    n_draws, n_left = divmod(n_rows, config.rows_per_draw or config.train_batch_size)
+    if n_left:
+        flag = f"--rows_per_draw {config.rows_per_draw}"
+        raise UserError(f"{flag} does not divide the {n_rows} rows of an optimizer step; take a divisor")
+    return n_draws
 
 
 @torch.inference_mode()

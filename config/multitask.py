@@ -39,6 +39,12 @@ class MultitaskConfig(FinetuningArguments):
         ),
     )
     sampling_temperature: float = flag(2.0, "of --sampling temperature", least=0.01)
+    rows_per_draw: int | None = flag(
+        None,
+        "rows of an optimizer step that a drawn task gives; 1: a task is drawn for each row (default: "
+        "train_batch_size)",
+        least=1,
+    )
     uncertainty_candidates: int | None = flag(
         None,
         "examples of each task among which --sampling uncertainty chooses (default: the rows of an "
