@@ -126,6 +126,12 @@ class MultitaskTransformer(LanguageModel):
         matrices = super().hidden_matrices()
         return {name: 2 if name.endswith(".film.weight") else n for name, n in matrices.items()}
 
+    def conditioning_parameters(self) -> list[str]:
+        """The names of what makes z, γ and β."""
+        films = (f"transformer.{name}" for name, _ in self.transformer.named_parameters() if ".film." in name)
+        embeddings = (name for name, _ in self.named_parameters() if name.startswith("task_embeddings."))
+        return [*films, *embeddings]
+
 
 class OneTask(nn.Module):
     """A multi-task model with the interface of a fine-tuned one: it scores batches of one of its tasks."""

@@ -48,6 +48,8 @@ from utils import Batch, Run, broadcast_from_main, finish_run, open_folder, show
 SAMPLING_PLOT = "sampling.png"  # in the run folder
 KEPT_BY_ADD_TASK = {"conditioning", "freeze_layers", "tuning", "adapters_dim", "pooling", "tokenizer"}
 
+PAPER_LR = 2e-5  # of all parameters, in CA-MTL
+
 
 @notified
 def train_multitask(config: MultitaskConfig) -> dict:
@@ -66,7 +68,7 @@ def train_multitask(config: MultitaskConfig) -> dict:
         check_same_shape(run.folder, start.model.shape)
     model = start.model
     model.transformer.gradient_checkpointing = config.gradient_checkpointing
-    optimizers = build_optimizers(model.to(run.device), config)
+    optimizers = build_optimizers(model.to(run.device), config, learning_rate_scales(model, config))
     best = best_weights(config, tasks, start, run)
     n_parameters, n_trained = count_parameters(model)
 
@@ -139,6 +141,21 @@ def open_model_and_tasks(config: MultitaskConfig) -> tuple[Start, dict[str, Lear
     vocab_size = len(next(iter(tasks.values())).task.tokenizer)
     start = build_multitask(config, heads_of(tasks), inputs, vocab_size, checkpoint)
     return prepared(start, tasks), tasks
+
+
+def learning_rate_scales(model: MultitaskTransformer, config: MultitaskConfig) -> dict[str, float]:
+    """For what makes γ and β: `--conditioning_lr`, relative to `lr`.
+
+    Adam moves a shift β(z) by about lr * |z|₁ in a step, and |z|₁ is embed_dim / 2 at first. At the rates of
+    small models, 1e-3 say, that is more than their embeddings are large, and what was pretrained is lost
+    (docs/multitask.md).
+    """
+    lr = config.conditioning_lr
+    if lr is None:
+        lr = (
+            config.lr if config.add_task else min(config.lr, PAPER_LR)
+        )  # one more task moves its vector alone
+    return dict.fromkeys(model.conditioning_parameters(), lr / config.lr if config.lr else 1.0)
 
 
 def prepared(start: Start, tasks: dict[str, LearnedTask]) -> Start:

@@ -20,6 +20,12 @@ class MultitaskConfig(FinetuningArguments):
         "what the task conditions, with commas between: the embeddings, attention scores, the LayerNorms of "
         "the upper layers, a bottleneck after the last one; none: plain multi-task learning",
     )
+    conditioning_lr: float | None = flag(
+        None,
+        "peak learning rate of what makes the scales and shifts of a task (default: 2e-5 as in the paper, or "
+        "lr, if that is lower)",
+        least=0,
+    )
     freeze_layers: str | None = flag(
         None, "layers whose own weights stay as they are, counted from 0: 0-4 or 0,2,5-7 (default: none)"
     )

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -86,8 +86,11 @@ class Muon(torch.optim.Optimizer):
         return (x.mT if is_tall else x).to(matrices.dtype)
 
 
-def build_optimizers(model: TrainableModel, config: OptimizationArguments) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: TrainableModel, config: OptimizationArguments, scales: Mapping[str, float] | None = None
+) -> list[torch.optim.Optimizer]:
     """AdamW, with weight decay on matrices only; with `--optimizer muon`, Muon for the hidden matrices.
+    `scales` are factors of the learning rates of some parameters, which AdamW then trains.
 
     With `layer_lr_decay` below 1, layers farther from the output get smaller learning rates: discriminative
     fine-tuning (ULMFiT: Howard & Ruder 2018, section 3.2).
@@ -95,13 +98,16 @@ def build_optimizers(model: TrainableModel, config: OptimizationArguments) -> li
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     depths, n_blocks = model.parameter_depths(), model.hidden_matrices()
     # Lists, not sets: a checkpoint knows parameters by their order.
-    for_muon = [name for name in trained if name in n_blocks and config.optimizer == "muon"]
+    scales = scales or {}
+    are_hidden = n_blocks.keys() - scales.keys() if config.optimizer == "muon" else set()
+    for_muon = [name for name in trained if name in are_hidden]
     for_adamw = [name for name in trained if name not in for_muon]
 
     def groups(names: list[str], lr: float, options: Callable[[str], dict]) -> list[dict]:
         by_options: dict[tuple, list[Tensor]] = defaultdict(list)
         for name in sorted(names, key=lambda name: depths[name]):
-            group_options = {"lr": lr * config.layer_lr_decay ** depths[name]} | options(name)
+            scale = scales.get(name, 1.0) * config.layer_lr_decay ** depths[name]
+            group_options = {"lr": lr * scale} | options(name)
             by_options[tuple(group_options.items())].append(trained[name])
         return [{"params": parameters} | dict(values) for values, parameters in by_options.items()]
 

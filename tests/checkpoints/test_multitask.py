@@ -17,6 +17,7 @@ from config.multitask import MultitaskConfig
 from layers.adapters import Tuning
 from layers.conditional import PARTS
 from multitask_model import MultitaskShape, MultitaskTransformer, OneTask, TaskHead, join_batches
+from multitask_train import learning_rate_scales
 from pretraining_model import TransformerWithLMHead
 from training.optimizers import build_optimizers
 
@@ -293,3 +294,27 @@ def test_muon_knows_which_matrices_are_stacked():
     for name in (name for name in matrices if name.endswith(("norm.film.weight", "query_key_value.weight"))):
         assert model.get_parameter(name).size(0) == matrices[name] * width  # γ, β; or queries, keys, values
     assert {2, 3} <= set(matrices.values())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"lr": 1e-3}, 2e-5),
+        ({"lr": 1e-5}, 1e-5),
+        ({"lr": 1e-3, "conditioning_lr": 1e-4}, 1e-4),
+        ({"lr": 1e-3, "add_task": "film"}, 1e-3),
+    ],
+)
+def test_what_makes_scales_and_shifts_has_a_learning_rate_of_its_own(flags, expected, optimizer):
+    model = make_model(PARTS, {"film": HEADS["topic"]})  # a name that is part of those parameters' names
+    config = MultitaskConfig(optimizer=optimizer, **flags)
+    optimizers = build_optimizers(model, config, learning_rate_scales(model, config))
+    groups = [group for one in optimizers for group in one.param_groups]
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        is_scaled = name.startswith(("task_embeddings.", "transformer.")) and (
+            "film" in name or "task_embeddings" in name
+        )
+        usual = config.muon_lr if optimizer == "muon" and name in model.hidden_matrices() else config.lr
+        assert rates[id(parameter)] == pytest.approx(expected if is_scaled else usual), name
