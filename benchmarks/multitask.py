@@ -32,15 +32,12 @@ NAMES = [f"task{number}" for number in range(8)]
 N_EXAMPLES, BATCH_SIZE, ROUNDS = 256, 16, 15
 OURS = TransformerConfig(8192, 128, 512, 512, 4, 2, 0.0, 0.0)
 MINILM = TransformerConfig(30522, 384, 1536, 512, 12, 6, 0.0, 0.0, causal=False, pre_norm=False)
-BERT = TransformerConfig(28996, 768, 3072, 512, 12, 12, 0.0, 0.0, causal=False, pre_norm=False)
 # Shape, longest input, share of the shortest text in it.
 CASES = {
     "ours, 2 × 128, up to 64 tokens": (OURS, 64, 0.1),
     "MiniLM, 6 × 384, up to 64 tokens": (MINILM, 64, 0.1),
     "MiniLM, 6 × 384, up to 128 tokens": (MINILM, 128, 0.1),
     "MiniLM, 6 × 384, 128 tokens": (MINILM, 128, 1.0),
-    "BERT, 12 × 768, up to 128 tokens": (BERT, 128, 0.1),
-    "BERT, 12 × 768, 128 tokens": (BERT, 128, 1.0),
 }
 
 
