@@ -104,6 +104,7 @@ ONLY_READ = {
     "python benchmarks/time_to_quality.py": MINUTES,
     "python benchmarks/throughput.py": MINUTES,
     "python benchmarks/finetuning.py": MINUTES,
+    "python benchmarks/multitask.py": MINUTES,
     "python benchmarks/adapters.py": MINUTES,
     "python benchmarks/text.py": MINUTES,
     "python benchmarks/generation.py": MINUTES,
