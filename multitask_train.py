@@ -36,8 +36,16 @@ from tasks.examples import Examples, choose_subset, count_labels
 from tasks.glue import Submission, open_submission
 from tasks.inference import evaluate, test_metrics
 from tasks.mixing import MixedBatch, MixedBatches
-from tasks.multitask import LearnedTask, check_same_tasks, describe, open_tasks, task_name
-from tasks.sampling import STATISTICS, TaskSampler, TaskStream, build_sampler
+from tasks.multitask import (
+    LearnedTask,
+    best_metrics,
+    check_same_tasks,
+    describe,
+    open_tasks,
+    summarize,
+    task_name,
+)
+from tasks.sampling import TaskStream, build_sampler, take_statistics
 from training.evaluation import BestWeights, restore_best
 from training.loop import count_parameters, fit
 from training.optimizers import build_optimizers
@@ -58,14 +66,11 @@ def train_multitask(config: MultitaskConfig) -> dict:
 
     Raises UserError for input that cannot be used.
     """
-    config = with_start(config)
-    run = start_run(config)
+    run = start_run(config := with_start(config))
 
     # The tasks determine the heads. The model is on its device before the optimizers see it.
     start, tasks = open_model_and_tasks(config)
-    if run.is_resumed:
-        check_same_tasks(run, start.tasks)
-        check_same_shape(run.folder, start.model.shape)
+    check_resumed(run, start)
     model = start.model
     model.transformer.gradient_checkpointing = config.gradient_checkpointing
     optimizers = build_optimizers(model.to(run.device), config, learning_rate_scales(model, config))
@@ -89,18 +94,15 @@ def train_multitask(config: MultitaskConfig) -> dict:
         metrics = {name: measure(name, examples) for name, examples in valid.items()}
         return summarize(metrics, tasks) | take_statistics(batches.sampler)
 
-    options = loop_options(config, batches, run)
-    progress = fit(model, optimizers, multitask_objective(tasks), batches, validate, best, run, options)
+    objective, options = multitask_objective(tasks), loop_options(config, batches, run)
+    progress = fit(model, optimizers, objective, batches, validate, best, run, options)
 
     # The best weights count, not the last ones: in the test metrics as in the run folder.
     restore_best(model, run)
     metrics = best_metrics(best.best, tasks)
     for name, learned in tasks.items() if config.eval_test else ():
         metrics["tasks"][name] |= test_metrics(learned.task, learned.collate, partial(measure, name))
-    if submission:
-        submission.write(run)
-    if run.is_main:
-        draw_sampling(read_evaluations(run.folder), list(tasks), run.folder / SAMPLING_PLOT)
+    write_extras(run, tasks, submission)
     metrics |= {"n_steps": progress.n_steps, "examples_per_second": progress.examples_per_second}
     return finish_run(run, metrics | {"n_parameters": n_parameters, "n_trained": n_trained})
 
@@ -166,6 +168,13 @@ def prepared(start: Start, tasks: dict[str, LearnedTask]) -> Start:
             model.config, min(max_length(learned.arguments, model.config), model.shape.max_length)
         )
     return dataclasses.replace(start, tasks=start.tasks | describe(tasks))
+
+
+def check_resumed(run: Run, start: Start) -> None:
+    """Raises UserError if a run to resume had other tasks, or a model of another shape."""
+    if run.is_resumed:
+        check_same_tasks(run, start.tasks)
+        check_same_shape(run.folder, start.model.shape)
 
 
 def heads_of(tasks: dict[str, LearnedTask]) -> dict[str, TaskHead]:
@@ -295,25 +304,6 @@ def create_evaluation(
     return measure
 
 
-def summarize(metrics: dict[str, dict[str, float]], tasks: dict[str, LearnedTask]) -> dict[str, float]:
-    """The `average` of the main metrics of all tasks, these, and all metrics of each, as `task.metric`."""
-    main = {f"{name}.{learned.metric}": metrics[name][learned.metric] for name, learned in tasks.items()}
-    each = {f"{name}.{key}": value for name in tasks for key, value in metrics[name].items()}
-    return {"average": float(np.mean(list(main.values())))} | main | each
-
-
-def take_statistics(sampler: TaskSampler) -> dict[str, float]:
-    """What was sampled since the last evaluation, as `task.share` and maybe `task.entropy`."""
-    statistics = sampler.statistics()
-    sampler.reset_statistics()
-    return {
-        f"{stream.name}.{key}": float(value)
-        for key, values in statistics.items()
-        for stream, value in zip(sampler.streams, values, strict=True)
-        if np.isfinite(value)
-    }
-
-
 def best_weights(
     config: MultitaskConfig, tasks: dict[str, LearnedTask], start: Start, run: Run
 ) -> BestWeights:
@@ -336,17 +326,12 @@ def best_weights(
     return BestWeights(run, weights, config.patience_metric, metric != "loss", config.patience)
 
 
-def best_metrics(best: dict[str, float], tasks: dict[str, LearnedTask]) -> dict:
-    """metrics.json of the best evaluation: `average`, `best_step`, and the `valid_…` metrics of each task."""
-    metrics: dict = {"average": best["average"], "best_step": best["step"], "tasks": {}}
-    for name in tasks:
-        own = {
-            key.removeprefix(f"{name}."): value for key, value in best.items() if key.startswith(f"{name}.")
-        }
-        metrics["tasks"][name] = {
-            f"valid_{key}": value for key, value in own.items() if key not in STATISTICS
-        }
-    return metrics
+def write_extras(run: Run, tasks: dict[str, LearnedTask], submission: Submission | None) -> None:
+    """What a run leaves besides its metrics: the plot of what it sampled, and files for GLUE."""
+    if submission:
+        submission.write(run)
+    if run.is_main:
+        draw_sampling(read_evaluations(run.folder), list(tasks), run.folder / SAMPLING_PLOT)
 
 
 if __name__ == "__main__":

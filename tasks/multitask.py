@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from checkpoints.files import read_run_config
@@ -15,6 +16,7 @@ from config.finetuning import InputArguments, TaskArguments, with_task
 from config.multitask import MultitaskConfig
 from tasks.examples import Collator, Examples, ModelShape
 from tasks.prediction import RowPredictor
+from tasks.sampling import STATISTICS
 from tasks.task import Task, open_task
 from utils import Run, broadcast_from_main
 
@@ -140,3 +142,23 @@ def errors_of_task(flag: str, dataset_path: str) -> Iterator[None]:
             str(error).replace(f"--dataset_path {dataset_path}", where),
         )
         raise UserError(sentence if sentence.startswith("--") else f"{where}: {sentence}") from error
+
+
+def summarize(metrics: dict[str, dict[str, float]], tasks: dict[str, LearnedTask]) -> dict[str, float]:
+    """The `average` of the main metrics of all tasks, these, and all metrics of each, as `task.metric`."""
+    main = {f"{name}.{learned.metric}": metrics[name][learned.metric] for name, learned in tasks.items()}
+    each = {f"{name}.{key}": value for name in tasks for key, value in metrics[name].items()}
+    return {"average": float(np.mean(list(main.values())))} | main | each
+
+
+def best_metrics(best: dict[str, float], tasks: dict[str, LearnedTask]) -> dict:
+    """metrics.json of the best evaluation: `average`, `best_step`, and the `valid_…` metrics of each task."""
+    metrics: dict = {"average": best["average"], "best_step": best["step"], "tasks": {}}
+    for name in tasks:
+        own = {
+            key.removeprefix(f"{name}."): value for key, value in best.items() if key.startswith(f"{name}.")
+        }
+        metrics["tasks"][name] = {
+            f"valid_{key}": value for key, value in own.items() if key not in STATISTICS
+        }
+    return metrics

@@ -135,6 +135,18 @@ class TaskSampler:
         self.n_drawn = np.array(state["n_drawn"])
 
 
+def take_statistics(sampler: TaskSampler) -> dict[str, float]:
+    """What was sampled since the last evaluation, as `task.share` and maybe `task.entropy`."""
+    statistics = sampler.statistics()
+    sampler.reset_statistics()
+    return {
+        f"{stream.name}.{key}": float(value)
+        for key, values in statistics.items()
+        for stream, value in zip(sampler.streams, values, strict=True)
+        if np.isfinite(value)
+    }
+
+
 def task_probabilities(
     sampling: str, sizes: Sequence[int], epoch: int, n_epochs: int, temperature: float
 ) -> np.ndarray:
