@@ -175,6 +175,8 @@ def print_table(model: str) -> None:
     """For each cell the average score and its deviation over the seeds, and what it costs."""
     rows = [row for row in read_rows_of_study() if row["model"] == model]
     by_cell = {cell: found for cell in CELLS if (found := [row for row in rows if row["cell"] == cell])}
+    if "single" not in by_cell:
+        sys.exit("the table compares with the models of single tasks; train them with --cells single")
     single = mean_scores(by_cell["single"])
     one_model = by_cell["single"][0]["n_parameters"] / len(TASKS)
     columns = [

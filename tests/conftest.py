@@ -1,10 +1,12 @@
 """Shared fixtures: real reviews, a small tokenizer, small data and runs, and a Hub on localhost."""
 
+import http.server
 import json
 import os
 import random
 import subprocess
 import sys
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from helpers.hub_mirror import HubMirror
-from helpers.runs import SHAPE, STEPS, WORDS, run
+from helpers.runs import SHAPE, STEPS, TOKEN, WORDS, run
 
 from data.sources import open_source
 from data.wordpiece import train_tokenizer
@@ -169,3 +171,25 @@ def finetuning(task, cache, pretrained) -> list:
     """Flags for fine-tuning that model on the small task."""
     data = ["--dataset_path", task, "--dataset_cache", cache]
     return [*data, "--model_checkpoint", pretrained, *STEPS, "--lr", "3e-3"]
+
+
+@pytest.fixture
+def inbox():
+    """What arrives at an address of apprise's: (address, messages)."""
+    messages = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"json://127.0.0.1:{server.server_port}/{TOKEN}", messages
+        server.shutdown()
+        thread.join()

@@ -1,10 +1,8 @@
 """Multi-task learning as a user runs it: training, prediction, one more task, resuming, two processes."""
 
-import http.server
 import json
 import random
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
@@ -14,14 +12,12 @@ from helpers.runs import (
     NO_DROPOUT,
     STEPS,
     WORDS,
+    assert_resumes_exactly,
     call,
     evaluations,
-    kill_when_there_is,
     launch,
     metrics,
     run,
-    same_weights,
-    spawn,
 )
 from matplotlib.figure import Figure
 
@@ -200,30 +196,20 @@ def sampler_state(folder: Path) -> dict:
     return torch.load(newest, weights_only=True)["batches"]
 
 
-def assert_resumes_exactly(folder: Path, *arguments) -> None:
-    """Kill a run after its first checkpoint, which is in the middle of what was chosen at once."""
-    common = [*arguments, "--n_steps", 60, "--save_every", 10, "--eval_every", 12]
-    uninterrupted, killed = folder / "uninterrupted", folder / "killed"
-    call(SCRIPT, *common, "--output_dir", uninterrupted)
-    kill_when_there_is("checkpoints/checkpoint_*.pt", killed, spawn(SCRIPT, *common, "--output_dir", killed))
-    assert not (killed / "metrics.json").exists()
-    resumed = run(SCRIPT, "--resume", killed)
-    assert "resuming after step" in resumed.stderr and "resuming after step 0" not in resumed.stderr
-    for _ in range(2):
-        assert same_weights(uninterrupted, killed) and evaluations(uninterrupted) == evaluations(killed)
-        assert sampler_state(uninterrupted) == sampler_state(killed)
-        call(SCRIPT, "--resume", killed)  # a finished run stays as it is
-    assert metrics(killed)["tasks"] == metrics(uninterrupted)["tasks"]
+def assert_sampling_resumes_exactly(folder: Path, *arguments) -> None:
+    """The first checkpoint is in the middle of what uncertainty sampling has chosen at once."""
+    steps = ["--n_steps", 60, "--save_every", 10, "--eval_every", 12]
+    assert_resumes_exactly(SCRIPT, folder, *arguments, steps=steps, state=sampler_state)
 
 
 def test_a_killed_run_with_uncertainty_resumes_exactly(multitask, tmp_path):
-    assert_resumes_exactly(tmp_path, *multitask, *UNCERTAINTY)
+    assert_sampling_resumes_exactly(tmp_path, *multitask, *UNCERTAINTY)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["sequential", "annealed"])
 def test_a_killed_run_resumes_exactly(sampling, multitask, tmp_path):
-    assert_resumes_exactly(tmp_path, *multitask, "--sampling", sampling, "--n_epochs", 2)
+    assert_sampling_resumes_exactly(tmp_path, *multitask, "--sampling", sampling, "--n_epochs", 2)
 
 
 def assert_two_processes_equal_one(folder: Path, *arguments) -> None:
@@ -292,23 +278,9 @@ def test_a_tracker_gets_the_metrics_of_every_task(tasks, common, tmp_path, monke
     assert "validation/film.accuracy" in stored.data.metrics
 
 
-def test_the_end_is_told_with_the_average(tasks, common, tmp_path):
-    messages = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"json://127.0.0.1:{server.server_port}"
-        options = ["--n_steps", 1, "--notify", address, "--output_dir", tmp_path / "run"]
-        call(SCRIPT, "--tasks", tasks / "film", *common, *options)
-        server.shutdown()
+def test_the_end_is_told_with_the_average(tasks, common, tmp_path, inbox):
+    address, messages = inbox
+    options = ["--n_steps", 1, "--notify", address, "--output_dir", tmp_path / "run"]
+    call(SCRIPT, "--tasks", tasks / "film", *common, *options)
     assert f"average: {metrics(tmp_path / 'run')['average']:.4g}" in messages[-1]["message"]
     assert [message["type"] for message in messages] == ["info", "success"]

@@ -1,14 +1,11 @@
 """Messages about a run, sent to a server on the loopback device."""
 
-import http.server
-import json
 import logging
 import os
 import signal
-import threading
 
 import pytest
-from helpers.runs import run
+from helpers.runs import TOKEN, run
 
 from checkpoints.files import read_metrics
 from config.command_line import parse_argv
@@ -17,30 +14,6 @@ from config.flags import check_types
 from config.groups import RunArguments
 from experiments.notify import notified
 from finetuning_train import FinetuningConfig, finetune
-
-TOKEN = "s3cret-token"
-
-
-@pytest.fixture
-def inbox():
-    """What arrives at an address of apprise's: (address, messages)."""
-    messages = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"json://127.0.0.1:{server.server_port}/{TOKEN}", messages
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
