@@ -17,6 +17,10 @@ class MixedBatch:
 
     micro_batches: list[Batch]
     n_tasks: int  # among the rows of all processes
+    n_rows: int
+
+    def __len__(self) -> int:
+        return self.n_rows
 
 
 @dataclass
@@ -50,7 +54,7 @@ class MixedBatches:
         rows = self.own_rows(tasks, indices)
         parts = self.split(tasks, indices, rows)
         micro_batches = [self.join(self.collate(tasks[part], indices[part])) for part in parts]
-        return MixedBatch(micro_batches, n_tasks=len(np.unique(tasks)))
+        return MixedBatch(micro_batches, n_tasks=len(np.unique(tasks)), n_rows=len(rows))
 
     def starting_at(self, step: int) -> Iterator[MixedBatch]:
         """The endless stream of batches from an optimizer step on."""

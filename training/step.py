@@ -24,6 +24,9 @@ class MicroBatches(Protocol):
 
     micro_batches: list[Batch]
 
+    def __len__(self) -> int:
+        """Examples, however many sequences the model reads of each."""
+
 
 class Batches(Protocol):
     """The training batches of one process: a pure function of the step, so that resuming is exact."""
@@ -118,7 +121,7 @@ class TrainingStep:
             "loss": functools.reduce(operator.add, losses),
             "grad_norm": self.update(),
             "n_tokens": sum(micro_batch["input_ids"].numel() for micro_batch in micro_batches),
-            "n_examples": sum(len(micro_batch["input_ids"]) for micro_batch in micro_batches),
+            "n_examples": len(batch["input_ids"]) if isinstance(batch, dict) else len(batch),
         }
 
     def split(self, batch: Batch | MicroBatches) -> list[Batch]:

@@ -232,6 +232,7 @@ def test_the_loss_is_the_mean_over_tasks_of_their_mean_losses(tasks, max_rows, m
             checked.add(stream.name)
         assert min(means) > 0
         output = Engine(step).run([batches[number]]).output
+        assert output["n_examples"] == batches.batch_size  # an example may be several sequences
         assert float(output["loss"]) == pytest.approx(np.mean(means), rel=1e-5)
         assert output["grad_norm"].isfinite() and output["grad_norm"] > 0
     assert checked == set(tasks)
