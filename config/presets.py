@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from config.errors import UserError, suggestion
-from config.flags import check_types
+from config.flags import accepted_names, check_types
 
 RUN_CONFIGS = Path(__file__).parents[1] / "run_configs"
 Config = TypeVar("Config")
@@ -32,12 +32,20 @@ def read_presets(config_class: type, names: Iterable[str]) -> dict:
 
 
 def arguments_of_run(config_class: type, folder: str) -> dict:
-    """The arguments that a run was started with. Raises UserError if `folder` is no run folder."""
+    """The arguments that a run was started with. Raises UserError if `folder` is no run folder, or
+    one of another script."""
     file = Path(folder) / "config.json"
     if not file.is_file():
         raise UserError(f"--resume {folder}: no run folder there (it has no config.json)")
-    arguments = check_types(config_class, read_json(file).get("arguments", {}), str(file))
-    return arguments | {"output_dir": folder, "overwrite": False}
+    run = read_json(file)
+    arguments = run.get("arguments", {})
+    if unknown := arguments.keys() - accepted_names(config_class).keys():
+        script = run.get("script", "another script")
+        raise UserError(
+            f"--resume {folder}: {script} made it, with a flag --{min(unknown)} that is not known here; "
+            f"resume it with {script}"
+        )
+    return check_types(config_class, arguments, str(file)) | {"output_dir": folder, "overwrite": False}
 
 
 def find_preset(name: str) -> Path:

@@ -138,6 +138,13 @@ def test_a_mistake_on_the_command_line_names_the_flag(argv, message):
     assert message in str(error.value)
 
 
+def test_a_run_is_resumed_by_its_own_script(tmp_path):
+    run = {"script": "multitask_train.py", "arguments": {"tasks": "trec,rte"}}
+    (tmp_path / "config.json").write_text(json.dumps(run))
+    with pytest.raises(UserError, match="made it, with a flag --tasks .* resume it with multitask_train.py"):
+        parse("--resume", str(tmp_path))
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
