@@ -8,7 +8,8 @@ text_pair and label, as published. Each cell is a run folder under runs/multitas
 it was interrupted, and becomes a row of docs/multitask_study.jsonl; a cell that has one is not trained again.
 
 2,000 examples of each task are trained on, the same for all seeds. 500 others choose the best evaluation, and
-up to 1,000 others are measured, of the official test split where there is one.
+up to 1,000 others are measured, of the official test split where there is one. As all tasks have the same
+number of examples, the samplers proportional, square_root, temperature and annealed draw what uniform draws.
 """
 
 import argparse
@@ -21,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from checkpoints.files import CONFIG, METRICS, as_json, read_evaluations, read_metrics, write_json
 from config.finetuning import FinetuningConfig
@@ -50,24 +53,39 @@ TASKS = {
 }
 FROM_PIP = {"rotten_tomatoes", "imdb"}
 
-# How each model is trained; the same for all of its cells.
-SHARED = {"train_batch_size": 16, "valid_batch_size": 64, "attention_dropout": 0.0, "max_norm": 1.0}
+# How each model is trained; the same for all of its cells, but for what SINGLE changes for single tasks.
+SHARED = {"valid_batch_size": 64, "attention_dropout": 0.0, "max_norm": 1.0, "warmup_ratio": 0.1}
 MODELS: dict[str, dict] = {
-    "minilm": SHARED | {"lr": 1e-4, "n_epochs": 2},
-    "ours": SHARED | {"lr": 1e-3, "n_epochs": 3, "pooling": "cls_mean_max", "dropout": 0.3},
+    "minilm": SHARED | {"lr": 2e-4, "n_epochs": 1, "train_batch_size": 32, "precision": "bf16"},
+    "ours": SHARED
+    | {"lr": 2e-3, "n_epochs": 3, "train_batch_size": 16, "gradient_accumulation_steps": 10}
+    | {"pooling": "cls_mean_max", "dropout": 0.3},
 }
-STEPS_PER_EPOCH = len(TASKS) * N_ROWS["train"] // SHARED["train_batch_size"]  # of all tasks together
-
+SINGLE: dict[str, dict] = {"minilm": {}, "ours": {"lr": 1e-3, "gradient_accumulation_steps": 1}}
+LOWER_HALF = {"minilm": "0-2", "ours": "0"}  # of the layers
+N_EVALUATIONS = {"minilm": 4, "ours": 6}
 PARTS = ("alignment", "attention", "norm", "bottleneck")
-SAMPLINGS = ("sequential", "proportional", "annealed", "square_root", "uniform", "temperature", "uncertainty")
-CELLS: dict[str, dict] = {"single": {}}
-CELLS |= {f"plain {sampling}": {"conditioning": "none", "sampling": sampling} for sampling in SAMPLINGS}
-CELLS |= {f"ca_mtl {sampling}": {"sampling": sampling} for sampling in SAMPLINGS}
-CELLS |= {
-    f"ca_mtl without {part}": {"conditioning": ",".join(other for other in PARTS if other != part)}
-    for part in PARTS
-}
-CELLS |= {"ca_mtl frozen 0-1": {"freeze_layers": "0-1"}, "ca_mtl frozen 0-2": {"freeze_layers": "0-2"}}
+
+
+def cells_of(model: str) -> dict[str, dict]:
+    """The cells of a model, each with its own flags."""
+    n_rows = rows_per_step(MODELS[model])
+    samplings: dict[str, dict] = {
+        "sequential": {},
+        "uniform": {"sampling": "uniform"},
+        "uncertainty": {"sampling": "uncertainty", "uncertainty_candidates": n_rows // 4},
+    }
+    without = {part: ",".join(other for other in PARTS if other != part) for part in PARTS}
+    longer = {"n_epochs": 3 * MODELS[model]["n_epochs"]}
+    cells: dict[str, dict] = {"single": SINGLE[model], "single, three times as long": SINGLE[model] | longer}
+    cells |= {f"plain {name}": flags | {"conditioning": "none"} for name, flags in samplings.items()}
+    cells |= {f"ca_mtl {name}": flags for name, flags in samplings.items()}
+    cells |= {f"ca_mtl without {part}": {"conditioning": parts} for part, parts in without.items()}
+    return cells | {"ca_mtl frozen": {"freeze_layers": LOWER_HALF[model]}}
+
+
+def rows_per_step(flags: dict) -> int:
+    return flags["train_batch_size"] * flags.get("gradient_accumulation_steps", 1)
 
 
 # --------------------------------------------------------------------------------------------------- the data
@@ -112,22 +130,22 @@ def train_cell(model: str, cell: str, seed: int, base: str) -> None:
     """Train a cell, unless it has a row."""
     if any((row["model"], row["cell"], row["seed"]) == (model, cell, seed) for row in read_rows_of_study()):
         return
-    flags = {"seed": seed, "model_checkpoint": base, "dataset_cache": str(FOLDER / "cache")} | MODELS[model]
-    n_steps = STEPS_PER_EPOCH * flags["n_epochs"]
+    flags = {"seed": seed, "model_checkpoint": base, "dataset_cache": str(FOLDER / "cache")}
+    flags |= MODELS[model] | cells_of(model)[cell]
     folder = FOLDER / model / cell.replace(" ", "_") / str(seed)
-    if cell == "single":
-        loop = {"n_warmup": n_steps // len(TASKS) // 10, "eval_every": STEPS_PER_EPOCH // 2 // len(TASKS)}
-        row = train_single_tasks(folder, flags | loop)
-    else:
-        files = ",".join(str(FOLDER / "tasks" / f"{task}.json") for task in TASKS)
-        loop = {"n_warmup": n_steps // 10, "eval_every": STEPS_PER_EPOCH // 2, "tasks": files}
-        row = train_all_tasks(folder, flags | loop | CELLS[cell])
+    is_single = cell.startswith("single")
+    n_tasks, n_rows = 1 if is_single else len(TASKS), rows_per_step(flags)
+    n_batches = -(-N_ROWS["train"] // flags["train_batch_size"]) * flags["n_epochs"] * n_tasks
+    n_steps = n_batches * flags["train_batch_size"] // n_rows
+    flags["eval_every"] = -(-n_steps // N_EVALUATIONS[model])
+    row = train_single_tasks(folder, flags) if is_single else train_all_tasks(folder, flags)
+    row["curve"] = [(step * n_rows * len(TASKS) // n_tasks, average) for step, average in row["curve"]]
     with open(ROWS, "a", encoding="utf-8") as file:
         file.write(as_json({"model": model, "cell": cell, "seed": seed} | row) + "\n")
 
 
 def train_single_tasks(folder: Path, flags: dict) -> dict:
-    """A model for each task: their test scores, and their parameters, steps and seconds together."""
+    """A model for each task: their test scores, parameters, steps, seconds, and mean validation scores."""
     metrics = {
         task: train(
             finetune, FinetuningConfig, folder / task, flags | {"dataset_path": f"{FOLDER}/tasks/{task}.json"}
@@ -140,14 +158,15 @@ def train_single_tasks(folder: Path, flags: dict) -> dict:
         for rows in zip(*curves.values(), strict=True)
     ]
     total = {key: sum(run[key] for run in metrics.values()) for key in COSTS}
-    steps = [row["step"] * len(TASKS) for row in curves["trec"]]
+    steps = [row["step"] for row in curves["trec"]]
     scores = {task: run[f"test_{TASKS[task][1]}"] for task, run in metrics.items()}
     return total | {"scores": scores, "curve": list(zip(steps, averages, strict=True))}
 
 
 def train_all_tasks(folder: Path, flags: dict) -> dict:
     """One model for all tasks: its test scores, parameters, steps, seconds, and validation averages."""
-    metrics = train(train_multitask, MultitaskConfig, folder, flags)
+    files = ",".join(str(FOLDER / "tasks" / f"{task}.json") for task in TASKS)
+    metrics = train(train_multitask, MultitaskConfig, folder, flags | {"tasks": files})
     scores = {task: own[f"test_{TASKS[task][1]}"] for task, own in metrics["tasks"].items()}
     curve = [(row["step"], row["average"]) for row in read_evaluations(folder)]
     return {key: metrics[key] for key in COSTS} | {"scores": scores, "curve": curve}
@@ -174,7 +193,8 @@ def read_rows_of_study() -> list[dict]:
 def print_table(model: str) -> None:
     """For each cell the average score and its deviation over the seeds, and what it costs."""
     rows = [row for row in read_rows_of_study() if row["model"] == model]
-    by_cell = {cell: found for cell in CELLS if (found := [row for row in rows if row["cell"] == cell])}
+    found = {cell: [row for row in rows if row["cell"] == cell] for cell in cells_of(model)}
+    by_cell = {cell: rows for cell, rows in found.items() if rows}
     if "single" not in by_cell:
         sys.exit("the table compares with the models of single tasks; train them with --cells single")
     single = mean_scores(by_cell["single"])
@@ -205,7 +225,7 @@ def table_row(cell: str, rows: list[dict], single: dict[str, float], one_model: 
         f"{statistics.mean(averages):.4f}{deviation}",
         f"{worst} {scores[worst] - single[worst]:+.3f}",
         f"{rows[0]['n_parameters'] / one_model:.2f}",
-        f"{rows[0]['n_steps'] * SHARED['train_batch_size']:,}",
+        f"{rows[0]['curve'][-1][0]:,}",
         f"{statistics.mean(row['seconds'] for row in rows):.0f}",
         *(f"{scores[task]:.3f}" for task in TASKS),
     ]
@@ -214,6 +234,15 @@ def table_row(cell: str, rows: list[dict], single: dict[str, float], one_model: 
 def mean_scores(rows: list[dict]) -> dict[str, float]:
     """The mean over the seeds of each task's score."""
     return {task: statistics.mean(row["scores"][task] for row in rows) for task in TASKS}
+
+
+# Attention on a CPU has no fast backward pass in bfloat16, which is what fused kernels would use.
+@sdpa_kernel(SDPBackend.MATH)
+def train_cells(model: str, cells: list[str], seeds: list[int], base: str) -> None:
+    """Train the cells of all seeds, seed by seed."""
+    for seed in seeds:
+        for cell in cells:
+            train_cell(model, cell, seed, base)
 
 
 def main() -> None:
@@ -231,9 +260,8 @@ def main() -> None:
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     if not arguments.table:
         write_tasks(arguments.data)
-        for seed in seeds:
-            for cell in fnmatch.filter(CELLS, arguments.cells):
-                train_cell(arguments.model, cell, seed, arguments.model_checkpoint)
+        cells = fnmatch.filter(cells_of(arguments.model), arguments.cells)
+        train_cells(arguments.model, cells, seeds, arguments.model_checkpoint)
     print_table(arguments.model)
 
 
