@@ -122,9 +122,10 @@ class MultitaskTransformer(LanguageModel):
         }
 
     def hidden_matrices(self) -> dict[str, int]:
-        """As of LanguageModel; γ and β of a FiLM are stacked."""
+        """As of LanguageModel; γ and β of a FiLM are stacked, and updates are no stacks."""
         matrices = super().hidden_matrices()
-        return {name: 2 if name.endswith(".film.weight") else n for name, n in matrices.items()}
+        films = {name: 2 for name in matrices if name.endswith(".film.weight")}
+        return matrices | films | {name: 1 for name in matrices if ".task_update." in name}
 
     def conditioning_parameters(self) -> list[str]:
         """The names of what makes z, γ and β."""

@@ -18,7 +18,7 @@ from ignite.engine import Engine
 from config.model import TransformerConfig
 from config.multitask import MultitaskConfig
 from data.wordpiece import SPECIAL_TOKENS, Tokenizer
-from layers.conditional import PARTS
+from layers.conditional import CA_MTL, PARTS
 from multitask_model import MultitaskShape, MultitaskTransformer, TaskHead, join_batches
 from multitask_train import multitask_objective, predictive_entropies
 from tasks.examples import Collator, Examples
@@ -89,7 +89,7 @@ class Side:
 def measure(shape: TransformerConfig, longest: int, shortest: float) -> dict[str, object]:
     """Medians over the rounds of the ratios to a plain step of the same round, and relative sizes."""
     streams = [random_stream(shape, longest, shortest, number) for number in range(len(NAMES))]
-    parts = {"plain": [], "ca_mtl": list(PARTS)} | {part: [part] for part in PARTS}
+    parts = {"plain": [], "ca_mtl": list(CA_MTL)} | {part: [part] for part in PARTS}
     sides = {name: Side(shape, streams, longest, chosen) for name, chosen in parts.items()}
     works = {name: side.next_step for name, side in sides.items()}
     times = side_by_side(ROUNDS, **works, candidates=sides["plain"].candidate_pass)

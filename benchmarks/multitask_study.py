@@ -32,6 +32,7 @@ from config.presets import arguments_of_run
 from data.sources import open_source
 from data.tables import read_rows
 from finetuning_train import finetune
+from layers.conditional import CA_MTL
 from multitask_train import train_multitask
 
 FOLDER = Path("runs/multitask_study")
@@ -64,7 +65,6 @@ MODELS: dict[str, dict] = {
 SINGLE: dict[str, dict] = {"minilm": {}, "ours": {"lr": 1e-3, "gradient_accumulation_steps": 1}}
 LOWER_HALF = {"minilm": "0-2", "ours": "0"}  # of the layers
 N_EVALUATIONS = {"minilm": 4, "ours": 6}
-PARTS = ("alignment", "attention", "norm", "bottleneck")
 
 
 def cells_of(model: str) -> dict[str, dict]:
@@ -75,13 +75,13 @@ def cells_of(model: str) -> dict[str, dict]:
         "uniform": {"sampling": "uniform"},
         "uncertainty": {"sampling": "uncertainty", "uncertainty_candidates": n_rows // 4},
     }
-    without = {part: ",".join(other for other in PARTS if other != part) for part in PARTS}
+    without = {part: ",".join(other for other in CA_MTL if other != part) for part in CA_MTL}
     longer = {"n_epochs": 3 * MODELS[model]["n_epochs"]}
     cells: dict[str, dict] = {"single": SINGLE[model], "single, three times as long": SINGLE[model] | longer}
     cells |= {f"plain {name}": flags | {"conditioning": "none"} for name, flags in samplings.items()}
     cells |= {f"ca_mtl {name}": flags for name, flags in samplings.items()}
     cells |= {f"ca_mtl without {part}": {"conditioning": parts} for part, parts in without.items()}
-    return cells | {"ca_mtl frozen": {"freeze_layers": LOWER_HALF[model]}}
+    return cells | {"ca_mtl frozen": {"freeze_layers": LOWER_HALF[model]}, "lora": {"conditioning": "lora"}}
 
 
 def rows_per_step(flags: dict) -> int:

@@ -134,6 +134,8 @@ def choose_conditioning(names: str, tuning: Tuning) -> list[str]:
             f"--tuning {tuning.name} has an adapter where --conditioning bottleneck goes, in the last layer; "
             "add --drop_last, or leave the bottleneck out"
         )
+    if "lora" in given and tuning.name == "lora":
+        raise UserError("--tuning lora has its updates where --conditioning lora's go; leave one of them out")
     return [part for part in PARTS if part in given]
 
 

@@ -18,7 +18,8 @@ class MultitaskConfig(FinetuningArguments):
     conditioning: str = flag(
         "alignment,attention,norm,bottleneck",
         "what the task conditions, with commas between: the embeddings, attention scores, the LayerNorms of "
-        "the upper layers, a bottleneck after the last one; none: plain multi-task learning",
+        "the upper layers, a bottleneck after the last one, updates of all matrices (lora); or none: "
+        "plain multi-task learning",
     )
     conditioning_lr: float | None = flag(
         None,

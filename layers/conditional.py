@@ -1,4 +1,5 @@
-"""What conditions a transformer on the task: the parts of CA-MTL (Pilault et al. 2021, section 2.1).
+"""What conditions a transformer on the task: the parts of CA-MTL (Pilault et al. 2021, section 2.1), and one
+of our own, low-rank updates.
 
 Each takes the place of a part of the transformer, keeps the names of its weights, and at first changes
 nothing. Only hidden states pass through these places, so the parts look up the tasks of the batch in a
@@ -13,7 +14,15 @@ from torch import Tensor, nn
 
 from pretraining_model import SelfAttention, Transformer, TransformerLayer, initialize
 
-PARTS = ("alignment", "attention", "norm", "bottleneck")
+CA_MTL = ("alignment", "attention", "norm", "bottleneck")
+PARTS = (*CA_MTL, "lora")
+
+LINEAR_LAYERS = (
+    ("attention", "query_key_value"),
+    ("attention", "projection"),
+    ("feed_forward", "expansion"),
+    ("feed_forward", "projection"),
+)
 
 
 class Condition:
@@ -148,9 +157,47 @@ class ConditionalBottleneck(nn.Module):
         return output + self.up(self.down(torch.addcmul(shift, layer_output, scale)))
 
 
+class ConditionalUpdate(nn.Module):
+    """The low-rank update U diag(g(z)) V of a matrix: shared directions, which each task weighs its own way.
+
+    LoRA (Hu et al. 2022, section 4.1) with g between its factors. It is linear in z and at first random, so
+    that the tasks differ from the start. U starts at zero.
+    """
+
+    def __init__(self, condition: Condition, embed_dim: int, in_features: int, out_features: int):
+        super().__init__()
+        self.condition = condition
+        rank = max(1, embed_dim // 8)
+        self.down = nn.Linear(in_features, rank, bias=False)
+        self.gate = nn.Linear(embed_dim, rank)
+        self.up = nn.Linear(rank, out_features, bias=False)
+        initialize(self.down, std=in_features**-0.5)
+        initialize(self.gate, std=(embed_dim / 3) ** -0.5)  # z has a variance of 1/3: g has 1
+        initialize(self.up, std=0.0)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[batch, seq, in] → [batch, seq, out]."""
+        gate = self.gate(self.condition.embeddings)[self.condition.task_ids].unsqueeze(1)
+        return self.up(self.down(hidden_states) * gate)
+
+
+class ConditionalLinear(nn.Linear):
+    """A linear layer whose matrix the task updates."""
+
+    def __init__(self, linear: nn.Linear, condition: Condition, embed_dim: int):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.task_update = ConditionalUpdate(condition, embed_dim, self.in_features, self.out_features)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[batch, seq, in] → [batch, seq, out]."""
+        return super().forward(hidden_states) + self.task_update(hidden_states)
+
+
 def is_conditional(name: str) -> bool:
     """Whether a parameter of this name belongs to one of the parts."""
-    return any(mark in name for mark in (".film.", ".task_bias.", ".after_"))
+    return any(mark in name for mark in (".film.", ".task_bias.", ".task_update.", ".after_"))
 
 
 def apply_conditioning(
@@ -174,3 +221,8 @@ def apply_conditioning(
     if "bottleneck" in parts:
         initializer_range = config.initializer_range
         layers[-1].after_feed_forward = ConditionalBottleneck(condition, config.embed_dim, initializer_range)
+    if "lora" in parts:
+        for layer in layers:
+            for block, name in LINEAR_LAYERS:
+                owner = getattr(layer, block)
+                setattr(owner, name, ConditionalLinear(getattr(owner, name), condition, config.embed_dim))

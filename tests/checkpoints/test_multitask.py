@@ -192,6 +192,7 @@ def test_frozen_weights_that_the_checkpoint_trained_are_kept(tmp_path):
         ({"conditioning": ""}, ["--conditioning", "no such part"]),
         ({"tuning": "pfeiffer"}, ["--tuning pfeiffer", "--conditioning bottleneck", "add --drop_last"]),
         ({"tuning": "houlsby"}, ["--tuning houlsby", "--conditioning bottleneck", "add --drop_last"]),
+        ({"tuning": "lora", "conditioning": "lora"}, ["--tuning lora", "--conditioning lora", "leave one"]),
         ({"tuning": "fusion"}, ["--tuning fusion is for one target task"]),
         ({"tuning": "fusion", "conditioning": "none"}, ["--tuning fusion is for one target task"]),
         ({"tuning": "bitfit", "drop_last": True}, ["--drop_last does not apply to --tuning bitfit"]),

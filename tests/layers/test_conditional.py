@@ -16,10 +16,13 @@ from layers.conditional import (
     ConditionalAttention,
     ConditionalBottleneck,
     ConditionalLayerNorm,
+    ConditionalLinear,
+    ConditionalUpdate,
     FiLM,
     apply_conditioning,
     is_conditional,
 )
+from multitask_model import TaskEmbeddings
 from pretraining_model import SelfAttention, Transformer, TransformerLayer, expand_mask
 
 WIDTH, SEQ = 12, 7
@@ -140,6 +143,28 @@ def test_the_bottleneck_reads_the_layers_output(pre_norm, width):
     torch.nn.init.zeros_(up.weight)
     torch.nn.init.zeros_(up.bias)
     assert torch.equal(bottleneck(output, residual, norm), output)
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(WIDTH, 3 * WIDTH), (20, WIDTH), (1, 1)])
+def test_an_updated_matrix_is_the_sum_of_both_matrices(n_in, n_out):
+    condition, linear = condition_of(width=16), randomize(torch.nn.Linear(n_in, n_out))
+    updated, x = ConditionalLinear(linear, condition, 16), torch.randn(len(TASKS), SEQ, n_in)
+    assert torch.equal(updated(x), linear(x)), "at first, the update is zero"
+
+    update = randomize(updated.task_update)
+    assert update.down.weight.shape == (2, n_in)
+
+    def formula(z, h):
+        gate = torch.diag(update.gate.weight @ z + update.gate.bias)
+        return (linear.weight + update.up.weight @ gate @ update.down.weight) @ h + linear.bias
+
+    equal(updated(x), each_position(formula, condition, x))
+
+
+def test_the_gates_of_an_update_have_a_variance_of_one():
+    embeddings = TaskEmbeddings([str(task) for task in range(200)], 64)
+    gates = ConditionalUpdate(Condition(), 64, 64, 64).gate(embeddings(embeddings.vectors))
+    assert 0.8 < gates.std() < 1.2
 
 
 # ---------------------------------------------------------------------------------------- block-diagonal bias
