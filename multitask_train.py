@@ -15,7 +15,7 @@ if __name__ == "__main__":
     config = parse_arguments(MultitaskConfig, __doc__)  # before the slow imports: --help answers at once
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -94,7 +94,8 @@ def train_multitask(config: MultitaskConfig) -> dict:
         metrics = {name: measure(name, examples) for name, examples in valid.items()}
         return summarize(metrics, tasks) | take_statistics(batches.sampler)
 
-    objective, options = multitask_objective(tasks), loop_options(config, batches, run)
+    objective = multitask_objective({name: learned.loss_weight for name, learned in tasks.items()})
+    options = loop_options(config, batches, run)
     progress = fit(model, optimizers, objective, batches, validate, best, run, options)
 
     # The best weights count, not the last ones: in the test metrics as in the run folder.
@@ -273,14 +274,15 @@ def loop_options(config: MultitaskConfig, batches: MixedBatches, run: Run) -> Lo
 # ----------------------------------------------------------------------------------------- losses and metrics
 
 
-def multitask_objective(names: Iterable[str]) -> Objective:
-    """The mean over the tasks in a batch of each task's mean loss; `names` are those of all tasks."""
+def multitask_objective(weights: dict[str, float]) -> Objective:
+    """The mean over the tasks in a batch of each task's mean loss, times its weight; `weights` are those of all
+    tasks."""
 
     def losses(model: torch.nn.Module, batch: Batch) -> dict[str, Tensor]:
         return model(**batch)
 
     def counts(batch: MixedBatch) -> dict[str, Tensor | int]:
-        n_labels = dict.fromkeys(names, 0)
+        n_labels = dict.fromkeys(weights, 0)
         for micro_batch in batch.micro_batches:
             for name, inputs in split_by_task(micro_batch).items():
                 n_labels[name] += count_labels(inputs["labels"], inputs)
@@ -288,7 +290,7 @@ def multitask_objective(names: Iterable[str]) -> Objective:
         # process has labels of the task.
         return {name: torch.tensor(max(float(n), 1e-9) * batch.n_tasks) for name, n in n_labels.items()}
 
-    return Objective(losses, counts, dict.fromkeys(names, 1.0))
+    return Objective(losses, counts, weights)
 
 
 def create_evaluation(

@@ -69,7 +69,7 @@ class Side:
         self.batches = MixedBatches(sampler, join_batches, entropies_of, BATCH_SIZE, n_tokens)
         options = LoopOptions.from_flags(config, self.batches, n_steps=10**6)
         optimizers = build_optimizers(self.model, config)
-        objective = multitask_objective(NAMES)
+        objective = multitask_objective(dict.fromkeys(NAMES, 1.0))
         self.train = TrainingStep(self.model, optimizers, objective, run, options)
         self.engine = Engine(self.train)
 

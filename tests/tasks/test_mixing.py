@@ -206,6 +206,13 @@ def test_each_row_gets_its_own_entropy(tasks, max_tokens, tmp_path):
         assert np.isnan(entropy) == (stream.name == "numbers")
 
 
+def test_the_unit_of_numbers_does_not_matter(tasks):
+    """A model that always predicts their mean has a weighted loss of 1."""
+    labels = np.array(tasks["numbers"].train.labels)
+    squared_error = np.mean((labels - labels.mean()) ** 2)
+    assert LearnedTask(None, tasks["numbers"]).loss_weight * squared_error == pytest.approx(1)
+
+
 @pytest.mark.parametrize(("max_rows", "max_tokens"), [(36, 10_000), (36, 100), (1, 10_000)])
 def test_the_loss_is_the_mean_over_tasks_of_their_mean_losses(tasks, max_rows, max_tokens, tmp_path):
     """Whatever the micro-batches; one with an empty sentence alone has no words."""
@@ -213,10 +220,11 @@ def test_the_loss_is_the_mean_over_tasks_of_their_mean_losses(tasks, max_rows, m
     for parameter in model.lm_head_parameters():
         parameter.requires_grad = False
     batches = batches_of(streams, max_rows, max_tokens, rows=3, draws=12)
-    learned = {name: LearnedTask(None, task) for name, task in tasks.items()}
+    weights = {name: LearnedTask(None, task).loss_weight for name, task in tasks.items()}
+    assert {name for name, weight in weights.items() if weight != 1} == {"numbers"}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     options = LoopOptions(n_steps=1, train_batch_size=max_rows)
-    step = TrainingStep(model, [optimizer], multitask_objective(learned), run_on_cpu(tmp_path), options)
+    step = TrainingStep(model, [optimizer], multitask_objective(weights), run_on_cpu(tmp_path), options)
     checked = set()
     for number in range(4):
         numbers, indices = batches.sampler.rows_of_step(number, None)
@@ -228,7 +236,7 @@ def test_the_loss_is_the_mean_over_tasks_of_their_mean_losses(tasks, max_rows, m
                 with torch.no_grad():
                     summed += model(**join_batches({stream.name: batch}))[stream.name].item()
                 n_labels += int(batch["word_mask"].sum()) if "word_mask" in batch else 1
-            means.append(summed / max(1, n_labels))
+            means.append(weights[stream.name] * summed / max(1, n_labels))
             checked.add(stream.name)
         assert min(means) > 0
         output = Engine(step).run([batches[number]]).output
