@@ -275,8 +275,7 @@ def loop_options(config: MultitaskConfig, batches: MixedBatches, run: Run) -> Lo
 
 
 def multitask_objective(weights: dict[str, float]) -> Objective:
-    """The mean over the tasks in a batch of each task's mean loss, times its weight; `weights` are those of all
-    tasks."""
+    """The mean over the tasks in a batch of each one's mean loss times its weight, of `weights` by name."""
 
     def losses(model: torch.nn.Module, batch: Batch) -> dict[str, Tensor]:
         return model(**batch)
