@@ -1,0 +1,208 @@
+"""Transferability scores: how well features, or another model's predictions, tell a task's labels apart.
+
+Pure functions of arrays. Features are [n, d] floats; labels are [n], integers or names of classes, or
+floating-point numbers. Higher scores promise a better transfer. All raise ValueError for bad arrays.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.covariance import LedoitWolf
+
+Floats = NDArray[np.float64]
+
+MAX_ROUNDS, TOLERANCE = 50, 1e-3  # of the fixed point of LogME
+RIDGES = np.logspace(-4, 4, 17)  # relative to the mean eigenvalue of the features
+RRF_OFFSET = 60  # of reciprocal rank fusion (Cormack et al. 2009)
+
+
+# ---------------------------------------------------------------------------------------- features and labels
+
+
+def logme(features: ArrayLike, labels: ArrayLike) -> float:
+    """LogME (You et al. 2021, section 4): the log evidence per row of a Bayesian linear model of the labels.
+
+    For classes, the mean over one-hot columns. Exact for features of any rank: the published code leaves out
+    −(d − rank)/2 ln α (thuml/LogME, pull request 24).
+    """
+    x, targets = as_features(features, labels), label_columns(labels)
+    u, singular_values, _ = np.linalg.svd(x, full_matrices=False)
+    rank = numerical_rank(singular_values, x.shape)
+    projections = (u[:, :rank].T @ targets) ** 2
+    squares = np.square(targets).sum(0)
+    return float(log_evidence(np.square(singular_values[:rank]), projections, squares, len(x)).mean())
+
+
+def log_evidence(eigenvalues: Floats, projections: Floats, squares: Floats, n: int) -> Floats:
+    """[columns]: the log evidence per row, at the fixed point of the precisions α and β (appendix A).
+
+    Args:
+        eigenvalues: [rank], of the Gram matrix of the features, none of them zero.
+        projections: [rank, columns], the squares of the labels' coordinates along the singular vectors.
+        squares: [columns], the squared norms of the labels.
+        n: rows.
+    """
+    sigma = eigenvalues[:, None]
+    outside = np.maximum(squares - projections.sum(0), 0.0)  # what no weights explain
+    ratio, alpha, beta, weights, residuals = (np.ones_like(squares) for _ in range(5))
+    moving = np.ones(len(squares), dtype=bool)
+    for _ in range(MAX_ROUNDS):
+        t = ratio[moving]
+        shrunk = sigma + t
+        effective = (sigma / shrunk).sum(0)
+        weights[moving] = (sigma * projections[:, moving] / shrunk**2).sum(0)
+        residuals[moving] = (projections[:, moving] * (t / shrunk) ** 2).sum(0) + outside[moving]
+        alpha[moving] = effective / (weights[moving] + 1e-5)
+        beta[moving] = (n - effective) / (residuals[moving] + 1e-5)
+        ratio[moving] = alpha[moving] / beta[moving]
+        moving[moving] = abs(ratio[moving] - t) > TOLERANCE * t
+        if not moving.any():
+            break
+    log_determinant = np.log1p(sigma / ratio).sum(0)  # of I + FᵀF β/α
+    fit = n * np.log(beta) - log_determinant - beta * residuals - alpha * weights
+    return (fit / n - np.log(2 * np.pi)) / 2
+
+
+def h_score(features: ArrayLike, labels: ArrayLike) -> float:
+    """Regularized H-score (Ibrahim et al. 2022, equation 5): how much of the features' variance the classes
+    explain, along all directions alike. The covariances are shrunk as Ledoit & Wolf (2004) do.
+    """
+    x, (_, class_ids) = as_features(features, labels), classes_of(labels)
+    x = x - x.mean(0)
+    shrunk = LedoitWolf(assume_centered=True).fit(x)
+    means = class_means(x, class_ids)[class_ids]
+    between = np.atleast_2d(np.cov(means, rowvar=False)) if len(x) > 1 else np.zeros((x.shape[1],) * 2)
+    inverse = np.linalg.pinv(shrunk.covariance_, rcond=1e-15, hermitian=True)
+    return float((1 - shrunk.shrinkage_) * np.sum(inverse * between))
+
+
+def knn(features: ArrayLike, labels: ArrayLike, k: int = 5) -> float:
+    """How well each row is predicted by the k rows that are nearest to it in angle, itself left out.
+
+    Accuracy of the vote for classes; for numbers, R² of their mean.
+    """
+    x, targets = as_features(features, labels), label_columns(labels)
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    similarity = x @ x.T
+    np.fill_diagonal(similarity, -np.inf)
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : min(k, len(x) - 1)]
+    return agreement(targets[nearest].mean(1) if nearest.size else np.zeros_like(targets), labels)
+
+
+def linear_probe(features: ArrayLike, labels: ArrayLike) -> float:
+    """How well each row is predicted by ridge regression on all others, with the best ridge of RIDGES.
+
+    Accuracy of the highest column for classes; for numbers, R². Leave-one-out residuals are in closed form:
+    (y − ŷ) / (1 − leverage).
+    """
+    x, targets = as_features(features, labels), label_columns(labels)
+    x, centred = x - x.mean(0), targets - targets.mean(0)
+    u, singular_values, _ = np.linalg.svd(x, full_matrices=False)
+    rank = numerical_rank(singular_values, x.shape)
+    u, sigma = u[:, :rank], np.square(singular_values[:rank])
+    coordinates, best = u.T @ centred, (np.inf, np.zeros_like(targets))
+    for ridge in RIDGES * (sigma.mean() if rank else 1.0):
+        shrinkage = sigma / (sigma + ridge)
+        leverages = np.square(u) @ shrinkage + 1 / len(x)
+        residuals = (centred - (u * shrinkage) @ coordinates) / np.maximum(1 - leverages, 1e-12)[:, None]
+        best = min(best, (float(np.square(residuals).sum()), targets - residuals), key=lambda pair: pair[0])
+    return agreement(best[1], labels)
+
+
+# ----------------------------------------------------------------------- predictions of a model of the source
+
+
+def leep(source_probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """LEEP (Nguyen et al. 2020, section 3): the mean log likelihood of the labels if each source class, as
+    likely as the source's model says, stands for target classes as often as it does on these rows.
+
+    `source_probabilities` are [n, source classes].
+    """
+    theta, (n_classes, class_ids) = as_features(source_probabilities, labels), classes_of(labels)
+    if theta.min() < 0 or abs(theta.sum(1) - 1).max() > 1e-3:
+        raise ValueError("the source's probabilities must add up to 1 in each row")
+    joint = np.zeros((n_classes, theta.shape[1]))
+    np.add.at(joint, class_ids, theta)
+    conditional = joint / np.maximum(joint.sum(0), np.finfo(float).tiny)  # P(label | source class)
+    return float(np.log((conditional[class_ids] * theta).sum(1)).mean())
+
+
+def nce(source_labels: ArrayLike, labels: ArrayLike) -> float:
+    """Negative conditional entropy −H(label | source label), in nats (Tran et al. 2019, section 3.2)."""
+    (n_sources, source_ids), (n_classes, class_ids) = classes_of(source_labels), classes_of(labels)
+    if len(source_ids) != len(class_ids):
+        raise ValueError(f"there are {len(source_ids)} source labels for {len(class_ids)} labels")
+    counts = np.zeros((n_classes, n_sources))
+    np.add.at(counts, (class_ids, source_ids), 1.0)
+    seen = counts > 0
+    log_probabilities = np.log(counts / counts.sum(0), where=seen, out=np.zeros_like(counts))
+    return float((counts * log_probabilities).sum() / counts.sum())
+
+
+# --------------------------------------------------------------------------------------------------- rankings
+
+
+def ranks(scores: ArrayLike) -> NDArray[np.int64]:
+    """[n]: the rank of each score, 1 for the highest; equal ones in the order in which they stand."""
+    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
+    return np.argsort(order, kind="stable") + 1
+
+
+def fuse_ranks(rankings: ArrayLike) -> Floats:
+    """[sources]: Σ 1 / (60 + rank) over rankings [methods, sources] (Cormack et al. 2009)."""
+    return (1.0 / (RRF_OFFSET + np.asarray(rankings, dtype=np.float64))).sum(0)
+
+
+# ---------------------------------------------------------------------------------------------------- helpers
+
+
+def as_features(features: ArrayLike, labels: ArrayLike) -> Floats:
+    x, n = np.asarray(features, dtype=np.float64), len(np.asarray(labels))
+    if x.ndim != 2 or len(x) != n or x.size == 0:
+        raise ValueError(f"features [n, d] are needed for {n} labels, not an array of shape {list(x.shape)}")
+    if not np.isfinite(x).all():
+        raise ValueError("features must be finite numbers")
+    return x
+
+
+def classes_of(labels: ArrayLike) -> tuple[int, NDArray[np.int64]]:
+    """The number of classes that occur, and [n]: the class of each row, counted from 0."""
+    names = np.asarray(labels)
+    if names.ndim != 1 or not len(names) or names.dtype.kind == "f":
+        raise ValueError("classes are needed as labels, [n] integers")
+    found, class_ids = np.unique(names, return_inverse=True)
+    return len(found), class_ids
+
+
+def label_columns(labels: ArrayLike) -> Floats:
+    """[n, classes] one-hot, or [n, 1] for numbers."""
+    numbers = np.asarray(labels)
+    if numbers.dtype.kind != "f":
+        n_classes, class_ids = classes_of(labels)
+        return np.eye(n_classes)[class_ids]
+    if numbers.ndim != 1 or not len(numbers) or not np.isfinite(numbers).all():
+        raise ValueError("labels must be [n] finite numbers")
+    return numbers[:, None].astype(np.float64)
+
+
+def class_means(x: Floats, class_ids: NDArray[np.int64]) -> Floats:
+    """[classes, d]."""
+    sums = np.zeros((class_ids.max() + 1, x.shape[1]))
+    np.add.at(sums, class_ids, x)
+    return sums / np.bincount(class_ids)[:, None]
+
+
+def numerical_rank(singular_values: Floats, shape: tuple[int, ...]) -> int:
+    return int((singular_values > singular_values[0] * max(shape) * np.finfo(float).eps).sum())
+
+
+def agreement(predictions: Floats, labels: ArrayLike) -> float:
+    """For the columns of `label_columns`, accuracy of the highest; for numbers R², or 0 if all are equal.
+
+    Not the correlation: the mean of the other rows is lower where a row is high, so that what predicts that
+    mean would correlate with the labels, negatively.
+    """
+    targets = label_columns(labels)
+    if np.asarray(labels).dtype.kind != "f":
+        return float((predictions.argmax(1) == targets.argmax(1)).mean())
+    total = np.square(targets - targets.mean()).sum()
+    return float(1 - np.square(targets - predictions).sum() / total) if total > 0 else 0.0
