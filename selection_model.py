@@ -1,0 +1,125 @@
+"""Embedding Space Maps: what fine-tuning on a task does to the embeddings of texts, as a map from those of the
+base model to those of the fine-tuned one (Schulte et al. 2024, section 3).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+RIDGES = torch.logspace(-6, 2, 17, dtype=torch.float64)  # relative to the mean eigenvalue of the embeddings
+
+
+class EmbeddingSpaceMap(nn.Module):
+    """What the architectures share: the squared error, and what training has to know."""
+
+    def __init__(self, embed_dim: int):
+        super().__init__()
+        self.embed_dim = embed_dim
+
+    def transform(self, embeddings: Tensor) -> Tensor:
+        """[batch, embed] → [batch, embed]."""
+        raise NotImplementedError
+
+    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The mapped embeddings, [batch, embed]; or, with the fine-tuned ones as labels, each row's mean
+        squared error, summed over the batch."""
+        mapped = self.transform(embeddings)
+        return mapped if labels is None else F.mse_loss(mapped, labels, reduction="none").mean(1).sum()
+
+    def parameter_depths(self) -> dict[str, int]:
+        """All parameters are as near to the output."""
+        return {name: 0 for name, _ in self.named_parameters()}
+
+    def hidden_matrices(self) -> dict[str, int]:
+        """None."""
+        return {}
+
+
+class LinearMap(EmbeddingSpaceMap):
+    """W x + b, with the names that published ESMs have."""
+
+    def __init__(self, embed_dim: int):
+        super().__init__(embed_dim)
+        self.model = nn.Linear(embed_dim, embed_dim)
+
+    def transform(self, embeddings: Tensor) -> Tensor:
+        """[batch, embed] → [batch, embed]."""
+        return self.model(embeddings)
+
+
+class LowRankMap(EmbeddingSpaceMap):
+    """x + U V x + b, or with an activation in between; at first the identity."""
+
+    def __init__(self, embed_dim: int, rank: int, is_linear: bool = True):
+        super().__init__(embed_dim)
+        self.down = nn.Linear(embed_dim, rank, bias=not is_linear)
+        self.activation = nn.Identity() if is_linear else nn.GELU()
+        self.up = nn.Linear(rank, embed_dim)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def transform(self, embeddings: Tensor) -> Tensor:
+        """[batch, embed] → [batch, embed]."""
+        return embeddings + self.up(self.activation(self.down(embeddings)))
+
+
+def build_map(architecture: str, embed_dim: int, rank: int) -> EmbeddingSpaceMap:
+    """A map before its training; `architecture` is linear, low_rank or nonlinear."""
+    if architecture == "linear":
+        return LinearMap(embed_dim)
+    return LowRankMap(embed_dim, rank, architecture == "low_rank")
+
+
+# ---------------------------------------------------------------------------------------------- closed forms
+
+
+def fit_ridge(base: Tensor, tuned: Tensor) -> LinearMap:
+    """The map from `base` to `tuned`, both [texts, embed], by ridge regression towards the identity."""
+    update, offset, _ = ridge_update(base, tuned)
+    fitted = LinearMap(base.size(1))
+    fitted.load_state_dict({"model.weight": update + torch.eye(base.size(1)), "model.bias": offset})
+    return fitted
+
+
+def fit_low_rank(base: Tensor, tuned: Tensor, rank: int) -> LowRankMap:
+    """The same with an update of at most that rank: reduced-rank ridge regression (Mukherjee & Zhu 2011).
+
+    The best update of lower rank is the projection of the full one on the leading directions of its outputs.
+    """
+    update, offset, ridge = ridge_update(base, tuned)
+    centred = base.double() - base.double().mean(0)
+    outputs = centred @ update.T
+    directions = torch.linalg.eigh(outputs.T @ outputs + ridge * update @ update.T)[1][:, -rank:]
+    up, down = directions, directions.T @ update
+    mean = (tuned.double() - base.double()).mean(0)
+    offset = mean - up @ (down @ base.double().mean(0))
+    fitted = LowRankMap(base.size(1), up.size(1))
+    fitted.load_state_dict({"down.weight": down, "up.weight": up, "up.bias": offset})
+    return fitted
+
+
+def ridge_update(base: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor, float]:
+    """D, b and λ, which minimize ‖X Dᵀ + b − (Y − X)‖² + λ ‖D‖², in float64.
+
+    λ is that of RIDGES with the smallest leave-one-out error, which has a closed form: a row's residual
+    divided by 1 − its leverage.
+    """
+    x, change = base.double(), tuned.double() - base.double()
+    x_mean, change_mean = x.mean(0), change.mean(0)
+    x, change = x - x_mean, change - change_mean
+    eigenvalues, vectors = torch.linalg.eigh(x.T @ x)
+    eigenvalues = eigenvalues.clamp(min=0)
+    rotated = x @ vectors
+    coordinates = rotated.T @ change
+    squares = rotated.square()
+
+    def error(ridge: Tensor) -> float:
+        inverse = 1 / (eigenvalues + ridge)
+        residuals = change - (rotated * inverse) @ coordinates
+        kept = 1 - squares @ inverse - 1 / len(x)
+        return float((residuals.square().sum(1) / kept.clamp(min=1e-6).square()).sum())
+
+    ridges = RIDGES * eigenvalues.mean().clamp(min=1e-12)
+    ridge = min(ridges, key=error)
+    update = ((vectors / (eigenvalues + ridge)) @ coordinates).T
+    return update, change_mean - update @ x_mean, float(ridge)
