@@ -1,5 +1,5 @@
-"""Embedding Space Maps: what fine-tuning on a task does to the embeddings of texts, as a map from those of the
-base model to those of the fine-tuned one (Schulte et al. 2024, section 3).
+"""Embedding Space Maps: what fine-tuning on a task does to the embeddings of texts, as a map from those of
+the base model to those of the fine-tuned one (Schulte et al. 2024, section 3).
 """
 
 import torch

@@ -4,8 +4,11 @@ Pure functions of arrays. Features are [n, d] floats; labels are [n], integers o
 floating-point numbers. Higher scores promise a better transfer. All raise ValueError for bad arrays.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import blas, lapack
 from sklearn.covariance import LedoitWolf
 
 Floats = NDArray[np.float64]
@@ -27,39 +30,89 @@ def logme(features: ArrayLike, labels: ArrayLike) -> float:
     x, targets = as_features(features, labels), label_columns(labels)
     u, singular_values, _ = np.linalg.svd(x, full_matrices=False)
     rank = numerical_rank(singular_values, x.shape)
-    projections = (u[:, :rank].T @ targets) ** 2
+    eigenvalues, projections = np.square(singular_values[:rank]), np.square(u[:, :rank].T @ targets)
+
+    def column(projected: Floats, square: float) -> float:
+        outside = max(square - projected.sum(), 0.0)  # what no weights explain
+
+        def solve(t: float) -> tuple[float, float]:
+            shrunk = 1 / (eigenvalues + t)
+            weights = float((eigenvalues * projected * shrunk**2).sum())
+            return weights, float((projected * (t * shrunk) ** 2).sum()) + outside
+
+        return log_evidence(eigenvalues, solve, len(x))
+
     squares = np.square(targets).sum(0)
-    return float(log_evidence(np.square(singular_values[:rank]), projections, squares, len(x)).mean())
+    return float(np.mean([column(*pair) for pair in zip(projections.T, squares, strict=True)]))
 
 
-def log_evidence(eigenvalues: Floats, projections: Floats, squares: Floats, n: int) -> Floats:
-    """[columns]: the log evidence per row, at the fixed point of the precisions α and β (appendix A).
+class MappedLogME:
+    """LogME of many linear maps of the same features, as of ESMs, in a fraction of the time of `logme`.
+
+    All that depends on the rows is done once: with [F, 1] = Q R and A = R [W, b]ᵀ, the Gram matrix of the
+    mapped features is AᵀA, and their products with the labels are AᵀQᵀy. For each map, that matrix is made
+    tridiagonal, which is the cheap half of finding its eigenvectors. The eigenvalues then give determinants
+    and traces, and a tridiagonal system per round the weights.
+    """
+
+    def __init__(self, features: ArrayLike, labels: ArrayLike):
+        x, targets = as_features(features, labels), label_columns(labels)
+        q, r = np.linalg.qr(np.column_stack([x, np.ones(len(x))]))
+        self.triangle = r.astype(np.float32)
+        self.projected, self.squares, self.n = q.T @ targets, np.square(targets).sum(0), len(x)
+
+    def score(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> float:
+        """LogME of W f + b, for W [e, d] and b [e], with e of at least 2."""
+        # The map is applied in single precision, as everywhere. The mean of the embeddings is so much longer
+        # than what tells them apart that their Gram matrix needs double.
+        mapped = (self.triangle @ np.column_stack([weight, bias]).T).astype(np.float64)
+        gram, products = blas.dsyrk(1.0, mapped, trans=1, lower=1), mapped.T @ self.projected
+        diagonal, off_diagonal, products = tridiagonalize(gram, products)
+        eigenvalues = np.maximum(lapack.dsterf(diagonal, off_diagonal)[0], 0.0)
+        floor = eigenvalues.max() * np.finfo(float).eps
+
+        def column(product: Floats, square: float) -> float:
+            def solve(t: float) -> tuple[float, float]:
+                solution = lapack.dptsv(diagonal + max(t, floor), off_diagonal, product)[2]
+                weights = float(solution @ solution)
+                return weights, max(square - float(product @ solution) - t * weights, 0.0)
+
+            return log_evidence(eigenvalues, solve, self.n)
+
+        return float(np.mean([column(*pair) for pair in zip(products.T, self.squares, strict=True)]))
+
+
+def tridiagonalize(gram: Floats, products: Floats) -> tuple[Floats, Floats, Floats]:
+    """T and Hᵀ Z with G = H T Hᵀ, for the lower triangle of `gram` [d, d] and `products` Z [d, columns]: the
+    diagonal of T, its subdiagonal, and Hᵀ Z."""
+    size = int(lapack.dsytrd_lwork(len(gram), lower=1)[0])
+    reflectors, diagonal, off_diagonal, tau, _ = lapack.dsytrd(gram, lower=1, lwork=size)
+    # The reflectors leave the first coordinate alone, and are below the subdiagonal as those of a QR are.
+    below = np.asfortranarray(reflectors[1:, :-1])
+    rotated, _, _ = lapack.dormqr("L", "T", below, tau, products[1:], lwork=64 * products.shape[1])
+    return diagonal, off_diagonal, np.concatenate([products[:1], rotated])
+
+
+def log_evidence(eigenvalues: Floats, solve: Callable[[float], tuple[float, float]], n: int) -> float:
+    """The log evidence per row of one column of labels, at the fixed point of the precisions α of the weights
+    and β of the noise (You et al. 2021, algorithm 1).
 
     Args:
-        eigenvalues: [rank], of the Gram matrix of the features, none of them zero.
-        projections: [rank, columns], the squares of the labels' coordinates along the singular vectors.
-        squares: [columns], the squared norms of the labels.
+        eigenvalues: [d], of the Gram matrix of the features.
+        solve: from t = α / β to the squared norms of the best weights and of their residuals.
         n: rows.
     """
-    sigma = eigenvalues[:, None]
-    outside = np.maximum(squares - projections.sum(0), 0.0)  # what no weights explain
-    ratio, alpha, beta, weights, residuals = (np.ones_like(squares) for _ in range(5))
-    moving = np.ones(len(squares), dtype=bool)
+    t = 1.0
     for _ in range(MAX_ROUNDS):
-        t = ratio[moving]
-        shrunk = sigma + t
-        effective = (sigma / shrunk).sum(0)
-        weights[moving] = (sigma * projections[:, moving] / shrunk**2).sum(0)
-        residuals[moving] = (projections[:, moving] * (t / shrunk) ** 2).sum(0) + outside[moving]
-        alpha[moving] = effective / (weights[moving] + 1e-5)
-        beta[moving] = (n - effective) / (residuals[moving] + 1e-5)
-        ratio[moving] = alpha[moving] / beta[moving]
-        moving[moving] = abs(ratio[moving] - t) > TOLERANCE * t
-        if not moving.any():
+        effective = float((eigenvalues / (eigenvalues + t)).sum()) if len(eigenvalues) else 0.0
+        weights, residuals = solve(t)
+        alpha, beta = effective / (weights + 1e-5), (n - effective) / (residuals + 1e-5)
+        t, previous = alpha / beta, t
+        if t == 0 or abs(t - previous) <= TOLERANCE * previous:
             break
-    log_determinant = np.log1p(sigma / ratio).sum(0)  # of I + FᵀF β/α
+    log_determinant = float(np.log1p(eigenvalues / t).sum()) if t else 0.0  # of I + FᵀF β/α
     fit = n * np.log(beta) - log_determinant - beta * residuals - alpha * weights
-    return (fit / n - np.log(2 * np.pi)) / 2
+    return float((fit / n - np.log(2 * np.pi)) / 2)
 
 
 def h_score(features: ArrayLike, labels: ArrayLike) -> float:
