@@ -130,7 +130,7 @@ def train_cell(model: str, cell: str, seed: int, base: str) -> None:
     """Train a cell, unless it has a row."""
     if any((row["model"], row["cell"], row["seed"]) == (model, cell, seed) for row in read_rows_of_study()):
         return
-    flags = {"seed": seed, "model_checkpoint": base, "dataset_cache": str(FOLDER / "cache")}
+    flags: dict = {"seed": seed, "model_checkpoint": base, "dataset_cache": str(FOLDER / "cache")}
     flags |= MODELS[model] | cells_of(model)[cell]
     folder = FOLDER / model / cell.replace(" ", "_") / str(seed)
     is_single = cell.startswith("single")
@@ -193,8 +193,9 @@ def read_rows_of_study() -> list[dict]:
 def print_table(model: str) -> None:
     """For each cell the average score and its deviation over the seeds, and what it costs."""
     rows = [row for row in read_rows_of_study() if row["model"] == model]
-    found = {cell: [row for row in rows if row["cell"] == cell] for cell in cells_of(model)}
-    by_cell = {cell: rows for cell, rows in found.items() if rows}
+    trained = {row["cell"] for row in rows}
+    cells = [cell for cell in cells_of(model) if cell in trained]
+    by_cell = {cell: [row for row in rows if row["cell"] == cell] for cell in cells}
     if "single" not in by_cell:
         sys.exit("the table compares with the models of single tasks; train them with --cells single")
     single = mean_scores(by_cell["single"])

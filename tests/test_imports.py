@@ -20,6 +20,8 @@ LAYERS = {
     "layers": ["pretraining_model"],
     "finetuning_model": ["layers"],
     "multitask_model": ["finetuning_model"],
+    "selection_model": [],
+    "selection_scores": [],
     "data": ["utils"],
     "tasks": ["data"],
     "training": ["utils"],
