@@ -12,9 +12,9 @@ RIDGES = torch.logspace(-6, 2, 17, dtype=torch.float64)  # relative to the mean 
 class EmbeddingSpaceMap(nn.Module):
     """What the architectures share: the squared error, and what training has to know."""
 
-    def __init__(self, embed_dim: int):
+    def __init__(self, architecture: str, embed_dim: int, rank: int | None = None):
         super().__init__()
-        self.embed_dim = embed_dim
+        self.architecture, self.embed_dim, self.rank = architecture, embed_dim, rank
 
     def transform(self, embeddings: Tensor) -> Tensor:
         """[batch, embed] → [batch, embed]."""
@@ -39,7 +39,7 @@ class LinearMap(EmbeddingSpaceMap):
     """W x + b, with the names that published ESMs have."""
 
     def __init__(self, embed_dim: int):
-        super().__init__(embed_dim)
+        super().__init__("linear", embed_dim)
         self.model = nn.Linear(embed_dim, embed_dim)
 
     def transform(self, embeddings: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class LowRankMap(EmbeddingSpaceMap):
     """x + U V x + b, or with an activation in between; at first the identity."""
 
     def __init__(self, embed_dim: int, rank: int, is_linear: bool = True):
-        super().__init__(embed_dim)
+        super().__init__("low_rank" if is_linear else "nonlinear", embed_dim, rank)
         self.down = nn.Linear(embed_dim, rank, bias=not is_linear)
         self.activation = nn.Identity() if is_linear else nn.GELU()
         self.up = nn.Linear(rank, embed_dim)

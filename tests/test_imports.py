@@ -25,7 +25,7 @@ LAYERS = {
     "data": ["utils"],
     "tasks": ["data"],
     "training": ["utils"],
-    "checkpoints": ["multitask_model", "data"],
+    "checkpoints": ["multitask_model", "selection_model", "data"],
     "experiments": ["checkpoints", "tasks", "training"],
 }
 SCRIPTS = {"pretraining_train", "pretraining_generate", "quickstart", "export"}
