@@ -41,6 +41,7 @@ from tasks.multitask import (
     best_metrics,
     check_same_tasks,
     describe,
+    loss_weights,
     open_tasks,
     summarize,
     task_name,
@@ -94,8 +95,7 @@ def train_multitask(config: MultitaskConfig) -> dict:
         metrics = {name: measure(name, examples) for name, examples in valid.items()}
         return summarize(metrics, tasks) | take_statistics(batches.sampler)
 
-    objective = multitask_objective({name: learned.loss_weight for name, learned in tasks.items()})
-    options = loop_options(config, batches, run)
+    objective, options = multitask_objective(loss_weights(tasks)), loop_options(config, batches, run)
     progress = fit(model, optimizers, objective, batches, validate, best, run, options)
 
     # The best weights count, not the last ones: in the test metrics as in the run folder.

@@ -2,6 +2,8 @@
 the base model to those of the fine-tuned one (Schulte et al. 2024, section 3).
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,16 +11,16 @@ from torch import Tensor, nn
 RIDGES = torch.logspace(-6, 2, 17, dtype=torch.float64)  # relative to the mean eigenvalue of the embeddings
 
 
-class EmbeddingSpaceMap(nn.Module):
+class EmbeddingSpaceMap(nn.Module, ABC):
     """What the architectures share: the squared error, and what training has to know."""
 
     def __init__(self, architecture: str, embed_dim: int, rank: int | None = None):
         super().__init__()
         self.architecture, self.embed_dim, self.rank = architecture, embed_dim, rank
 
+    @abstractmethod
     def transform(self, embeddings: Tensor) -> Tensor:
         """[batch, embed] → [batch, embed]."""
-        raise NotImplementedError
 
     def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
         """The mapped embeddings, [batch, embed]; or, with the fine-tuned ones as labels, each row's mean
@@ -75,9 +77,10 @@ def build_map(architecture: str, embed_dim: int, rank: int) -> EmbeddingSpaceMap
 
 def fit_ridge(base: Tensor, tuned: Tensor) -> LinearMap:
     """The map from `base` to `tuned`, both [texts, embed], by ridge regression towards the identity."""
-    update, offset, _ = ridge_update(base, tuned)
+    update, _ = ridge_update(base, tuned)
     fitted = LinearMap(base.size(1))
-    fitted.load_state_dict({"model.weight": update + torch.eye(base.size(1)), "model.bias": offset})
+    weight = update + torch.eye(base.size(1))
+    fitted.load_state_dict({"model.weight": weight, "model.bias": mean_error(base, tuned, update)})
     return fitted
 
 
@@ -86,27 +89,30 @@ def fit_low_rank(base: Tensor, tuned: Tensor, rank: int) -> LowRankMap:
 
     The best update of lower rank is the projection of the full one on the leading directions of its outputs.
     """
-    update, offset, ridge = ridge_update(base, tuned)
-    centred = base.double() - base.double().mean(0)
-    outputs = centred @ update.T
-    directions = torch.linalg.eigh(outputs.T @ outputs + ridge * update @ update.T)[1][:, -rank:]
-    up, down = directions, directions.T @ update
-    mean = (tuned.double() - base.double()).mean(0)
-    offset = mean - up @ (down @ base.double().mean(0))
+    update, ridge = ridge_update(base, tuned)
+    outputs = (base.double() - base.double().mean(0)) @ update.T
+    up = torch.linalg.eigh(outputs.T @ outputs + ridge * update @ update.T)[1][:, -rank:]
+    down = up.T @ update
     fitted = LowRankMap(base.size(1), up.size(1))
-    fitted.load_state_dict({"down.weight": down, "up.weight": up, "up.bias": offset})
+    bias = mean_error(base, tuned, up @ down)
+    fitted.load_state_dict({"down.weight": down, "up.weight": up, "up.bias": bias})
     return fitted
 
 
-def ridge_update(base: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor, float]:
-    """D, b and λ, which minimize ‖X Dᵀ + b − (Y − X)‖² + λ ‖D‖², in float64.
+def mean_error(base: Tensor, tuned: Tensor, update: Tensor) -> Tensor:
+    """[embed]: what the best offset adds to x + D x."""
+    x = base.double()
+    return (tuned.double() - x - x @ update.T).mean(0)
+
+
+def ridge_update(base: Tensor, tuned: Tensor) -> tuple[Tensor, float]:
+    """D, which with the best b minimizes ‖X Dᵀ + b − (Y − X)‖² + λ ‖D‖², and λ, in float64.
 
     λ is that of RIDGES with the smallest leave-one-out error, which has a closed form: a row's residual
     divided by 1 − its leverage.
     """
     x, change = base.double(), tuned.double() - base.double()
-    x_mean, change_mean = x.mean(0), change.mean(0)
-    x, change = x - x_mean, change - change_mean
+    x, change = x - x.mean(0), change - change.mean(0)
     eigenvalues, vectors = torch.linalg.eigh(x.T @ x)
     eigenvalues = eigenvalues.clamp(min=0)
     rotated = x @ vectors
@@ -121,5 +127,4 @@ def ridge_update(base: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor, float]:
 
     ridges = RIDGES * eigenvalues.mean().clamp(min=1e-12)
     ridge = min(ridges, key=error)
-    update = ((vectors / (eigenvalues + ridge)) @ coordinates).T
-    return update, change_mean - update @ x_mean, float(ridge)
+    return ((vectors / (eigenvalues + ridge)) @ coordinates).T, float(ridge)

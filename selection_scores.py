@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import blas, lapack
+from scipy.stats import rankdata
 from sklearn.covariance import LedoitWolf
 
 Floats = NDArray[np.float64]
@@ -65,15 +66,17 @@ class MappedLogME:
         """LogME of W f + b, for W [e, d] and b [e], with e of at least 2."""
         # The map is applied in single precision, as everywhere. The mean of the embeddings is so much longer
         # than what tells them apart that their Gram matrix needs double.
-        mapped = (self.triangle @ np.column_stack([weight, bias]).T).astype(np.float64)
+        transposed = weight @ self.triangle[:, :-1].T + np.outer(bias, self.triangle[:, -1])
+        mapped = transposed.astype(np.float64).T  # in the order of columns, which LAPACK takes without a copy
         gram, products = blas.dsyrk(1.0, mapped, trans=1, lower=1), mapped.T @ self.projected
         diagonal, off_diagonal, products = tridiagonalize(gram, products)
         eigenvalues = np.maximum(lapack.dsterf(diagonal, off_diagonal)[0], 0.0)
-        floor = eigenvalues.max() * np.finfo(float).eps
+        floor = eigenvalues.max() * np.finfo(float).eps * len(gram)  # what rounding makes of zero
 
         def column(product: Floats, square: float) -> float:
             def solve(t: float) -> tuple[float, float]:
-                solution = lapack.dptsv(diagonal + max(t, floor), off_diagonal, product)[2]
+                t = max(t, floor)
+                solution = lapack.dptsv(diagonal + t, off_diagonal, product)[2]
                 weights = float(solution @ solution)
                 return weights, max(square - float(product @ solution) - t * weights, 0.0)
 
@@ -83,10 +86,10 @@ class MappedLogME:
 
 
 def tridiagonalize(gram: Floats, products: Floats) -> tuple[Floats, Floats, Floats]:
-    """T and Hᵀ Z with G = H T Hᵀ, for the lower triangle of `gram` [d, d] and `products` Z [d, columns]: the
-    diagonal of T, its subdiagonal, and Hᵀ Z."""
+    """T and Hᵀ Z with G = H T Hᵀ, for the lower triangle of `gram` [d, d], which is overwritten, and
+    `products` Z [d, columns]: the diagonal of T, its subdiagonal, and Hᵀ Z."""
     size = int(lapack.dsytrd_lwork(len(gram), lower=1)[0])
-    reflectors, diagonal, off_diagonal, tau, _ = lapack.dsytrd(gram, lower=1, lwork=size)
+    reflectors, diagonal, off_diagonal, tau, _ = lapack.dsytrd(gram, lower=1, lwork=size, overwrite_a=1)
     # The reflectors leave the first coordinate alone, and are below the subdiagonal as those of a QR are.
     below = np.asfortranarray(reflectors[1:, :-1])
     rotated, _, _ = lapack.dormqr("L", "T", below, tau, products[1:], lwork=64 * products.shape[1])
@@ -104,7 +107,7 @@ def log_evidence(eigenvalues: Floats, solve: Callable[[float], tuple[float, floa
     """
     t = 1.0
     for _ in range(MAX_ROUNDS):
-        effective = float((eigenvalues / (eigenvalues + t)).sum()) if len(eigenvalues) else 0.0
+        effective = float((eigenvalues / (eigenvalues + t)).sum())
         weights, residuals = solve(t)
         alpha, beta = effective / (weights + 1e-5), (n - effective) / (residuals + 1e-5)
         t, previous = alpha / beta, t
@@ -181,14 +184,10 @@ def leep(source_probabilities: ArrayLike, labels: ArrayLike) -> float:
 
 def nce(source_labels: ArrayLike, labels: ArrayLike) -> float:
     """Negative conditional entropy −H(label | source label), in nats (Tran et al. 2019, section 3.2)."""
-    (n_sources, source_ids), (n_classes, class_ids) = classes_of(source_labels), classes_of(labels)
+    (n_sources, source_ids), (_, class_ids) = classes_of(source_labels), classes_of(labels)
     if len(source_ids) != len(class_ids):
         raise ValueError(f"there are {len(source_ids)} source labels for {len(class_ids)} labels")
-    counts = np.zeros((n_classes, n_sources))
-    np.add.at(counts, (class_ids, source_ids), 1.0)
-    seen = counts > 0
-    log_probabilities = np.log(counts / counts.sum(0), where=seen, out=np.zeros_like(counts))
-    return float((counts * log_probabilities).sum() / counts.sum())
+    return leep(np.eye(n_sources)[source_ids], labels)  # of a model that is certain
 
 
 # --------------------------------------------------------------------------------------------------- rankings
@@ -196,8 +195,7 @@ def nce(source_labels: ArrayLike, labels: ArrayLike) -> float:
 
 def ranks(scores: ArrayLike) -> NDArray[np.int64]:
     """[n]: the rank of each score, 1 for the highest; equal ones in the order in which they stand."""
-    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
-    return np.argsort(order, kind="stable") + 1
+    return rankdata(-np.asarray(scores, dtype=np.float64), method="ordinal")
 
 
 def fuse_ranks(rankings: ArrayLike) -> Floats:

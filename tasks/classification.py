@@ -83,6 +83,11 @@ class Regression(Kind):
     def placeholder_labels(self, rows: list[dict]) -> np.ndarray:
         return np.zeros(len(rows), dtype=np.float32)
 
+    def loss_weight(self, labels: np.ndarray | list[np.ndarray]) -> float:
+        """1 / their variance, so that their unit does not matter."""
+        variance = float(np.var(labels))
+        return 1.0 / variance if variance else 1.0
+
     def measure(self, examples: Examples, outputs: list[np.ndarray]) -> dict[str, float]:
         """Pearson and Spearman correlation; 0 where there is none, of constants and of a single example."""
         from scipy.stats import pearsonr, spearmanr

@@ -101,6 +101,10 @@ class Kind(ABC):
     has_entropy: ClassVar[bool] = True  # are predictions probabilities?
     measured_fields: ClassVar[tuple[str, ...]] = ()  # of the rows, which `measure` reads beside the labels
 
+    def loss_weight(self, labels: np.ndarray | list[np.ndarray]) -> float:
+        """How much the loss of a task with these training labels counts among those of other tasks."""
+        return 1.0
+
     @classmethod
     @abstractmethod
     def from_labels(cls, labels: list, options: KindOptions, where: str) -> Self:

@@ -35,14 +35,6 @@ class LearnedTask:
         """What counts in the average of all tasks."""
         return self.task.kind.best_metric(self.arguments.patience_metric)
 
-    @property
-    def loss_weight(self) -> float:
-        """1, and for a regression 1 / the variance of its labels, so that their unit does not decide how much
-        the task counts among the others."""
-        is_regression = self.task.kind.name == "regression"
-        variance = float(np.var(self.task.train.labels)) if is_regression else 1.0
-        return 1.0 / variance if variance else 1.0
-
     def prepare_for(self, shape: ModelShape, longest: int) -> None:
         """Make batches for a model of that shape, of inputs of at most `longest` tokens."""
         collator_class, truncation = self.task.kind.collator_class, self.arguments.truncation
@@ -75,6 +67,11 @@ class LearnedTask:
 def describe(tasks: dict[str, LearnedTask]) -> dict[str, dict]:
     """The same of all tasks."""
     return {name: learned.describe() for name, learned in tasks.items()}
+
+
+def loss_weights(tasks: dict[str, LearnedTask]) -> dict[str, float]:
+    """How much the loss of each task counts among those of the others."""
+    return {name: learned.task.kind.loss_weight(learned.task.train.labels) for name, learned in tasks.items()}
 
 
 def check_same_tasks(run: Run, tasks: dict[str, dict]) -> None:

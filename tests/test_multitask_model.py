@@ -115,8 +115,7 @@ def test_without_conditioning_it_is_the_plain_transformer_whatever_its_weights()
 @pytest.mark.parametrize("tuning", ["lora", "houlsby", "pfeiffer"])
 def test_with_adapters_it_starts_as_the_model_with_these_adapters(tuning):
     settings = Tuning(tuning, 8, drop_last=tuning != "lora")
-    parts = [part for part in PARTS if part != tuning]  # both kinds of LoRA have the same place
-    model = make_model(parts, tuning=settings).double()
+    model = make_model([part for part in PARTS if part != tuning], tuning=settings).double()
     randomize_added(model, (".lora_", ".after_attention.", ".layers.0.after_feed_forward."))
     unconditioned = make_model([], tuning=settings).double()
     unconditioned.load_state_dict(

@@ -5,6 +5,18 @@ import math
 
 import pytest
 import torch
+from helpers.formulas import (
+    SEQ,
+    TASKS,
+    WIDTH,
+    condition_of,
+    each_position,
+    equal,
+    filmed,
+    modulation,
+    normed,
+    randomize,
+)
 from helpers.kinds import CAUSAL, PRE_NORM
 
 from config.model import TransformerConfig
@@ -25,8 +37,6 @@ from layers.conditional import (
 from multitask_model import TaskEmbeddings
 from pretraining_model import SelfAttention, Transformer, TransformerLayer, expand_mask
 
-WIDTH, SEQ = 12, 7
-TASKS = torch.tensor([1, 0, 2, 1])  # of the sequences of a batch
 SHAPE = TransformerConfig(61, 32, 48, 24, 4, 3, 0.0, 0.0)
 # (embed_dim, max_length): N = d / L divides L, does not, is 1; L does not divide d, is d, is longer than d.
 SIZES = [(12, 6), (64, 8), (16, 5), (12, 4), (12, 5), (12, 12), (12, 19), (30, 7), (24, 2)]
@@ -39,53 +49,6 @@ def double():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-def condition_of(n_tasks: int = 3, width: int = WIDTH, task_ids=TASKS) -> Condition:
-    condition = Condition()
-    condition.embeddings, condition.task_ids = torch.randn(n_tasks, width), task_ids
-    return condition
-
-
-def randomize(module: torch.nn.Module) -> torch.nn.Module:
-    """Every parameter matters."""
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return module
-
-
-def modulation(film: FiLM, z: torch.Tensor) -> tuple[list[float], list[float]]:
-    """γ and β of one task, number by number."""
-    width = film.out_features // 2
-    weight, bias, values = film.weight.tolist(), film.bias.tolist(), z.tolist()
-    numbers = [
-        sum(w * value for w, value in zip(weight[row], values, strict=True)) + bias[row]
-        for row in range(2 * width)
-    ]
-    return numbers[:width], numbers[width:]
-
-
-def filmed(film: FiLM, z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """(1 + γ(z)) x + β(z) of a vector."""
-    gamma, beta = modulation(film, z)
-    return torch.stack([(1 + gamma[i]) * x[i] + beta[i] for i in range(len(x))])
-
-
-def normed(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """A vector with mean 0 and variance 1."""
-    mean = sum(x) / len(x)
-    variance = sum((value - mean) ** 2 for value in x) / len(x)
-    return torch.stack([(value - mean) / (variance + eps) ** 0.5 for value in x])
-
-
-def each_position(function, condition: Condition, x: torch.Tensor) -> torch.Tensor:
-    """function(z of its task, vector) for each position of each example."""
-    pairs = zip(condition.embeddings[condition.task_ids], x, strict=True)
-    return torch.stack([torch.stack([function(z, vector) for vector in states]) for z, states in pairs])
-
-
-def equal(one: torch.Tensor, other: torch.Tensor, tolerance: float = 1e-9) -> None:
-    torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
 
 
 # --------------------------------------------------------------------------------- FiLM, alignment, LayerNorm

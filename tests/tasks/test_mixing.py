@@ -15,7 +15,7 @@ from ignite.engine import Engine
 from config.groups import OptimizationArguments
 from config.model import TransformerConfig
 from multitask_model import MultitaskShape, MultitaskTransformer, TaskHead, join_batches, split_by_task
-from multitask_train import LearnedTask, multitask_objective, predictive_entropies
+from multitask_train import LearnedTask, loss_weights, multitask_objective, predictive_entropies
 from tasks.kind import KindOptions
 from tasks.mixing import MixedBatches
 from tasks.sampling import TaskSampler, TaskStream
@@ -208,9 +208,11 @@ def test_each_row_gets_its_own_entropy(tasks, max_tokens, tmp_path):
 
 def test_the_unit_of_numbers_does_not_matter(tasks):
     """A model that always predicts their mean has a weighted loss of 1."""
-    labels = np.array(tasks["numbers"].train.labels)
-    squared_error = np.mean((labels - labels.mean()) ** 2)
-    assert LearnedTask(None, tasks["numbers"]).loss_weight * squared_error == pytest.approx(1)
+    labels, kind = np.array(tasks["numbers"].train.labels), tasks["numbers"].kind
+    for unit in (1, 20):
+        squared_error = np.mean((unit * (labels - labels.mean())) ** 2)
+        assert kind.loss_weight(unit * labels) * squared_error == pytest.approx(1)
+    assert kind.loss_weight(np.ones(5)) == 1  # there is nothing to learn, and no division by zero
 
 
 @pytest.mark.parametrize(("max_rows", "max_tokens"), [(36, 10_000), (36, 100), (1, 10_000)])
@@ -220,7 +222,7 @@ def test_the_loss_is_the_mean_over_tasks_of_their_mean_losses(tasks, max_rows, m
     for parameter in model.lm_head_parameters():
         parameter.requires_grad = False
     batches = batches_of(streams, max_rows, max_tokens, rows=3, draws=12)
-    weights = {name: LearnedTask(None, task).loss_weight for name, task in tasks.items()}
+    weights = loss_weights({name: LearnedTask(None, task) for name, task in tasks.items()})
     assert {name for name, weight in weights.items() if weight != 1} == {"numbers"}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     options = LoopOptions(n_steps=1, train_batch_size=max_rows)
