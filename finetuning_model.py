@@ -49,7 +49,10 @@ class ClfHead(nn.Linear):
         With `n_choices` [batch] they are [batch, choices], -inf for choices that an example does not have.
         """
         is_pooled = self.reads_only_cls and hidden_states.size(1) == 1
-        pooled = hidden_states.squeeze(1) if is_pooled else self.pool(hidden_states, attention_mask)
+        if is_pooled:
+            pooled = hidden_states.squeeze(1)
+        else:
+            pooled = pool(hidden_states, attention_mask, self.pooling, self.causal)
         logits = self(self.dropout(pooled))
         if "n_choices" not in inputs:
             return logits
@@ -67,20 +70,6 @@ class ClfHead(nn.Linear):
         """[batch]: of the classes or choices, as of `relative_entropy`; NaN for a number."""
         is_number = logits.size(1) == 1 and "n_choices" not in inputs
         return torch.full_like(logits[:, 0], math.nan) if is_number else relative_entropy(logits)
-
-    def pool(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
-        """[batch, seq, embed] → [batch, n_poolings * embed].
-
-        `pooling` names what is concatenated: the state of [CLS], and the mean and maximum over the real
-        tokens (Howard & Ruder 2018, section 3.3).
-        """
-        mask, cls = attention_mask.unsqueeze(-1), cls_positions(attention_mask, self.causal)
-        poolings = {
-            "cls": lambda: at_positions(hidden_states, cls).squeeze(1),
-            "mean": lambda: (hidden_states * mask).sum(1) / mask.sum(1),
-            "max": lambda: hidden_states.masked_fill(mask == 0, -math.inf).amax(1),
-        }
-        return torch.cat([poolings[name]() for name in self.pooling.split("_")], dim=-1)
 
 
 class TagHead(nn.Linear):
@@ -273,6 +262,21 @@ def cls_positions(attention_mask: Tensor, causal: bool) -> Tensor:
     """[batch]: [CLS] comes last in a causal model, first in a bidirectional one."""
     lengths = attention_mask.sum(1)
     return lengths - 1 if causal else torch.zeros_like(lengths)
+
+
+def pool(hidden_states: Tensor, attention_mask: Tensor, pooling: str, causal: bool) -> Tensor:
+    """[batch, seq, embed] → [batch, n_poolings * embed].
+
+    `pooling` names what is concatenated: the state of [CLS], and the mean and maximum over the real tokens
+    (Howard & Ruder 2018, section 3.3).
+    """
+    mask, cls = attention_mask.unsqueeze(-1), cls_positions(attention_mask, causal)
+    poolings = {
+        "cls": lambda: at_positions(hidden_states, cls).squeeze(1),
+        "mean": lambda: (hidden_states * mask).sum(1) / mask.sum(1),
+        "max": lambda: hidden_states.masked_fill(mask == 0, -math.inf).amax(1),
+    }
+    return torch.cat([poolings[name]() for name in pooling.split("_")], dim=-1)
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -24,23 +24,19 @@ from pathlib import Path
 
 from checkpoints.files import CHECKPOINTS, CONFIG, WEIGHTS, write_json
 from checkpoints.pretrained import open_start
-from config.errors import TrainingFailed, UserError
+from config.errors import UserError
 from config.presets import read_json
 from experiments.cells import Cell, jobs_of
-from experiments.checks import check_training
+from experiments.checks import check_training, check_unchanged
 from experiments.engines import open_engine
 from experiments.graph import Graph, Outcome, locked
 from experiments.grid_table import draw_heat_map, in_order_of_map, rows_of_cells, write_table
 from experiments.notify import notified, termination_as_exit
-from experiments.restarts import ENGINE_DEFAULTS
 from experiments.task_map import TaskMap, read_task_map, with_metric
 from finetuning_train import finetune
 from utils import git_commit, n_processes, show, show_messages
 
 TABLE, HEAT_MAP = "results.csv", "heatmap.png"
-# Arguments that may differ when a grid goes on: they change where and how, not what is trained.
-FREE = {"output_dir", "overwrite", "resume", "local_rank", "notify", "device"}
-FREE |= {"log_every", "save_every", "dataset_cache", *ENGINE_DEFAULTS}
 
 
 @notified
@@ -69,12 +65,7 @@ def transfer(config: TransferConfig) -> dict[str, float]:
     write_table(grid.folder / TABLE, rows)
     if rows:
         draw_heat_map(in_order_of_map(rows, grid.jobs), grid.folder / HEAT_MAP)
-    if outcome.failures:
-        name, sentence = next(iter(outcome.failures.items()))
-        n_failed = f"{len(outcome.failures)} of {len(grid.jobs)} trainings failed"
-        raise TrainingFailed(
-            f"{n_failed} (the same command tries them again); the first was {name}: {sentence}"
-        )
+    outcome.check()
     return {f"{row['source']} → {row['target']}": row["mean"] for row in rows}
 
 
@@ -90,7 +81,8 @@ def open_grid(config: TransferConfig) -> Graph[Cell]:
     task_map = check_tasks(read_task_map(config))
     grid = Graph(folder, jobs_of(task_map, config, folder, finetune))
     for job in grid.jobs:
-        check_unchanged(job, folder / job.name)
+        given_by_name = {"model_checkpoint", "adapters"} if job.needs else set()
+        check_unchanged(folder / job.name, job.config, given_by_name)
     return grid
 
 
@@ -128,20 +120,6 @@ def naming(where: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-
-
-def check_unchanged(job: Cell, run_folder: Path) -> None:
-    """Raises UserError if a training was begun with other arguments than it would have now."""
-    if not (run_folder / CONFIG).is_file():
-        return
-    before, now = read_json(run_folder / CONFIG)["arguments"], dataclasses.asdict(job.config)
-    given_by_name = {"model_checkpoint", "adapters"} if job.needs else set()
-    for key in sorted(now.keys() & before.keys() - FREE - given_by_name):
-        if before[key] != now[key]:
-            raise UserError(
-                f"{run_folder} was trained with {key} {before[key]}, not {now[key]}; take another"
-                " --output_dir, or delete it to train it anew"
-            )
 
 
 def write_grid_config(config: TransferConfig, folder: Path) -> None:

@@ -8,7 +8,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from config.model import TransformerConfig
+from finetuning_model import cls_positions, pool
+from pretraining_model import Transformer
+
 RIDGES = torch.logspace(-6, 2, 17, dtype=torch.float64)  # relative to the mean eigenvalue of the embeddings
+
+
+class TextEncoder(nn.Module):
+    """A transformer that embeds texts as a classification head would see them.
+
+    `pooling` is one of fine-tuning's, or `pooler`: tanh(W x + b) of the state of [CLS], which BERT learns in
+    its pretraining (Devlin et al. 2019, section 3.1) and published maps of BERT start from.
+    """
+
+    def __init__(self, transformer: Transformer, pooling: str, pooler: nn.Linear | None = None):
+        super().__init__()
+        self.transformer, self.pooling, self.pooler = transformer, pooling, pooler
+
+    @property
+    def shape(self) -> TransformerConfig:
+        """Of the transformer."""
+        return self.transformer.config
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """[batch, seq], padded on the right → [batch, embed], or a multiple of it for several poolings."""
+        causal = self.shape.causal
+        mask = None if causal else attention_mask  # padding lies in the future of all real tokens
+        only_cls = self.pooling in ("cls", "pooler")
+        query_positions = cls_positions(attention_mask, causal) if only_cls else None
+        hidden_states = self.transformer(
+            input_ids, mask, query_positions=query_positions, token_type_ids=token_type_ids
+        )
+        if not only_cls:
+            return pool(hidden_states, attention_mask, self.pooling, causal)
+        cls = hidden_states.squeeze(1)
+        return cls if self.pooler is None else torch.tanh(self.pooler(cls))
 
 
 class EmbeddingSpaceMap(nn.Module, ABC):

@@ -10,18 +10,24 @@ from config.errors import UserError
 from config.presets import read_json
 from selection_model import EmbeddingSpaceMap, build_map
 
+HEAD = "head.safetensors"  # beside the map: the layer that labels what it gives
 FORMAT_VERSION = "0.2.0"  # of hf-dataset-selector; 0.1.0 had other names for the weights
 ARCHITECTURES = ("linear", "low_rank", "nonlinear")
 REQUIRED = ("base_model_name", "task_id")
 
 
-def save_map(folder: Path, fitted: EmbeddingSpaceMap, about: Mapping[str, object]) -> None:
-    """Write a map and what it is a map of: at least `base_model_name` and `task_id`."""
+def map_sections(fitted: EmbeddingSpaceMap, about: Mapping[str, object]) -> dict[str, object]:
+    """What config.json says of a map: `about` has at least `base_model_name` and `task_id`."""
     shape = {"esm_architecture": fitted.architecture, "esm_embedding_dim": fitted.embed_dim}
     shape |= {"esm_rank": fitted.rank} if fitted.rank else {}
+    return dict(about) | shape | {"version": FORMAT_VERSION}
+
+
+def save_map(folder: Path, fitted: EmbeddingSpaceMap, about: Mapping[str, object]) -> None:
+    """Write a map and what it is a map of, without a run around it."""
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / WEIGHTS, fitted.state_dict())
-    write_json(folder / CONFIG, dict(about) | shape | {"version": FORMAT_VERSION})  # last: now it is whole
+    write_json(folder / CONFIG, map_sections(fitted, about))  # last: now it is whole
 
 
 def load_map(folder: Path) -> tuple[EmbeddingSpaceMap, dict]:

@@ -65,22 +65,29 @@ def parse_argv(config_class: type[Config], description: str, argv: list[str] | N
         flags = [name for action in parser._actions for name in action.option_strings]
         raise UserError(f"unknown argument {unknown[0]}{suggestion(unknown[0].split('=')[0], flags)}")
     check_aliases(config_class, argv)
-    explicit = nest(config_class, vars(values))
-    presets = explicit.pop("presets", [])
-    config = config_class(**values_below(config_class, presets, explicit.get("resume")) | explicit)
+    explicit = vars(values)
+    presets, holder = explicit.pop("presets", []), holder_of_flags(config_class)
+    if holder is None:
+        below = values_below(config_class, presets, explicit.get("resume"))
+        config = config_class(**below | explicit)
+    else:
+        below = read_presets(holder.metadata["flags_of"], presets)
+        config = config_class(**nest(config_class, holder, below | explicit))
     config.explicit_flags = frozenset(explicit)
     return config
 
 
-def nest(config_class: type, values: dict) -> dict:
-    """The values, with those of another config's flags in the field that is there for them."""
+def holder_of_flags(config_class: type) -> dataclasses.Field | None:
+    """The field that holds another config's flags, which presets then are about."""
     fields = dataclasses.fields(config_class)
-    holder = next((field.name for field in fields if "flags_of" in field.metadata), None)
-    if holder is None:
-        return values
-    own = {field.name for field in fields}
+    return next((field for field in fields if "flags_of" in field.metadata), None)
+
+
+def nest(config_class: type, holder: dataclasses.Field, values: dict) -> dict:
+    """The values, with those of another config's flags in the field that holds them."""
+    own = {field.name for field in dataclasses.fields(config_class)}
     return {key: value for key, value in values.items() if key in own} | {
-        holder: {key: value for key, value in values.items() if key not in own}
+        holder.name: {key: value for key, value in values.items() if key not in own}
     }
 
 

@@ -1,13 +1,24 @@
 """Is the input of a training right? Answered before anything is trained or written."""
 
+import dataclasses
 import warnings
+from collections.abc import Collection
+from pathlib import Path
 
 import torch
 
+from checkpoints.files import CONFIG
 from checkpoints.finetuned import build_model, choose_tokenizer, max_length
 from checkpoints.pretrained import Checkpoint
+from config.errors import UserError
 from config.finetuning import FinetuningConfig
+from config.groups import EngineArguments, RunArguments
+from config.presets import read_json
 from tasks.task import Task, open_task
+
+# Arguments that may differ when many trainings go on: they change where and how, not what is trained.
+FREE = {"output_dir", "overwrite", "resume", "local_rank", "notify", "device", "log_every", "save_every"}
+FREE |= {"dataset_cache", *(field.name for field in dataclasses.fields(EngineArguments))}
 
 
 def check_training(
@@ -27,3 +38,17 @@ def check_training(
         model = build_model(config, kind.model_class, kind.num_outputs, len(task.tokenizer), checkpoint)
     max_length(config, model.config)
     return task
+
+
+def check_unchanged(run_folder: Path, config: RunArguments, free: Collection[str] = ()) -> None:
+    """Raises UserError if a training was begun with other arguments than it would have now, except those in
+    FREE and `free`."""
+    if not (run_folder / CONFIG).is_file():
+        return
+    before, now = read_json(run_folder / CONFIG)["arguments"], dataclasses.asdict(config)
+    for key in sorted(now.keys() & before.keys() - FREE - set(free)):
+        if before[key] != now[key]:
+            raise UserError(
+                f"{run_folder} was trained with {key} {before[key]}, not {now[key]}; take another"
+                " --output_dir, or delete it to train it anew"
+            )

@@ -19,7 +19,7 @@ import filelock
 import ignite.distributed as idist
 
 from checkpoints.files import CONFIG, read_metrics
-from config.errors import UserError
+from config.errors import TrainingFailed, UserError
 from config.flags import replace
 from config.groups import RunArguments
 from experiments.notify import one_line
@@ -61,6 +61,16 @@ class Outcome:
 
     metrics: dict[str, Metrics] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raises TrainingFailed, with the first failure, if there are any."""
+        if not self.failures:
+            return
+        name, sentence = next(iter(self.failures.items()))
+        n_failed = f"{len(self.failures)} of {len(self.failures) + len(self.metrics)} trainings failed"
+        raise TrainingFailed(
+            f"{n_failed} (the same command tries them again); the first was {name}: {sentence}"
+        )
 
 
 @dataclass

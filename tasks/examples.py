@@ -248,9 +248,14 @@ def evaluation_batches(
 ) -> list[np.ndarray]:
     """A process's batches of a split, as arrays of indices, longest first. All processes together have each
     example once."""
-    order = np.argsort(-collate.lengths(examples), kind="stable")
-    batches = np.array_split(order, range(batch_size, len(order), batch_size))
+    batches = longest_first(np.arange(len(examples)), collate.lengths(examples), batch_size)
     return batches[rank::world_size]
+
+
+def longest_first(chosen: np.ndarray, lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Batches of the indices in `chosen`, of similar length, so that there is little padding."""
+    order = chosen[np.argsort(-lengths[chosen], kind="stable")]
+    return np.array_split(order, range(batch_size, len(order), batch_size))
 
 
 def count_labels(labels: Tensor, inputs: Batch) -> int:

@@ -7,7 +7,7 @@ from checkpoints.finetuned import load_finetuned
 from config.command_line import parse_argv
 from config.constants import IGNORE_INDEX
 from config.model import TransformerConfig
-from finetuning_model import HeadConfig, TransformerWithClfHead
+from finetuning_model import HeadConfig, TransformerWithClfHead, pool
 from finetuning_train import FinetuningConfig, finetune
 from layers.adapters import Tuning
 
@@ -40,7 +40,7 @@ def test_cls_pooling_reads_the_last_real_token_of_a_causal_model_and_the_first_o
     model, batch = make_model(causal), random_batch()
     states = model.transformer(batch["input_ids"], None if causal else batch["attention_mask"])
     expected = states[[0, 1], [8, 4]] if causal else states[:, 0]
-    torch.testing.assert_close(model.classification_head.pool(states, batch["attention_mask"]), expected)
+    torch.testing.assert_close(pool(states, batch["attention_mask"], "cls", causal), expected)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -49,7 +49,7 @@ def test_cls_pooling_reads_the_last_real_token_of_a_causal_model_and_the_first_o
 def test_a_last_layer_for_cls_alone_gives_the_same_logits_and_gradients(causal, pre_norm, tuning):
     model, batch = make_model(causal, pre_norm, tuning=Tuning(tuning, width=8)), random_batch()
     states = model.transformer(batch["input_ids"], None if causal else batch["attention_mask"])
-    whole = model.classification_head(model.classification_head.pool(states, batch["attention_mask"]))
+    whole = model.classification_head(pool(states, batch["attention_mask"], "cls", causal))
     alone = model(**batch)
     torch.testing.assert_close(alone, whole, atol=1e-5, rtol=1e-5)
     trained = [one for one in model.parameters() if one.requires_grad]

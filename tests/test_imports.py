@@ -20,21 +20,24 @@ LAYERS = {
     "layers": ["pretraining_model"],
     "finetuning_model": ["layers"],
     "multitask_model": ["finetuning_model"],
-    "selection_model": [],
+    "selection_model": ["finetuning_model"],
     "selection_scores": [],
     "data": ["utils"],
     "tasks": ["data"],
     "training": ["utils"],
     "checkpoints": ["multitask_model", "selection_model", "data"],
     "experiments": ["checkpoints", "tasks", "training"],
+    "selection": ["experiments", "selection_scores"],
 }
 SCRIPTS = {"pretraining_train", "pretraining_generate", "quickstart", "export"}
 SCRIPTS |= {"finetuning_train", "finetuning_predict", "finetuning_transfer"}
-SCRIPTS |= {"multitask_train"}
+SCRIPTS |= {"multitask_train", "selection_train", "selection_rank"}
 # The one public function of a script (and its config) may be called by those that string scripts together.
 CALLERS = {
     "quickstart": {"pretraining_train", "finetuning_train", "multitask_train"},
     "finetuning_transfer": {"finetuning_train"},
+    "selection_train": {"finetuning_train"},
+    "selection_rank": {"finetuning_train"},
 }
 NOT_IN_MODELS = {
     "ignite",

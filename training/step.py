@@ -120,15 +120,17 @@ class TrainingStep:
         return {
             "loss": functools.reduce(operator.add, losses),
             "grad_norm": self.update(),
-            "n_tokens": sum(micro_batch["input_ids"].numel() for micro_batch in micro_batches),
-            "n_examples": len(batch["input_ids"]) if isinstance(batch, dict) else len(batch),
+            "n_tokens": sum(map(count_tokens, micro_batches)),
+            "n_examples": count_rows(batch) if isinstance(batch, dict) else len(batch),
         }
 
     def split(self, batch: Batch | MicroBatches) -> list[Batch]:
-        """The micro-batches of a batch, unless it is made of them."""
-        if isinstance(batch, dict):
-            return split_batch(batch, self.options.train_batch_size, self.options.part_tokens)
-        return batch.micro_batches
+        """The micro-batches of a batch, unless it is made of them; embeddings are small enough uncut."""
+        if not isinstance(batch, dict):
+            return batch.micro_batches
+        if "input_ids" not in batch:
+            return [batch]
+        return split_batch(batch, self.options.train_batch_size, self.options.part_tokens)
 
     def count(self, batch: Batch | MicroBatches) -> dict[str, Tensor | int]:
         """What to divide the losses by. DDP averages gradients over the processes; we want their sum."""
@@ -157,6 +159,15 @@ class TrainingStep:
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)
         return grad_norm
+
+
+def count_tokens(batch: Batch) -> int:
+    """Tokens with padding; or rows, if the model reads embeddings."""
+    return batch["input_ids"].numel() if "input_ids" in batch else count_rows(batch)
+
+
+def count_rows(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
 
 
 def micro_batch_tokens(part_tokens: int | None, run: Run) -> int:

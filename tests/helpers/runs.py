@@ -34,6 +34,8 @@ MAIN = {
     "finetuning_predict.py": ("PredictionConfig", "predict"),
     "finetuning_transfer.py": ("TransferConfig", "transfer"),
     "multitask_train.py": ("MultitaskConfig", "train_multitask"),
+    "selection_rank.py": ("RankConfig", "rank"),
+    "selection_train.py": ("SelectionConfig", "train_sources"),
     "export.py": ("ExportConfig", "export"),
 }
 TOKEN = "s3cret-token"  # in an address to notify: it must not appear anywhere

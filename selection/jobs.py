@@ -1,0 +1,167 @@
+"""The jobs that make a pool of sources: for each a fine-tuning, and what represents it.
+
+A pool is a folder with runs/NAME, the fine-tuned models, and esm/NAME, textemb/NAME, …, each a run folder.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from checkpoints.files import CONFIG, WEIGHTS, file_digest, write_json
+from checkpoints.pretrained import Checkpoint, open_start
+from config.errors import UserError, suggestion
+from config.finetuning import FinetuningConfig
+from config.flags import check_types
+from config.presets import arguments_of_run, read_dataset, read_json
+from config.selection import REPRESENTATIONS, RepresentationConfig, SelectionConfig
+from experiments.checks import check_training, check_unchanged
+from experiments.graph import Graph, Job, Metrics
+from experiments.task_map import file_name
+from utils import git_commit, n_processes
+
+Train = Callable[[Any], Metrics]
+# What is embedded: the mean over tokens, which also says something before the model is fine-tuned.
+DEFAULTS = {"pooling": "mean"}
+
+
+def open_pool_graph(
+    config: SelectionConfig, finetune: Train, represent: Train
+) -> tuple[Graph[Job], Checkpoint]:
+    """All jobs of the flags, and the base model. Reads and checks everything, and writes nothing.
+
+    Raises UserError for what cannot be used.
+    """
+    if n_processes() > 1:
+        raise UserError(
+            f"a launcher started {n_processes()} processes, but one is enough; start selection_train.py with"
+            " python, and --workers or --ray_address to train side by side"
+        )
+    name, base = open_start(config.training.get("model_checkpoint"))
+    if base is None:
+        raise UserError("--model_checkpoint none: task selection needs a pretrained model; name one")
+    folder, kinds = Path(config.output_dir), chosen_representations(config)
+    check_pool(folder, base)
+    jobs: list[Job] = []
+    for source, entry in sources_of(config).items():
+        run_folder, pooling = Path(entry), base_pooling(entry, base)
+        if pooling is None:
+            training = training_of(entry, config, name)
+            check_training(training, base)
+            jobs.append(Job(f"runs/{source}", finetune, training))
+            run_folder = folder / "runs" / source
+        needs = () if pooling else (f"runs/{source}",)
+        jobs += [
+            Job(f"{kind}/{source}", represent, representation_of(config, kind, name, run_folder), needs)
+            for kind in kinds
+        ]
+    for job in jobs:
+        check_unchanged(folder / job.name, job.config, {"source"})
+    return Graph(folder, jobs), base
+
+
+def chosen_representations(config: SelectionConfig) -> list[str]:
+    """Raises UserError for one that there is not, or that lacks its model."""
+    kinds = config.represent.split(",")
+    for kind in kinds:
+        if kind not in REPRESENTATIONS:
+            known = ", ".join(REPRESENTATIONS)
+            raise UserError(f"--represent {kind} is not one of {known}{suggestion(kind, REPRESENTATIONS)}")
+    if "semb" in kinds and not config.sentence_model:
+        raise UserError("--represent semb needs --sentence_model, a model of sentence-transformers")
+    return list(dict.fromkeys(kinds))
+
+
+def check_pool(folder: Path, base: Checkpoint) -> None:
+    """Raises UserError for a folder that is no pool, or one of another base model."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder} is a file, not a folder")
+    if not folder.is_dir() or all(file.name.startswith(".") for file in folder.iterdir()):
+        return
+    about = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    if "base" not in about or about.get("script") != "selection_train.py":
+        raise UserError(f"--output_dir {folder} holds something else than a pool; name another folder")
+    if about["base"]["sha256"] != file_digest(base.folder / WEIGHTS):
+        raise UserError(
+            f"the sources in {folder} started from {about['base']['name']}, not from --model_checkpoint"
+            f" {base.name}; take another --output_dir"
+        )
+
+
+def sources_of(config: SelectionConfig) -> dict[str, str]:
+    """What --sources names, by the names of its folders. Raises UserError if two have the same."""
+    if not config.sources:
+        raise UserError("there are no sources; name some with --sources, like mnli,trec,my_folder")
+    sources: dict[str, str] = {}
+    for entry in config.sources.split(","):
+        name = file_name(entry)
+        if not name or name in sources:
+            wrong = f"names two sources {name}; rename one" if name else "has an empty name"
+            raise UserError(f"--sources {config.sources} {wrong}")
+        sources[name] = entry
+    return sources
+
+
+def base_pooling(entry: str, base: Checkpoint) -> str | None:
+    """How a fine-tuned run folder pools its texts; None for a task that is to be trained.
+
+    Raises UserError for a run folder of another base model.
+    """
+    if not (Path(entry) / CONFIG).is_file() or "head" not in (read_json(Path(entry) / CONFIG)):
+        return None
+    arguments = arguments_of_run(FinetuningConfig, entry)
+    start = str(arguments["model_checkpoint"])
+    _, checkpoint = open_start(start)
+    if checkpoint is None or file_digest(checkpoint.folder / WEIGHTS) != file_digest(base.folder / WEIGHTS):
+        raise UserError(
+            f"--sources {entry} started from {start}, not from --model_checkpoint {base.name}; all sources "
+            "of a pool need the same base"
+        )
+    return str(arguments["pooling"])
+
+
+def training_of(entry: str, config: SelectionConfig, base: str) -> FinetuningConfig:
+    """The fine-tuning on a source: what run_configs/ says of it, then the flags."""
+    where = f"--sources {entry}"
+    known = check_types(FinetuningConfig, read_dataset(entry), where)
+    values = {"dataset_path": entry} | known | DEFAULTS | config.training | {"model_checkpoint": base}
+    try:
+        return FinetuningConfig(**values)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def representation_of(
+    config: SelectionConfig, kind: str, base: str, run_folder: Path
+) -> RepresentationConfig:
+    """The arguments of one representation."""
+    training = FinetuningConfig(**DEFAULTS | config.training)
+    return RepresentationConfig(
+        represent=kind,
+        model_checkpoint=base,
+        source=str(run_folder),
+        esm=config.esm,
+        esm_rank=config.esm_rank,
+        n_texts=config.n_texts,
+        sentence_model=config.sentence_model,
+        dataset_cache=training.dataset_cache,
+        train_batch_size=config.esm_batch_size,
+        lr=config.esm_lr,
+        n_epochs=config.esm_n_epochs,
+        weight_decay=config.esm_weight_decay,
+        seed=training.seed,
+        device=training.device,
+        precision="fp32",
+    )
+
+
+def write_pool_config(config: SelectionConfig, folder: Path, base: Checkpoint) -> None:
+    """config.json: the arguments, and the base model."""
+    arguments = dataclasses.asdict(config) | {"output_dir": None, "notify": None}
+    about = {
+        "name": base.name,
+        "path": str(base.folder.resolve()),
+        "sha256": file_digest(base.folder / WEIGHTS),
+    }
+    sections = {"script": "selection_train.py", "git_commit": git_commit()}
+    write_json(folder / CONFIG, sections | {"arguments": arguments, "base": about})

@@ -1,0 +1,72 @@
+"""A ranking as a table in the terminal, as CSV and JSON, and as a chart."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from checkpoints.files import atomic_write, write_json
+from utils import show
+
+Row = dict[str, Any]
+TABLE, REPORT, CHART = "ranking.csv", "ranking.json", "ranking.png"
+
+
+def show_ranking(rows: Sequence[Row], methods: Sequence[str], sorted_by: str, n_sources: int) -> None:
+    """Print the best sources, with the ranks by each method, and where nine tenths of them lie."""
+    others = [method for method in methods if method != sorted_by]
+    header = ["rank", "source", sorted_by, "spread", *others]
+    lines = [
+        [format_rank(row, sorted_by), row["source"], f"{row[sorted_by]:.4f}", format_spread(row, sorted_by)]
+        + [format_rank(row, method) for method in others]
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
+    for line in [header, *lines]:
+        show("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    if n_sources > len(rows):
+        show(f"… and {n_sources - len(rows)} more")
+
+
+def format_rank(row: Row, method: str) -> str:
+    rank = row[f"{method} rank"]
+    return "-" if math.isnan(rank) else str(int(rank))
+
+
+def format_spread(row: Row, method: str) -> str:
+    low, high = row[f"{method} low"], row[f"{method} high"]
+    return "-" if math.isnan(low) else f"{low:.0f}–{high:.0f}"
+
+
+def write_ranking(folder: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
+    """All sources, the best first: ranking.csv, and ranking.json with what the ranking is about."""
+    write_json(folder / REPORT, about | {"sources": list(rows)})
+    with atomic_write(folder / TABLE) as tmp_path, open(tmp_path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: "" if value != value else value for key, value in row.items()})
+
+
+def draw_ranking(rows: Sequence[Row], method: str, target: str, n_sources: int, file: Path) -> None:
+    """The ranks of the best sources, with their spread over samples of the target's rows."""
+    from matplotlib.figure import Figure  # half a second
+
+    figure = Figure(figsize=(7, 1.2 + 0.32 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    ranks = [row[f"{method} rank"] for row in rows]
+    spread = [
+        [max(0.0, rank - row[f"{method} low"]) for rank, row in zip(ranks, rows, strict=True)],
+        [max(0.0, row[f"{method} high"] - rank) for rank, row in zip(ranks, rows, strict=True)],
+    ]
+    places = range(len(rows))
+    axes.barh(places, [n_sources + 1 - rank for rank in ranks], left=ranks, color="0.85")
+    axes.errorbar(ranks, places, xerr=spread, fmt="o", color="tab:blue", capsize=3)
+    axes.set_yticks(places, [row["source"] for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(n_sources + 1, 0)
+    axes.set_xlabel(f"rank by {method} (bars: 5 to 95 % of samples of the rows)")
+    axes.set_title(f"sources for {target}")
+    with atomic_write(file) as tmp_path:
+        figure.savefig(tmp_path, format="png", dpi=150)
