@@ -30,13 +30,13 @@ from experiments.cells import Cell, jobs_of
 from experiments.checks import check_training, check_unchanged
 from experiments.engines import open_engine
 from experiments.graph import Graph, Outcome, locked
-from experiments.grid_table import draw_heat_map, in_order_of_map, rows_of_cells, write_table
+from experiments.grid_table import TABLE, draw_heat_map, in_order_of_map, rows_of_cells, write_table
 from experiments.notify import notified, termination_as_exit
 from experiments.task_map import TaskMap, read_task_map, with_metric
 from finetuning_train import finetune
 from utils import git_commit, n_processes, show, show_messages
 
-TABLE, HEAT_MAP = "results.csv", "heatmap.png"
+HEAT_MAP = "heatmap.png"
 
 
 @notified

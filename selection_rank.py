@@ -43,8 +43,9 @@ def rank(config: RankConfig) -> list[dict[str, Any]]:
     show_messages()
     folder = ranking_folder(config)
     pool, target = open_input(config)
-    scores, seconds = score_sources(pool.sources, build_methods(target, config, finetune))
-    if FUSION in chosen_names(target, config):
+    names = chosen_names(target, config.methods, config.sentence_model)
+    scores, seconds = score_sources(pool.sources, build_methods(target, names, config, finetune))
+    if FUSION in names:
         scores[FUSION] = fuse(scores)
     rows, method = make_rows([source.name for source in pool.sources], scores), sorting_method(scores)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 
 from config.finetuning import FinetuningConfig
-from config.flags import Arguments, flag, flags_of
+from config.flags import Arguments, flag, flags_of, positional
 from config.groups import EngineArguments, NotifyArguments, OptimizationArguments
 
 # Flags of finetuning_train.py that are set for each source, or that make no sense for all of them.
@@ -95,3 +95,14 @@ class RankConfig(Arguments):
         None, "folder for ranking.csv, ranking.json and ranking.png (default: runs/ranking_<target>)"
     )
     overwrite: bool = flag(False, "replace the ranking in output_dir")
+
+
+@dataclass
+class EvaluationConfig(Arguments):
+    title = "evaluation of rankings"
+
+    transfer_results: str = positional("folder of a finished grid of finetuning_transfer.py")
+    pool: str = flag("runs/pool", "folder of selection_train.py with the same sources, by their names")
+    methods: str = flag("all", "what to evaluate, with commas between, or all")
+    n_steps_few_shot: int = flag(50, "optimizer steps of few-shot and frozen-transfer", least=1)
+    sentence_model: str | None = flag(None, "as in selection_train.py, for semb")

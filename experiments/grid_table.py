@@ -13,6 +13,7 @@ from experiments.graph import Metrics
 from experiments.restarts import sample_deviation
 from experiments.task_map import NO_TRANSFER
 
+TABLE = "results.csv"  # in the folder of the grid
 COLUMNS = ["source", "target", "metric", "n", "mean", "std", "gain", "gain_std", "seeds"]
 Row = dict[str, Any]
 
@@ -56,6 +57,12 @@ def write_table(file: Path, rows: list[Row]) -> None:
         writer = csv.DictWriter(table, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def read_table(file: Path) -> list[dict[str, str]]:
+    """The rows as texts."""
+    with open(file, newline="", encoding="utf-8") as table:
+        return list(csv.DictReader(table))
 
 
 def in_order_of_map(rows: list[Row], jobs: Sequence[Cell]) -> list[Row]:

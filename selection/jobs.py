@@ -134,24 +134,25 @@ def training_of(entry: str, config: SelectionConfig, base: str) -> FinetuningCon
 def representation_of(
     config: SelectionConfig, kind: str, base: str, run_folder: Path
 ) -> RepresentationConfig:
-    """The arguments of one representation."""
+    """The arguments of one representation; those that it does not depend on are left at their defaults."""
     training = FinetuningConfig(**DEFAULTS | config.training)
+    own: dict[str, object] = {}
+    if kind == "esm":
+        own = {"esm": config.esm, "esm_rank": config.esm_rank, "lr": config.esm_lr}
+        own |= {"train_batch_size": config.esm_batch_size, "weight_decay": config.esm_weight_decay}
+        own |= {"n_epochs": config.esm_n_epochs}
+    elif kind == "semb":
+        own = {"sentence_model": config.sentence_model}
     return RepresentationConfig(
         represent=kind,
         model_checkpoint=base,
         source=str(run_folder),
-        esm=config.esm,
-        esm_rank=config.esm_rank,
         n_texts=config.n_texts,
-        sentence_model=config.sentence_model,
         dataset_cache=training.dataset_cache,
-        train_batch_size=config.esm_batch_size,
-        lr=config.esm_lr,
-        n_epochs=config.esm_n_epochs,
-        weight_decay=config.esm_weight_decay,
         seed=training.seed,
         device=training.device,
         precision="fp32",
+        **own,
     )
 
 

@@ -2,7 +2,7 @@
 
 | method | compares | needs |
 |---|---|---|
-| logme, h-score, knn, linear | the target's labels with what the fine-tuned model embeds its texts as | runs |
+| logme, h-score, knn, linear | the target's labels with embeddings by the fine-tuned model | runs |
 | leep, nce | the target's labels with the classes that the fine-tuned model predicts | runs |
 | esm-… | the same, with the map in place of the model, and the source's head on top | esm |
 | textemb, semb, taskemb | mean embeddings of texts, or gradients, by the cosine | the same |
@@ -16,17 +16,20 @@ import math
 import tempfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from checkpoints.files import WEIGHTS
 from checkpoints.finetuned import load_finetuned
+from checkpoints.maps import HEAD
 from config.errors import UserError, suggestion
-from config.selection import RankConfig
+from config.selection import EvaluationConfig, RankConfig
 from selection.pool import PooledSource
 from selection.representations import sentence_encoder, task_embedding
 from selection.target import Target, Train
@@ -232,11 +235,13 @@ class ShortTraining(Method):
         return [metrics[f"valid_{self.target.metric}"]]
 
 
-def build_methods(target: Target, config: RankConfig, finetune: Train) -> list[Method]:
-    """The methods that `--methods` names, but for a fusion. Raises UserError for one that there is not."""
+def build_methods(
+    target: Target, names: Sequence[str], config: RankConfig | EvaluationConfig, finetune: Train
+) -> list[Method]:
+    """The methods of these names, but for a fusion."""
     views = Views(target)
     methods: list[Method] = []
-    for name in chosen_names(target, config):
+    for name in names:
         if name.removeprefix("esm-") in LABEL_SCORES:
             methods.append(LabelMethod(name, target, views))
         elif name in ("textemb", "semb"):
@@ -257,18 +262,39 @@ PLAIN: dict[str, type[Method]] = {
 }
 
 
-def chosen_names(target: Target, config: RankConfig) -> list[str]:
-    """The names of the methods, without repetition; `all` are those that are defined for the target."""
-    if config.methods == "all":
+def chosen_names(target: Target, methods: str, sentence_model: str | None) -> list[str]:
+    """What `--methods` names, without repetition; `all` are those that are defined for the target.
+
+    Raises UserError for a method that there is not.
+    """
+    if methods == "all":
         names = [name for name in NAMES if not (target.is_regression and is_for_classes(name))]
-        return [name for name in names if name != "semb" or config.sentence_model]
-    names = list(dict.fromkeys(config.methods.split(",")))
+        return [name for name in names if name != "semb" or sentence_model]
+    names = list(dict.fromkeys(methods.split(",")))
     for name in names:
         if name not in NAMES:
             raise UserError(f"--methods {name} is not one of {', '.join(NAMES)}{suggestion(name, NAMES)}")
     if FUSION in names and len(names) < 3:
         raise UserError("--methods fusion fuses the ranks of other methods; name two or more of them, too")
     return names
+
+
+def megabytes(names: Sequence[str], source: PooledSource) -> float:
+    """The size of the files that these methods read of a source, in 10^6 bytes."""
+    return (
+        sum(file.stat().st_size for file in {file for name in names for file in files_of(name, source)}) / 1e6
+    )
+
+
+def files_of(name: str, source: PooledSource) -> list[Path]:
+    if name.startswith("esm-"):
+        reads_head = name.removeprefix("esm-") in PREDICTION_SCORES and source.head is not None
+        return [source.map_folder / WEIGHTS, *([source.map_folder / HEAD] if reads_head else [])]
+    if name in (*LABEL_SCORES, "few-shot", "frozen-transfer"):
+        return [source.run_folder / WEIGHTS]
+    kind = {"vocabulary-overlap": "tokens"}.get(name, name)
+    file = source.pool / kind / source.name / WEIGHTS
+    return [file] if file.is_file() else []
 
 
 def is_for_classes(name: str) -> bool:

@@ -22,11 +22,16 @@ def show_ranking(rows: Sequence[Row], methods: Sequence[str], sorted_by: str, n_
         + [format_rank(row, method) for method in others]
         for row in rows
     ]
+    print_table(header, lines)
+    if n_sources > len(rows):
+        show(f"… and {n_sources - len(rows)} more")
+
+
+def print_table(header: list[str], lines: list[list[str]]) -> None:
+    """With columns of equal width."""
     widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
     for line in [header, *lines]:
         show("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    if n_sources > len(rows):
-        show(f"… and {n_sources - len(rows)} more")
 
 
 def format_rank(row: Row, method: str) -> str:
@@ -42,8 +47,13 @@ def format_spread(row: Row, method: str) -> str:
 def write_ranking(folder: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
     """All sources, the best first: ranking.csv, and ranking.json with what the ranking is about."""
     write_json(folder / REPORT, about | {"sources": list(rows)})
-    with atomic_write(folder / TABLE) as tmp_path, open(tmp_path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+    write_csv(folder / TABLE, rows)
+
+
+def write_csv(file: Path, rows: Sequence[Row]) -> None:
+    """With a column for each key, empty where a value is not a number."""
+    with atomic_write(file) as tmp_path, open(tmp_path, "w", newline="", encoding="utf-8") as table:
+        writer = csv.DictWriter(table, list(rows[0]))
         writer.writeheader()
         for row in rows:
             writer.writerow({key: "" if value != value else value for key, value in row.items()})

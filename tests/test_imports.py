@@ -31,13 +31,14 @@ LAYERS = {
 }
 SCRIPTS = {"pretraining_train", "pretraining_generate", "quickstart", "export"}
 SCRIPTS |= {"finetuning_train", "finetuning_predict", "finetuning_transfer"}
-SCRIPTS |= {"multitask_train", "selection_train", "selection_rank"}
+SCRIPTS |= {"multitask_train", "selection_train", "selection_rank", "selection_evaluate"}
 # The one public function of a script (and its config) may be called by those that string scripts together.
 CALLERS = {
     "quickstart": {"pretraining_train", "finetuning_train", "multitask_train"},
     "finetuning_transfer": {"finetuning_train"},
     "selection_train": {"finetuning_train"},
     "selection_rank": {"finetuning_train"},
+    "selection_evaluate": {"finetuning_train"},
 }
 NOT_IN_MODELS = {
     "ignite",

@@ -34,6 +34,7 @@ MAIN = {
     "finetuning_predict.py": ("PredictionConfig", "predict"),
     "finetuning_transfer.py": ("TransferConfig", "transfer"),
     "multitask_train.py": ("MultitaskConfig", "train_multitask"),
+    "selection_evaluate.py": ("EvaluationConfig", "evaluate_rankings"),
     "selection_rank.py": ("RankConfig", "rank"),
     "selection_train.py": ("SelectionConfig", "train_sources"),
     "export.py": ("ExportConfig", "export"),
