@@ -1,0 +1,193 @@
+"""Rankings as a user makes them: by all methods, from files, with a spread, and whether they were right."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from helpers.grids import start
+from helpers.pools import NAMES
+from helpers.runs import call, parse, run
+
+from checkpoints.maps import load_map
+from checkpoints.pretrained import open_checkpoint
+from config.errors import UserError
+from config.finetuning import FinetuningConfig
+from selection.methods import NAMES as METHODS
+from selection.methods import Views, build_methods
+from selection.pool import open_pool
+from selection.target import Target
+from selection_rank import rank
+from selection_scores import h_score, knn, leep, linear_probe, logme, nce
+
+SCRIPT, EVALUATE = "selection_rank.py", "selection_evaluate.py"
+
+
+@pytest.fixture(scope="module")
+def ranking(pool, sources, flags, pretrained, tmp_path_factory):
+    """The folder of a ranking by all methods."""
+    folder = tmp_path_factory.mktemp("rankings") / "ranking"
+    options = ["--methods", "all", "--sentence_model", pretrained, "--n_bootstrap", 4, "--output_dir", folder]
+    call(SCRIPT, "--target", sources / "film", "--pool", pool, *flags, *options, "--n_steps_few_shot", 8)
+    return folder
+
+
+def test_all_methods_rank_all_sources(ranking):
+    report = json.loads((ranking / "ranking.json").read_text())
+    assert report["sorted_by"] == "fusion" and report["n_rows"] == 96
+    assert set(report["seconds_per_source"]) == set(METHODS) - {"fusion"}
+    for row in report["sources"]:
+        for method in METHODS:
+            is_undefined = method.split("-")[-1] in ("leep", "nce") and row["source"] != "film"
+            assert (row[method] is None) == (row[f"{method} rank"] is None) == is_undefined
+    with open(ranking / "ranking.csv", newline="") as file:
+        assert [row["source"] for row in csv.DictReader(file)] == [row["source"] for row in report["sources"]]
+    assert (ranking / "ranking.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_target_itself_is_its_own_best_source(ranking):
+    rows = json.loads((ranking / "ranking.json").read_text())["sources"]
+    assert rows[0]["source"] == "film"
+    for method in ("taskemb", "textemb", "semb", "vocabulary-overlap", "esm-leep", "few-shot"):
+        assert next(row for row in rows if row["source"] == "film")[f"{method} rank"] == 1, method
+
+
+def open_target(path, pool, cache, **flags) -> Target:
+    base = open_checkpoint(open_pool(pool).base, "--pool")
+    training = FinetuningConfig(dataset_path=str(path), dataset_cache=str(cache), pooling="mean", **flags)
+    return Target.open(training, base, n_samples=2)
+
+
+@pytest.mark.parametrize("name", ["film", "score"])
+def test_scores_are_those_of_the_formulas_on_embeddings_and_predictions(name, pool, sources, cache):
+    """Of a classification and of a regression, each computed step by step from the files of the pool."""
+    target = open_target(sources / name, pool, cache)
+    source = next(source for source in open_pool(pool).sources if source.name == "film")
+    base = torch.from_numpy(target.embed_base("mean"))
+    fitted, _ = load_map(pool / "esm" / "film")
+    head = safetensors.torch.load_file(pool / "esm" / "film" / "head.safetensors")
+    with torch.no_grad():
+        mapped = fitted(base)
+        logits = mapped @ head["weight"].T + head["bias"]
+    labels, is_regression = target.labels, name == "score"
+    expected = {
+        "esm-logme": logme(mapped.numpy(), labels),
+        "esm-knn": knn(mapped.numpy(), labels),
+        "esm-linear": linear_probe(mapped.numpy(), labels),
+    }
+    if is_regression:
+        expected["esm-leep"] = logme(logits.numpy(), labels)
+    else:
+        expected["esm-leep"] = leep(logits.softmax(1).numpy(), labels)
+        expected["esm-nce"] = nce(logits.argmax(1).numpy(), labels)
+        expected["esm-h-score"] = h_score(mapped.numpy(), labels)
+    for method in build_methods(target, list(expected), parse(SCRIPT), finetune=None):
+        scores = method.scores(source)
+        assert scores[0] == pytest.approx(expected[method.name], rel=1e-5), method.name
+        assert len(scores) == 3 and len(set(scores)) > 1, "one for each sample of the rows"
+
+
+def test_the_fine_tuned_model_s_own_predictions_are_those_of_its_head(pool, sources, cache):
+    target = open_target(sources / "film", pool, cache)
+    source = next(source for source in open_pool(pool).sources if source.name == "film")
+    logits = source.logits(Views(target).embeddings(source, mapped=False))
+    model = source.model().eval()
+    collate = target.texts.collator(model.config, 32)
+    batch = collate([target.texts.examples[index] for index in target.texts.chosen])
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, model(**batch).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_short_ranking_names_and_shows_the_best(pool, sources, flags, tmp_path):
+    options = [
+        "--methods",
+        "esm-logme,textemb",
+        "--top",
+        2,
+        "--n_bootstrap",
+        3,
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    result = run(SCRIPT, "--target", sources / "score", "--pool", pool, *flags, *options)
+    lines = result.stderr.splitlines()
+    header = next(index for index, line in enumerate(lines) if line.startswith("rank"))
+    assert lines[header].split() == ["rank", "source", "esm-logme", "spread", "textemb"]
+    assert [line.split()[0] for line in lines[header + 1 : header + 3]] == ["1", "2"]
+    assert lines[header + 3] == "… and 1 more"
+
+
+def test_a_damaged_map_is_named_and_left_out(pool, sources, flags, tmp_path, caplog):
+    copy = tmp_path / "pool"
+    shutil.copytree(pool, copy)
+    (copy / "esm" / "score" / "model.safetensors").write_bytes(b"broken")
+    options = ["--pool", copy, *flags, "--n_bootstrap", 2, "--output_dir", tmp_path / "out"]
+    rows = rank(parse(SCRIPT, "--target", sources / "film", *options))
+    assert "left out" in caplog.text and "esm/score/model.safetensors" in caplog.text
+    assert [row["source"] for row in rows][-1] == "score" and len(rows) == 3
+
+
+def test_a_map_of_another_width_is_left_out(pool, sources, flags, tmp_path, caplog):
+    copy = tmp_path / "pool"
+    shutil.copytree(pool, copy)
+    weights = {"model.weight": torch.eye(5), "model.bias": torch.zeros(5)}
+    safetensors.torch.save_file(weights, copy / "esm" / "film" / "model.safetensors")
+    options = ["--pool", copy, *flags, "--n_bootstrap", 0, "--output_dir", tmp_path / "out"]
+    rank(parse(SCRIPT, "--target", sources / "film", *options))
+    assert "the map of film is for embeddings of width 5" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------- was it right?
+
+
+@pytest.fixture(scope="module")
+def grid(sources, cache, pretrained, tmp_path_factory):
+    """A grid of transfers from two sources to a third task and to one of them, with two seeds."""
+    content = {
+        "defaults": {"pooling": "mean", "tuning": "full"},
+        "from": [str(sources / "film"), str(sources / "score")],
+        "to": {"film": {"dataset_path": str(sources / "film"), "sizes": [24]}},
+    }
+    content["from"].append({"name": "names", "dataset_path": str(sources / "names"), "kind": "tagging"})
+    folder = tmp_path_factory.mktemp("grids") / "grid"
+    common = ["--dataset_cache", cache, "--model_checkpoint", pretrained, "--n_steps", 12, "--n_warmup", 2]
+    start(content, folder, *common, "--lr", "3e-3", "--restarts", 2)
+    return folder
+
+
+def test_rankings_are_compared_with_what_transfers_gave(grid, pool, flags, tmp_path):
+    names = ",".join(str(grid / "sources" / "42" / name) for name in NAMES)
+    call("selection_train.py", "--sources", names, *flags, "--output_dir", tmp_path / "pool")
+    printed = run(EVALUATE, grid, "--pool", tmp_path / "pool", "--methods", "esm-logme,textemb,fusion").stderr
+    with open(grid / "selection.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], row["seed"]) for row in rows] == [
+        (method, seed) for seed in ("42", "43") for method in ("esm-logme", "textemb", "fusion")
+    ]
+    assert {row["target"] for row in rows} == {"film@24"}
+    for row in rows:
+        assert 0 < float(row["ndcg"]) <= 100 and float(row["regret@1"]) >= float(row["regret@3"])
+        assert float(row["ms"]) > 0 and float(row["mb"]) > 0
+    assert "method" in printed and "regret@3" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nowhere"], "nowhere is not a grid of finetuning_transfer.py"),
+        (["POOL"], "is not a grid of finetuning_transfer.py"),
+    ],
+)
+def test_what_is_no_grid_is_said(arguments, sentence, pool):
+    arguments = [str(pool) if one == "POOL" else one for one in arguments]
+    result = run(EVALUATE, *arguments, "--pool", pool, check=False)
+    assert result.returncode == 2 and sentence in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_ranking_is_not_replaced_unless_asked_for(ranking, pool, sources):
+    config = ["--target", sources / "film", "--pool", pool, "--output_dir", ranking]
+    with pytest.raises(UserError, match="has a ranking already; add --overwrite"):
+        rank(parse(SCRIPT, *config))
