@@ -230,6 +230,16 @@ def test_a_file_that_is_not_there_is_told_from_a_hub_that_is_not_there(hub_root,
         hub.download(*missing)
 
 
+def test_xet_is_left_out_for_a_while_only():
+    from huggingface_hub.utils import is_xet_available
+
+    before = is_xet_available()
+    with pytest.raises(KeyError), network.without_xet():
+        assert not is_xet_available()
+        raise KeyError
+    assert is_xet_available() == before
+
+
 @pytest.fixture
 def web_cache(tmp_path, monkeypatch):
     """The folder that keeps archives of the web, in place of the user's own."""
