@@ -10,6 +10,7 @@ from config.errors import UserError
 from config.presets import read_json
 from selection_model import EmbeddingSpaceMap, build_map
 
+HEAD = "head.safetensors"  # beside the map: the layer that labels what it gives
 FORMAT_VERSION = "0.2.0"  # of hf-dataset-selector; 0.1.0 had other names for the weights
 ARCHITECTURES = ("linear", "low_rank", "nonlinear")
 REQUIRED = ("base_model_name", "task_id")
