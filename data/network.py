@@ -118,8 +118,8 @@ def _without_network() -> Iterator[None]:
 def without_xet() -> Iterator[None]:
     """What HF_HUB_DISABLE_XET=1 does, for a while: for many small repositories.
 
-    Xet asks the Hub's API for a token per repository, which answers 500 requests in five minutes, or 1,000 from
-    users who are logged in; of those for files, it is 3,000 and 5,000 (huggingface.co/docs/hub/rate-limits).
+    Xet asks the Hub's API for a token per repository, but in five minutes one may ask it 500 times, or 1,000
+    when logged in. For files it is 3,000 and 5,000 times (huggingface.co/docs/hub/rate-limits).
     """
     import huggingface_hub.constants
 

@@ -39,7 +39,7 @@ class ModelRoutes:
         self.hub.requests.append("api/models")
         wanted, start = set(query.get("filter", [])), int(query.get("cursor", ["0"])[0])
         size = int(query.get("limit", [self.hub.page_size])[0])
-        folders = sorted((self.hub.root / "models").glob("*/*"))
+        folders = sorted((self.hub.root / "models").glob("*/*"), reverse=True)  # the Hub sorts by popularity
         folders = [folder for folder in folders if wanted <= set(read_tags(folder))]
         following = urllib.parse.urlencode(query | {"cursor": [start + size]}, doseq=True)
         headers = {"Link": f'<{self.hub.url}/api/models?{following}>; rel="next"'}
