@@ -231,13 +231,13 @@ def test_a_file_that_is_not_there_is_told_from_a_hub_that_is_not_there(hub_root,
 
 
 def test_xet_is_left_out_for_a_while_only():
-    from huggingface_hub.utils import is_xet_available
+    from huggingface_hub import constants
 
-    before = is_xet_available()
+    before = constants.HF_HUB_DISABLE_XET
     with pytest.raises(KeyError), network.without_xet():
-        assert not is_xet_available()
+        assert constants.HF_HUB_DISABLE_XET
         raise KeyError
-    assert is_xet_available() == before
+    assert before == constants.HF_HUB_DISABLE_XET
 
 
 @pytest.fixture
