@@ -227,19 +227,15 @@ def test_maps_that_cannot_be_used_are_named_and_the_others_go_on(hub, root):
     assert fetched.keys() == {"user/good"}
     warnings = hub.stderr.splitlines()
     assert len(warnings) == 11 and all("Traceback" not in line for line in warnings)
-    for line, name, reason in zip(
-        warnings,
-        bad,
-        [
-            "cannot be read as safetensors",
-            "the repository has no model.safetensors",
-            "the repository has no config.json",
-            "base_model_name is missing",
-            "no such repository",
-            "Repo id must use alphanumeric chars",
-        ],
-        strict=False,
-    ):
+    reasons = [
+        "cannot be read as safetensors",
+        "the repository has no model.safetensors",
+        "the repository has no config.json",
+        "base_model_name is missing",
+        "no such repository",
+        "Repo id must use alphanumeric chars",
+    ]
+    for line, name, reason in zip(warnings, bad, reasons, strict=False):
         assert line.startswith(name) and reason in line and line.endswith("; this map is left out")
     assert warnings[-1] == "2 more maps are left out: user/deleted_4, user/deleted_5"
     assert none.startswith("error: user/pickled: ") and "cannot be read as safetensors" in none
