@@ -22,11 +22,13 @@ WITHOUT_NETWORK = (
 
 
 @contextmanager
-def hub_errors(what: str) -> Iterator[None]:
+def hub_errors(what: str, action: str = "loaded from") -> Iterator[str]:
     """Turn the many exceptions of the Hub's libraries into one sentence about `what`, and their many lines
     about a busy Hub into one.
 
     If the Hub is unreachable, only the local caches are asked: the libraries would retry for half a minute.
+    It yields why they alone are asked, or nothing. It changes global settings, so threads share one, and use
+    `hub_sentence` each.
     """
     import huggingface_hub.constants
 
@@ -34,27 +36,36 @@ def hub_errors(what: str) -> Iterator[None]:
     offline = huggingface_hub.is_offline_mode()
     unreachable = not offline and _is_unreachable_in(int(time.time() / 60), endpoint)
     unconnected = f"there is no connection to {endpoint}" if unreachable else ""
+    why_offline = "HF_HUB_OFFLINE is set" if offline else unconnected
     try:
         with _without_network() if unreachable else _one_line_per_retry():
-            yield
+            yield why_offline
     except Exception as error:
-        reason = "HF_HUB_OFFLINE is set" if offline else unconnected
-        raise UserError(_sentence(what, error, reason)) from error
+        raise UserError(hub_sentence(what, error, why_offline, action)) from error
 
 
-def _sentence(what: str, error: Exception, why_offline: str) -> str:
+def hub_sentence(what: str, error: Exception, why_offline: str, action: str = "loaded from") -> str:
+    """What an exception of the Hub's libraries means for `what`."""
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     if isinstance(error, RepositoryNotFoundError | DatasetNotFoundError):
         return f"{what}: the Hub has no such repository, or it is private (then log in with `hf auth login`)"
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+        reason = (error.server_message or str(error)).strip().splitlines()[0]
+        return f"{what}: the Hub refuses the token ({reason}); log in with `hf auth login`, or set HF_TOKEN"
     is_not_local = isinstance(error, LocalEntryNotFoundError | ConnectionError)
     if is_not_local and why_offline:
         return f"{what} is not in the local cache, and {why_offline}; {WITHOUT_NETWORK}"
     if isinstance(error, DatasetsError | EntryNotFoundError | ValueError) and not is_not_local:
         return f"{what}: {' '.join(str(error).split())}"
     # Errors of the network have no common base class: requests, httpx, fsspec and OSError all occur.
-    return f"{what} could not be loaded from the Hub ({first_line(error)}); check the network and HF_ENDPOINT"
+    return f"{what} could not be {action} the Hub ({first_line(error)}); check the network and HF_ENDPOINT"
 
 
 def is_unreachable(url: str) -> bool:
@@ -101,6 +112,23 @@ def _without_network() -> Iterator[None]:
         yield
     finally:
         datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def without_xet() -> Iterator[None]:
+    """What HF_HUB_DISABLE_XET=1 does, for a while: for many small repositories.
+
+    Xet asks the Hub's API for a token per repository, but in five minutes one may ask it 500 times, or 1,000
+    when logged in. For files it is 3,000 and 5,000 times (huggingface.co/docs/hub/rate-limits).
+    """
+    import huggingface_hub.constants
+
+    before = huggingface_hub.constants.HF_HUB_DISABLE_XET
+    huggingface_hub.constants.HF_HUB_DISABLE_XET = True
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_DISABLE_XET = before
 
 
 @contextmanager

@@ -230,6 +230,16 @@ def test_a_file_that_is_not_there_is_told_from_a_hub_that_is_not_there(hub_root,
         hub.download(*missing)
 
 
+def test_xet_is_left_out_for_a_while_only():
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_DISABLE_XET
+    with pytest.raises(KeyError), network.without_xet():
+        assert constants.HF_HUB_DISABLE_XET
+        raise KeyError
+    assert before == constants.HF_HUB_DISABLE_XET
+
+
 @pytest.fixture
 def web_cache(tmp_path, monkeypatch):
     """The folder that keeps archives of the web, in place of the user's own."""

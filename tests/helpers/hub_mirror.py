@@ -2,7 +2,7 @@
 
 It serves `ROOT/datasets/<owner>/<name>/<files>` and `ROOT/models/<owner>/<name>/<files>` under the Hub's HTTP
 routes; revisions other than main are in `<name>@<revision>`. It can answer the first requests with 503, or
-truncate files.
+truncate files. Models can be listed by their tags, and written (tests/helpers/hub_models.py).
 """
 
 import hashlib
@@ -13,18 +13,22 @@ import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from helpers.hub_models import TOKEN, ModelRoutes, read_tags
+
 NAME = r"([^/]+/[^/]+)"
 REVISION = r"(refs/(?:convert|pr)/[^/]+|[^/]+)"  # after decoding: clients send refs/… with and without %2F
 
 
 class HubMirror:
-    """A context manager that runs the server in a thread. `requests` has the paths of the files requested.
+    """A context manager that runs the server in a thread. `requests` has the paths of the files requested,
+    and `api/models` for each page of a list of models, which has `page_size` of them.
 
     The first `fail_first` file requests get a 503; longer files are cut off after `truncate` bytes.
     """
 
-    def __init__(self, root: Path, fail_first: int = 0, truncate: int = 0):
+    def __init__(self, root: Path, fail_first: int = 0, truncate: int = 0, page_size: int = 1000):
         self.root, self.fail_first, self.truncate = root.resolve(), fail_first, truncate
+        self.page_size, self.n_writes = page_size, 0
         self.requests: list[str] = []
         self.commits: dict[str, str] = {}  # commit → revision
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -39,7 +43,8 @@ class HubMirror:
         self.server.server_close()
 
     def commit(self, revision: str) -> str:
-        commit = revision if revision in self.commits else hashlib.sha1(revision.encode()).hexdigest()
+        content = f"{revision} {self.n_writes}".encode()
+        commit = revision if revision in self.commits else hashlib.sha1(content).hexdigest()
         self.commits.setdefault(commit, revision)
         return commit
 
@@ -52,7 +57,7 @@ class HubMirror:
         return folder if folder.is_dir() else "RevisionNotFound"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(ModelRoutes, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: HubMirror
 
@@ -68,8 +73,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def reply_json(self, value):
-        self.reply(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def reply_json(self, value, headers=None, code=200):
+        self.reply(code, json.dumps(value).encode(), {"Content-Type": "application/json"} | (headers or {}))
+
+    def refuse(self, code, message, **others):
+        self.reply_json({"error": message} | others, {"X-Error-Message": message}, code)
 
     def not_found(self, code="EntryNotFound"):
         self.reply(404, b'{"error":"not found"}', {"X-Error-Code": code, "Content-Type": "application/json"})
@@ -88,7 +96,19 @@ class _Handler(BaseHTTPRequestHandler):
         url = urllib.parse.urlsplit(self.path)
         path = urllib.parse.unquote(url.path)
         query = urllib.parse.parse_qs(url.query)
+        if self.headers.get("Authorization", f"Bearer {TOKEN}") != f"Bearer {TOKEN}":
+            return self.refuse(401, "Invalid credentials in Authorization header")
+        if answer := {
+            "/api/models": self.list_models,
+            "/api/repos/create": self.create,
+            "/api/validate-yaml": self.validate_card,
+        }.get(path):
+            return answer(body=body, query=query)
+        if match := re.fullmatch(r"/api/models/([^/]+)", path):
+            return self.redirect_to_owner(match[1])
         for pattern, answer in (
+            (rf"/api/(models)/{NAME}/preupload/{REVISION}", self.preupload),
+            (rf"/api/(models)/{NAME}/commit/{REVISION}", self.write_commit),
             (rf"/api/(datasets|models)/{NAME}(?:/revision/{REVISION})?", self.repository),
             (rf"/api/(datasets|models)/{NAME}/tree/{REVISION}(?:/(.*))?", self.tree),
             (rf"/api/(datasets|models)/{NAME}/paths-info/{REVISION}", self.paths),
@@ -111,8 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         now, commit = "2024-01-01T00:00:00.000Z", self.hub.commit(revision)
         dates = {"lastModified": now, "createdAt": now}
-        others = {"private": False, "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0}
-        ids = {"_id": commit[:24], "id": name, "sha": commit}
+        others = {"private": False, "gated": False, "disabled": False, "downloads": 0, "likes": 0}
+        ids = {"_id": commit[:24], "id": name, "sha": commit, "tags": read_tags(folder)}
         self.reply_json(ids | dates | others | {"siblings": siblings})
 
     def entry(self, folder, path):
