@@ -32,8 +32,10 @@ from config.selection import RepresentationConfig
 from experiments.engines import open_engine
 from experiments.graph import Metrics, locked
 from experiments.notify import notified, termination_as_exit
+from experiments.task_map import file_name
 from finetuning_model import TransformerWithClfHead
 from finetuning_train import finetune
+from selection.hub import fetch_published, find_published, publish
 from selection.jobs import open_pool_graph, write_pool_config
 from selection.representations import represent
 from selection.sources import FinetunedSource
@@ -60,10 +62,13 @@ def train_sources(config: SelectionConfig) -> dict[str, Metrics]:
     show_messages()
     engine = open_engine(config)
     graph, base = open_pool_graph(config, finetune, represent_source)
+    published = find_published(config, base)
     with engine, locked(graph.folder), termination_as_exit():
         write_pool_config(config, graph.folder, base)
+        fetch_published(published, graph.folder)
         show(f"{len(graph.jobs)} jobs in {graph.folder}")
         outcome = graph.run(engine, lambda job, _: shutil.rmtree(graph.folder / job.name / CHECKPOINTS, True))
+        publish(config, graph)
     outcome.check()
     return {name: metrics for name, metrics in outcome.metrics.items() if not name.startswith("runs/")}
 
@@ -193,7 +198,7 @@ def about_source(
     }
     return {
         "base_model_name": base_name.removeprefix("hf:"),
-        "task_id": training.dataset_path,
+        "task_id": path if (path := training.dataset_path).startswith("hub:") else file_name(path),
         "task_split": "train",
         "num_examples": n_texts,
         "seed": training.seed,

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from checkpoints.files import CONFIG, WEIGHTS, write_json
-from checkpoints.maps import load_map
+from checkpoints.maps import HEAD, load_map
 from config.errors import UserError
 from config.presets import read_json
 from data.network import hub_errors, hub_sentence, without_xet
@@ -76,7 +76,7 @@ def _listing_file(base_model: str) -> Path:
 
 
 def fetch_maps(repositories: Iterable[str]) -> dict[str, Path]:
-    """The folder of each map in the Hub's cache, with config.json and model.safetensors, for `load_map`.
+    """The folder of each map in the Hub's cache, for `load_map`, with its head if there is one.
 
     A map in the cache is taken as it is, without a request. One that cannot be loaded is left out with a
     warning. Raises UserError if none is left.
@@ -132,11 +132,13 @@ def _download_map(repository: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    revision = None
-    for file in (WEIGHTS, CONFIG):
-        try:
-            folder = Path(hf_hub_download(repository, file, revision=revision)).parent
-        except RemoteEntryNotFoundError as error:
-            raise UserError(f"the repository has no {file}") from error
-        revision = folder.name  # a commit: both files are of the same, even if it changes meanwhile
+    try:
+        folder = Path(hf_hub_download(repository, CONFIG)).parent
+        with contextlib.suppress(RemoteEntryNotFoundError):
+            if "kind" in read_json(folder / CONFIG):  # one of ours, which may have a head
+                hf_hub_download(repository, HEAD, revision=folder.name)
+        hf_hub_download(repository, WEIGHTS, revision=folder.name)  # of the same commit, whatever happens
+    except RemoteEntryNotFoundError as error:
+        file = WEIGHTS if CONFIG not in str(error) else CONFIG
+        raise UserError(f"the repository has no {file}") from error
     return folder

@@ -9,6 +9,7 @@ from checkpoints.files import CONFIG, WEIGHTS, as_json
 from checkpoints.maps import HEAD, load_map
 from checkpoints.published_maps import TAG
 from config.errors import UserError
+from config.presets import read_json
 from data.network import hub_errors
 
 # What is published of config.json: the keys of hf-dataset-selector 0.2.0, then ours. That of a run has more,
@@ -18,7 +19,7 @@ PUBLISHED_KEYS = (
     *("num_examples", "seed", "language", "developers", "esm_architecture", "esm_embedding_dim"),
     *("lm_num_epochs", "lm_batch_size", "lm_learning_rate", "lm_weight_decay", "lm_optimizer"),
     *("esm_num_epochs", "esm_batch_size", "esm_learning_rate", "esm_weight_decay", "esm_optimizer"),
-    *("version", "esm_rank", "esm_embedding", "labels", "kind"),
+    *("version", "esm_rank", "esm_embedding", "labels", "kind", "n_train"),
 )
 LOCAL_PATH = re.compile(r"[/\\~.]|[A-Za-z]:[/\\]")  # how one begins that means nothing elsewhere
 
@@ -100,6 +101,13 @@ def publish_map(folder: Path, repository: str) -> str:
             changes.append(CommitOperationDelete(HEAD))  # it labels what the old map gave
         api.create_commit(repository, changes, commit_message=f"Embedding Space Map of {config['task_id']}")
     return str(url)
+
+
+def repository_name(owner: str, folder: Path) -> str:
+    """What a map's repository is called, as those that others published: OWNER/ESM_owner__dataset_subset."""
+    config = published_config(read_json(folder / CONFIG))
+    task = "_".join(str(config[key]) for key in ("task_id", "task_subset") if key in config)
+    return f"{owner}/ESM_{re.sub(r'[^A-Za-z0-9_.-]+', '__', task)}"
 
 
 def published_config(about: Mapping[str, object]) -> dict:

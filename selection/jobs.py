@@ -18,6 +18,7 @@ from config.selection import REPRESENTATIONS, RepresentationConfig, SelectionCon
 from experiments.checks import check_training, check_unchanged
 from experiments.graph import Graph, Job, Metrics
 from experiments.task_map import file_name
+from selection.hub import check_publishing, is_on_hub
 from utils import git_commit, n_processes
 
 Train = Callable[[Any], Metrics]
@@ -55,6 +56,7 @@ def open_pool_graph(
             Job(f"{kind}/{source}", represent, representation_of(config, kind, name, run_folder), needs)
             for kind in kinds
         ]
+    check_publishing(config, base, jobs)
     for job in jobs:
         check_unchanged(folder / job.name, job.config, {"source"})
     return Graph(folder, jobs), base
@@ -89,11 +91,16 @@ def check_pool(folder: Path, base: Checkpoint) -> None:
 
 
 def sources_of(config: SelectionConfig) -> dict[str, str]:
-    """What --sources names, by the names of its folders. Raises UserError if two have the same."""
+    """What --sources names to train or represent, by the names of the folders in the pool.
+
+    Raises UserError if there is nothing, or if two have the same name.
+    """
     if not config.sources:
         raise UserError("there are no sources; name some with --sources, like mnli,trec,my_folder")
     sources: dict[str, str] = {}
     for entry in config.sources.split(","):
+        if is_on_hub(entry):
+            continue
         name = file_name(entry)
         if not name or name in sources:
             wrong = f"names two sources {name}; rename one" if name else "has an empty name"
@@ -136,7 +143,7 @@ def representation_of(
 ) -> RepresentationConfig:
     """The arguments of one representation; those that it does not depend on are left at their defaults."""
     training = FinetuningConfig(**DEFAULTS | config.training)
-    own: dict[str, object] = {}
+    own: dict[str, Any] = {}
     if kind == "esm":
         own = {"esm": config.esm, "esm_rank": config.esm_rank, "lr": config.esm_lr}
         own |= {"train_batch_size": config.esm_batch_size, "weight_decay": config.esm_weight_decay}

@@ -12,11 +12,12 @@ from checkpoints.encoders import published_pooling
 from checkpoints.files import CONFIG, METRICS, WEIGHTS, load_weights
 from checkpoints.finetuned import load_finetuned
 from checkpoints.maps import HEAD, load_map
-from checkpoints.pretrained import Checkpoint
+from checkpoints.pretrained import HUB_PREFIX, Checkpoint
 from config.errors import UserError
 from config.presets import read_json
 from config.selection import REPRESENTATIONS
 from finetuning_model import TransformerWithClfHead
+from selection.hub import is_on_hub, published_maps
 from selection_model import EmbeddingSpaceMap
 
 
@@ -104,16 +105,28 @@ class Pool:
     sources: list[PooledSource] = field(default_factory=list)
 
 
-def open_pool(folder: str | Path) -> Pool:
-    """The finished sources in a folder of selection_train.py. Raises UserError if it is none."""
-    folder = Path(folder)
+def open_pool(pool: str | Path, model_checkpoint: str | None = None) -> Pool:
+    """The finished sources in a folder of selection_train.py, or the published maps that `hub:` or
+    `hub:PATTERN` asks for, of the base model `model_checkpoint`.
+
+    Raises UserError if there are none.
+    """
+    if is_on_hub(str(pool)):
+        maps = published_maps(str(pool), str(model_checkpoint), "--pool")
+        found = [PooledSource(name, Path(str(pool)), folder) for name, folder in maps.items()]
+        return Pool(str(model_checkpoint), found)
+    folder = Path(pool)
     about = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if "base" not in about:
-        raise UserError(
-            f"--pool {folder} is not a pool; make one with selection_train.py --output_dir {folder}"
-        )
+        hint = f"make one with selection_train.py --output_dir {folder}"
+        raise UserError(f"--pool {folder} is not a pool; {hint}")
     finished = {file.parent.name for kind in REPRESENTATIONS for file in folder.glob(f"{kind}/*/{METRICS}")}
     if not finished:
         raise UserError(f"--pool {folder} has no finished source; go on with selection_train.py")
     sources = [PooledSource(name, folder, folder / "esm" / name) for name in sorted(finished)]
-    return Pool(about["base"]["path"], sources)
+    return Pool(base_of(about["base"]), sources)
+
+
+def base_of(base: dict[str, str]) -> str:
+    """The base model of a pool: by its name on the Hub, or else by its folder."""
+    return base["name"] if base["name"].startswith(HUB_PREFIX) else base["path"]

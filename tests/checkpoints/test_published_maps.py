@@ -110,7 +110,8 @@ def test_a_published_map_is_found_and_fetched(hub, root, run_folder):
     (loaded, about), x = load_map(Path(fetched[name])), torch.randn(4, 6)
     assert torch.equal(loaded(x), make_map()(x))
     assert about["task_id"] == "CogComp/trec"
-    assert [request for request in hub.mirror.requests if "head" in request or "README" in request] == []
+    assert (Path(fetched[name]) / "head.safetensors").is_file()
+    assert [request for request in hub.mirror.requests if "README" in request] == []
 
 
 def test_what_is_published_tells_nothing_of_the_machine(hub, root, run_folder, tmp_path):

@@ -145,10 +145,10 @@ def test_a_map_of_another_width_is_left_out(pool, sources, flags, tmp_path, capl
 
 @pytest.fixture(scope="module")
 def grid(sources, cache, pretrained, tmp_path_factory):
-    """A grid of transfers from two sources to a third task and to one of them, with two seeds."""
+    """A grid of transfers from two sources to a third task, with two seeds."""
     content = {
         "defaults": {"pooling": "mean", "tuning": "full"},
-        "from": [str(sources / "film"), str(sources / "score")],
+        "from": [str(sources / "score")],
         "to": {"film": {"dataset_path": str(sources / "film"), "sizes": [24]}},
     }
     content["from"].append({"name": "names", "dataset_path": str(sources / "names"), "kind": "tagging"})
@@ -159,7 +159,7 @@ def grid(sources, cache, pretrained, tmp_path_factory):
 
 
 def test_rankings_are_compared_with_what_transfers_gave(grid, pool, flags, tmp_path):
-    names = ",".join(str(grid / "sources" / "42" / name) for name in NAMES)
+    names = ",".join(str(grid / "sources" / "42" / name) for name in NAMES[1:])
     call("selection_train.py", "--sources", names, *flags, "--output_dir", tmp_path / "pool")
     printed = run(EVALUATE, grid, "--pool", tmp_path / "pool", "--methods", "esm-logme,textemb,fusion").stderr
     with open(grid / "selection.csv", newline="") as file:

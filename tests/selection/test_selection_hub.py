@@ -1,0 +1,107 @@
+"""Maps go to the Hub and come back to rank sources there, with the scripts as a user runs them."""
+
+import json
+
+import pytest
+import torch
+from helpers.hub_models import OWNER, TOKEN
+from helpers.published import padded_batch, save_random, save_tokenizer
+from helpers.runs import parse
+
+from checkpoints.encoders import open_encoder, published_pooling
+from checkpoints.pretrained import open_checkpoint
+from config.errors import UserError
+from selection.hub import is_on_hub
+from selection_rank import rank
+from selection_train import train_sources
+
+BASE = "google-bert/small"
+STEPS = ["--n_steps", 30, "--n_warmup", 2, "--lr", "3e-3", "--train_batch_size", 4, "--eval_every", 30]
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory, reviews, tokenizer):
+    """A BERT with a pooler on a Hub."""
+    folder = tmp_path_factory.mktemp("hub") / "models" / BASE
+    save_random("bert without a head", folder)
+    save_tokenizer("bert", folder, reviews, tokenizer)
+    return folder
+
+
+def test_published_maps_of_bert_start_from_its_pooler(base_folder):
+    reference = save_random("bert without a head", base_folder)
+    checkpoint = open_checkpoint(str(base_folder), "--model_checkpoint")
+    assert published_pooling(checkpoint, BASE) == "pooler"
+    input_ids, mask = padded_batch()
+    with torch.no_grad():
+        ours = open_encoder(checkpoint, "pooler")(input_ids, mask)
+        theirs = reference(input_ids=input_ids, attention_mask=mask).pooler_output
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_base_without_a_pooler_is_told(pretrained):
+    checkpoint = open_checkpoint(str(pretrained), "--model_checkpoint")
+    with pytest.raises(UserError, match="has no pooler, which the maps were made with"):
+        open_encoder(checkpoint, "pooler")
+
+
+def test_maps_are_published_fetched_and_ranked(base_folder, hub, sources, cache, tmp_path):
+    hub, common = hub(base_folder.parents[2]), ["--model_checkpoint", f"hf:{BASE}", "--dataset_cache", cache]
+
+    def start(script, *arguments, **env):
+        result = hub.run(script, *common, *arguments, env=hub.env | env)
+        assert result.returncode == 0, result.stderr
+        return result.stderr
+
+    names = f"{sources}/film,{sources}/score"
+    published = start(
+        "selection_train.py",
+        *["--sources", names, "--represent", "esm", "--output_dir", tmp_path / "pool", "--publish", OWNER],
+        *STEPS,
+        HF_TOKEN=TOKEN,
+    )
+    assert f"/{OWNER}/ESM_film" in published and f"/{OWNER}/ESM_score" in published
+    start("selection_train.py", "--sources", "hub:*film*", "--output_dir", tmp_path / "fetched")
+    assert [folder.name for folder in (tmp_path / "fetched" / "esm").iterdir()] == [f"{OWNER}__ESM_film"]
+
+    rank_film = ["selection_rank.py", "--target", sources / "film", "--methods", "esm-logme,esm-leep"]
+    scores = {}
+    for pool in ("hub:", tmp_path / "pool", tmp_path / "fetched"):
+        folder = tmp_path / f"ranking_{len(scores)}"
+        start(*rank_film, "--pool", pool, "--n_bootstrap", 0, "--output_dir", folder)
+        rows = json.loads((folder / "ranking.json").read_text())["sources"]
+        scores[str(pool)] = {row["source"].split("ESM_")[-1]: row["esm-logme"] for row in rows}
+    assert scores["hub:"] == pytest.approx(scores[str(tmp_path / "pool")])
+    assert scores["hub:"].keys() == {"film", "score"}
+    assert scores[str(tmp_path / "fetched")] == pytest.approx({"film": scores["hub:"]["film"]})
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "sentence"),
+    [
+        (train_sources, ["--sources", "hub:"], "published maps are for models of the Hub"),
+        (train_sources, ["--sources", "FILM", "--publish", "me"], "which is not on the Hub, is of no use"),
+        (train_sources, ["--sources", "FILM,SCORE", "--publish", "me/map"], "one repository for 2 maps"),
+        (
+            train_sources,
+            ["--sources", "FILM", "--represent", "tokens", "--publish", "me"],
+            "no map to publish",
+        ),
+        (rank, ["--target", "FILM", "--pool", "hub:"], "published maps are for models of the Hub"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_written(
+    script, arguments, sentence, sources, pretrained, cache, tmp_path
+):
+    places = {"FILM": f"{sources}/film", "SCORE": f"{sources}/score"}
+    for place, path in places.items():
+        arguments = [one.replace(place, path) for one in arguments]
+    name = "selection_rank.py" if script is rank else "selection_train.py"
+    common = ["--model_checkpoint", pretrained, "--dataset_cache", cache, "--output_dir", tmp_path / "out"]
+    with pytest.raises(UserError, match=sentence):
+        script(parse(name, *common, *arguments))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pattern_asks_for_maps_and_a_name_for_a_dataset():
+    assert is_on_hub("hub:") and is_on_hub("hub:*glue*") and not is_on_hub("hub:nyu-mll/glue:rte")
