@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart multitask check test test-slow lint bench clean
+.PHONY: quickstart multitask selection check test test-slow lint bench clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python quickstart.py
 
 multitask: $(VENV)/installed
 	$(BIN)/python quickstart.py --multitask
+
+selection: $(VENV)/installed
+	$(BIN)/python quickstart.py --selection
 
 test: $(VENV)/installed-for-tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

@@ -3,9 +3,10 @@
 
 python quickstart.py                 fine-tune it three ways: `make quickstart`
 python quickstart.py --multitask     learn eight tasks with one model: `make multitask`
+    python quickstart.py --selection     say which of six tasks should come first: `make selection`
 
-Every number of the tables comes from a run whose preset is run_configs/quickstart_*.json or
-multitask_quickstart*.json.
+Every number of the tables comes from a run whose preset is run_configs/quickstart_*.json,
+multitask_quickstart*.json or selection_quickstart.json.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ class QuickstartConfig(Arguments):
     title = "quickstart"
 
     multitask: bool = flag(False, "learn eight tasks with one model, instead of one task three ways")
+    selection: bool = flag(False, "rank six source tasks for a target, and see whether the ranking was right")
 
 
 if __name__ == "__main__":
@@ -31,16 +33,26 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.files import read_evaluations, read_metrics, write_json
-from config.presets import load_preset
+from config.presets import find_preset, load_preset, read_preset
+from config.selection import EvaluationConfig, RankConfig, SelectionConfig
+from config.transfer import TransferConfig
 from experiments.engines import InOrder
 from experiments.graph import Graph, Job
+from experiments.grid_table import TABLE, read_table
 from experiments.multitask_table import summarize, table
 from finetuning_train import FinetuningConfig, finetune
+from finetuning_transfer import transfer
 from multitask_train import MultitaskConfig, train_multitask
 from pretraining_train import PretrainingConfig, pretrain
+from selection.ranking_files import compare
+from selection_evaluate import evaluate_rankings
+from selection_rank import rank
+from selection_train import train_sources
 from tasks.review_tasks import TASKS, write_review_tasks
 
-FOLDER, MULTITASK_FOLDER = Path("runs/quickstart"), Path("runs/multitask")
+FOLDER, MULTITASK_FOLDER, SELECTION_FOLDER = (
+    Path("runs", name) for name in ("quickstart", "multitask", "selection")
+)
 FINETUNING = {"full": "fine-tuned in full", "adapters": "fine-tuned with adapters", "scratch": "from scratch"}
 
 
@@ -134,13 +146,18 @@ def multitask(**overrides) -> dict[str, dict]:
     return summary
 
 
+def language_model(folder: Path, overrides: dict[str, Any]) -> tuple[Path, list[Job]]:
+    """Where the language model is: the quickstart's, or a shorter one in `folder`; and how to train it."""
+    pretrained = folder / "pretrained"
+    if read_metrics(FOLDER / "pretrained") and not read_metrics(pretrained):
+        return FOLDER / "pretrained", []
+    config = load_preset(PretrainingConfig, "quickstart_pretrain", **{"n_steps": 400} | overrides)
+    return pretrained, [Job("pretrained", pretrain, config)]
+
+
 def multitask_jobs(overrides: dict[str, Any]) -> list[Job]:
-    """The trainings, all from one language model: the quickstart's, or else a shorter one."""
-    pretrained, jobs = FOLDER / "pretrained", []
-    if not read_metrics(pretrained) or read_metrics(MULTITASK_FOLDER / "pretrained"):
-        pretrained = MULTITASK_FOLDER / "pretrained"
-        pretraining = load_preset(PretrainingConfig, "quickstart_pretrain", **{"n_steps": 400} | overrides)
-        jobs = [Job("pretrained", pretrain, pretraining)]
+    """The trainings, all from one language model."""
+    pretrained, jobs = language_model(MULTITASK_FOLDER, overrides)
     options = {"model_checkpoint": str(pretrained)} | overrides
     needs = tuple(job.name for job in jobs)
     for name in TASKS:
@@ -156,5 +173,61 @@ def multitask_jobs(overrides: dict[str, Any]) -> list[Job]:
     ]
 
 
+# ------------------------------------------------------------------------------------- which task comes first
+
+TARGET = "sentence_sentiment"  # 200 examples of it
+SOURCES = ("review_sentiment", "rating", "one_liner", "order", "punctuation", "names")
+METHODS = "esm-logme,esm-leep,logme,textemb,vocabulary-overlap,random"
+
+
+def selection(**overrides) -> dict[str, dict[str, float]]:
+    """Transfer six tasks to a seventh with few labels, rank them without trying, and compare; write and
+    return how good each ranking was.
+
+    Finished trainings are not repeated; delete runs/selection/ to start again. `overrides` are flags of them
+    all.
+    """
+    announce("1/4 making tasks of movie reviews, and a language model to start from")
+    tasks, grid, pool = (SELECTION_FOLDER / name for name in ("tasks", "grid", "pool"))
+    write_review_tasks(tasks)
+    pretrained, jobs = language_model(SELECTION_FOLDER, overrides)
+    Graph(SELECTION_FOLDER, jobs).run(InOrder(), keep_going=False)
+    training = {"model_checkpoint": str(pretrained)} | overrides
+    training |= {
+        key: value
+        for key, value in read_preset(find_preset("selection_quickstart")).items()
+        if key not in training
+    }
+
+    announce(f"2/4 the truth: fine-tuning on each of {len(SOURCES)} sources, and from there on {TARGET}")
+    task_map = {
+        "defaults": training,
+        "from": [str(tasks / f"{name}.json") for name in SOURCES],
+        "to": [{"name": str(tasks / f"{TARGET}.json"), "n_epochs": 15, "sizes": [200]}],
+    }
+    write_json(SELECTION_FOLDER / "map.json", task_map)
+    transfer(TransferConfig(task_map=f"{SELECTION_FOLDER}/map.json", output_dir=str(grid), restarts=3))
+
+    announce("3/4 a map of embeddings for each source")
+    runs = ",".join(str(grid / "sources" / "42" / name) for name in SOURCES)
+    train_sources(SelectionConfig(sources=runs, output_dir=str(pool), training=training))
+
+    announce("4/4 ranking the sources, without having tried them")
+    ranking = RankConfig(
+        target=str(tasks / f"{TARGET}.json"),
+        pool=str(pool),
+        methods=METHODS,
+        training=training | {"train_subset_size": 200},
+        output_dir=str(SELECTION_FOLDER / "ranking"),
+        overwrite=True,
+    )
+    rows = rank(ranking)
+    quality = evaluate_rankings(EvaluationConfig(transfer_results=str(grid), pool=str(pool), methods=METHODS))
+    write_json(SELECTION_FOLDER / "summary.json", {"ranking": rows, "quality": quality})
+    print(f"\n{compare(rows, read_table(grid / TABLE), METHODS.split(','))}")
+    print(f"\nThe same numbers: {SELECTION_FOLDER}/summary.json")
+    return quality
+
+
 if __name__ == "__main__":
-    run_script(multitask if config.multitask else quickstart)
+    run_script(multitask if config.multitask else selection if config.selection else quickstart)

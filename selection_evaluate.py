@@ -34,7 +34,7 @@ from finetuning_train import finetune
 from selection.methods import FUSION, build_methods, chosen_names, megabytes
 from selection.pool import Pool, open_pool
 from selection.quality import TOPS, quality
-from selection.ranking_files import print_table, write_csv
+from selection.ranking_files import align, write_csv
 from selection.scoring import fuse, ranks_of, score_sources
 from selection.target import Target
 from utils import show, show_messages
@@ -57,7 +57,7 @@ def evaluate_rankings(config: EvaluationConfig) -> dict[str, dict[str, float]]:
     write_csv(file, rows)
     averages = average(rows)
     lines = [[name, *(format_measure(rows, name, measure) for measure in MEASURES)] for name in averages]
-    print_table(["method", *MEASURES], lines)
+    show("\n".join(align(["method", *MEASURES], lines)))
     show(f"done: {file}")
     return averages
 

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,18 @@ def show_ranking(rows: Sequence[Row], methods: Sequence[str], sorted_by: str, n_
         + [format_rank(row, method) for method in others]
         for row in rows
     ]
-    print_table(header, lines)
+    show("\n".join(align(header, lines)))
     if n_sources > len(rows):
         show(f"… and {n_sources - len(rows)} more")
 
 
-def print_table(header: list[str], lines: list[list[str]]) -> None:
-    """With columns of equal width."""
+def align(header: list[str], lines: list[list[str]]) -> list[str]:
+    """The lines of a table with columns of equal width."""
     widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
-    for line in [header, *lines]:
-        show("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in [header, *lines]
+    ]
 
 
 def format_rank(row: Row, method: str) -> str:
@@ -57,6 +59,18 @@ def write_csv(file: Path, rows: Sequence[Row]) -> None:
         writer.writeheader()
         for row in rows:
             writer.writerow({key: "" if value != value else value for key, value in row.items()})
+
+
+def compare(rows: Sequence[Row], realised: Sequence[Mapping[str, str]], methods: Sequence[str]) -> str:
+    """A table of what each source did for the target, as results.csv of a grid has it, and its ranks."""
+    by_name = {row["source"]: row for row in rows}
+    header = ["source", "realised", *methods]
+    lines = [
+        [row["source"], f"{float(row['mean']):.3f} ± {float(row['std'] or 0):.3f}"]
+        + [format_rank(by_name[row["source"]], name) if row["source"] in by_name else "" for name in methods]
+        for row in sorted(realised, key=lambda row: -float(row["mean"]))
+    ]
+    return "\n".join(align(header, lines))
 
 
 def draw_ranking(rows: Sequence[Row], method: str, target: str, n_sources: int, file: Path) -> None:

@@ -34,7 +34,10 @@ SCRIPTS |= {"finetuning_train", "finetuning_predict", "finetuning_transfer"}
 SCRIPTS |= {"multitask_train", "selection_train", "selection_rank", "selection_evaluate"}
 # The one public function of a script (and its config) may be called by those that string scripts together.
 CALLERS = {
-    "quickstart": {"pretraining_train", "finetuning_train", "multitask_train"},
+    "quickstart": {
+        *("pretraining_train", "finetuning_train", "finetuning_transfer", "multitask_train"),
+        *("selection_train", "selection_rank", "selection_evaluate"),
+    },
     "finetuning_transfer": {"finetuning_train"},
     "selection_train": {"finetuning_train"},
     "selection_rank": {"finetuning_train"},

@@ -1,4 +1,4 @@
-"""`make multitask` in miniature."""
+"""`make multitask` and `make selection` in miniature."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ from helpers.runs import evaluations, metrics, run
 
 from config.presets import load_preset
 from multitask_train import MultitaskConfig, train_multitask
-from quickstart import MULTITASK_FOLDER, multitask
+from quickstart import MULTITASK_FOLDER, SELECTION_FOLDER, SOURCES, multitask, selection
 from tasks.review_tasks import TASKS
 
 MINIATURE = {"n_steps": 1, "max_length": 24, "valid_batch_size": 500}
@@ -65,6 +65,20 @@ def test_the_preset_trains_on_the_tasks_that_were_made(home):
         train_multitask(config)
     [row] = evaluations(home / "sampled")
     assert sum(row[f"{name}.share"] for name in TASKS) == pytest.approx(1)
+
+
+def test_six_sources_are_transferred_and_ranked(home, capsys):
+    with contextlib.chdir(home):
+        quality = selection(**MINIATURE)
+    summary = json.loads((home / SELECTION_FOLDER / "summary.json").read_text())
+    assert {row["source"] for row in summary["ranking"]} == set(SOURCES)
+    assert summary["quality"]["esm-logme"]["regret@3"] == quality["esm-logme"]["regret@3"] >= 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ["none", *SOURCES, "esm-logme", "realised"])
+    cells = home / SELECTION_FOLDER / "grid" / "cells"
+    assert len(list(cells.glob("*/sentence_sentiment@200/*/metrics.json"))) == 3 * (1 + len(SOURCES))
+    for folder in cells.glob("*/*/*/"):
+        assert json.loads((folder / "config.json").read_text())["arguments"]["train_subset_size"] == 200
 
 
 def test_a_wrong_argument_starts_nothing(home):
