@@ -60,12 +60,18 @@ RUNS = {
     "python multitask_train.py --tasks data/mnli,data/rte,my_task --model_checkpoint RUN_FOLDER": N_STEPS,
     "python multitask_train.py --tasks data/mnli,data/rte --model_checkpoint RUN_FOLDER"
     " --sampling uncertainty --freeze_layers 0": N_STEPS,
+    "python selection_train.py --sources data/mnli,data/rte,my_task --model_checkpoint RUN_FOLDER": N_STEPS,
+    "python selection_rank.py --target my_task --pool runs/pool --methods esm-logme,textemb,fusion": [
+        "--n_bootstrap",
+        "1",
+    ],
     "python finetuning_transfer.py map.json --output_dir runs/grid --restarts 3"
     " --source_train_subset_size 10000": [*N_STEPS, "--restarts", "1", "--source_train_subset_size", "20"],
 }
 # ... or the reason why it does not run here; then the test only parses its flags.
 NETWORK, PROCESSES = "needs the network", "needs several GPUs"
 RAY = "starts Ray; tests/experiments has that"
+GRID = "needs a finished grid; tests/selection has that"
 PACKAGE = "needs a package that the tests do without"
 MINUTES, SERVER = "takes minutes", "runs until it is stopped"
 ONLY_READ = {
@@ -78,6 +84,9 @@ ONLY_READ = {
     "python finetuning_train.py squad pfeiffer --model_checkpoint hf:roberta-base": NETWORK,
     "python finetuning_train.py squad full --model_checkpoint hf:roberta-base --lr 2e-5": NETWORK,
     "python multitask_train.py multitask_glue": NETWORK,
+    "python selection_rank.py --target my_task --pool hub:"
+    " --model_checkpoint hf:bert-base-multilingual-uncased": NETWORK,
+    "python selection_evaluate.py runs/grid --pool runs/pool --methods esm-logme,logme": GRID,
     "python finetuning_train.py --model_checkpoint RUN_FOLDER --tracker mlflow": PACKAGE,
     "python finetuning_train.py --model_checkpoint RUN_FOLDER --notify tgram://BOT_TOKEN/CHAT_ID"
     " --notify mailto://USER:PASSWORD@gmail.com": NETWORK,
@@ -97,6 +106,7 @@ ONLY_READ = {
     " --rdzv_endpoint HOST:29500 pretraining_train.py": PROCESSES,
     "make quickstart": MINUTES,
     "make multitask": MINUTES,
+    "make selection": MINUTES,
     "make test": MINUTES,
     "make bench NANOGPT=path": MINUTES,
     "python benchmarks/tfidf.py": MINUTES,
@@ -258,6 +268,7 @@ def places(corpus, task, tmp_path_factory) -> Path:
         options = [*N_STEPS, "--model_checkpoint", PRETRAINED]
         call("finetuning_train.py", *options, *TASK, "--output_dir", "finetuned")
         call("finetuning_train.py", *options, *TASK, "--tuning", "pfeiffer", "--output_dir", "runs/mnli")
+        call("selection_train.py", "--sources", "data/mnli,data/rte", *options, "--output_dir", "runs/pool")
         questions = ["--dataset_path", "my_questions.jsonl", *QUESTIONS]
         call("finetuning_train.py", *options, *questions, "--output_dir", "answering")
     return folder
