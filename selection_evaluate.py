@@ -52,6 +52,7 @@ def evaluate_rankings(config: EvaluationConfig) -> dict[str, dict[str, float]]:
     show_messages()
     pool, grid = open_pool(config.pool), Path(config.transfer_results)
     base = open_checkpoint(pool.base, "--pool")
+    pool.check_base(base)
     rows = [row for cell in cells_of(grid) for row in evaluate_target(*cell, pool, base, config)]
     file = grid / "selection.csv"
     write_csv(file, rows)

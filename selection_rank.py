@@ -84,6 +84,7 @@ def open_input(config: RankConfig) -> tuple[Pool, Target]:
     """The pool, and the target with labels. Raises UserError for what cannot be used."""
     pool = open_pool(config.pool, config.training.get("model_checkpoint"))
     base = open_checkpoint(config.training.get("model_checkpoint", pool.base), "--model_checkpoint")
+    pool.check_base(base)
     values = {"pooling": "mean"} | config.training | {"dataset_path": config.target}
     training = with_task(FinetuningConfig(**values | {"model_checkpoint": base.name}))
     check_training(training, base)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from checkpoints.files import CONFIG, WEIGHTS, file_digest, write_json
+from checkpoints.files import CONFIG, METRICS, WEIGHTS, file_digest, write_json
 from checkpoints.pretrained import Checkpoint, open_start
 from config.errors import UserError, suggestion
 from config.finetuning import FinetuningConfig
@@ -45,13 +45,13 @@ def open_pool_graph(
     check_pool(folder, base)
     jobs: list[Job] = []
     for source, entry in sources_of(config).items():
-        run_folder, pooling = Path(entry), base_pooling(entry, base)
-        if pooling is None:
+        run_folder = Path(entry)
+        needs: tuple[str, ...] = ()
+        if not is_run_of(entry, base):
             training = training_of(entry, config, name)
             check_training(training, base)
             jobs.append(Job(f"runs/{source}", finetune, training))
-            run_folder = folder / "runs" / source
-        needs = () if pooling else (f"runs/{source}",)
+            run_folder, needs = folder / "runs" / source, (f"runs/{source}",)
         jobs += [
             Job(f"{kind}/{source}", represent, representation_of(config, kind, name, run_folder), needs)
             for kind in kinds
@@ -109,22 +109,20 @@ def sources_of(config: SelectionConfig) -> dict[str, str]:
     return sources
 
 
-def base_pooling(entry: str, base: Checkpoint) -> str | None:
-    """How a fine-tuned run folder pools its texts; None for a task that is to be trained.
-
-    Raises UserError for a run folder of another base model.
-    """
-    if not (Path(entry) / CONFIG).is_file() or "head" not in (read_json(Path(entry) / CONFIG)):
-        return None
-    arguments = arguments_of_run(FinetuningConfig, entry)
-    start = str(arguments["model_checkpoint"])
+def is_run_of(entry: str, base: Checkpoint) -> bool:
+    """Is it the folder of a finished fine-tuning? Raises UserError if that started from another base model."""
+    if not (Path(entry) / CONFIG).is_file() or "head" not in read_json(Path(entry) / CONFIG):
+        return False
+    if not (Path(entry) / METRICS).is_file():
+        raise UserError(f"--sources {entry} is not finished; finetuning_train.py --resume {entry} goes on")
+    start = str(arguments_of_run(FinetuningConfig, entry)["model_checkpoint"])
     _, checkpoint = open_start(start)
     if checkpoint is None or file_digest(checkpoint.folder / WEIGHTS) != file_digest(base.folder / WEIGHTS):
         raise UserError(
             f"--sources {entry} started from {start}, not from --model_checkpoint {base.name}; all sources "
             "of a pool need the same base"
         )
-    return str(arguments["pooling"])
+    return True
 
 
 def training_of(entry: str, config: SelectionConfig, base: str) -> FinetuningConfig:

@@ -212,7 +212,10 @@ class TaskSimilarity(Method):
 
     def combine(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """The ranks by each weight are fused (Schulte et al. 2024, section 4)."""
-        return fuse_ranks(np.stack([ranks(by_weight) for by_weight in scores.T]))[:, None]
+        fused = np.full((len(scores), 1), math.nan)
+        is_defined = ~np.isnan(scores).any(axis=1)
+        fused[is_defined, 0] = fuse_ranks(np.stack([ranks(by_weight) for by_weight in scores[is_defined].T]))
+        return fused
 
 
 class ShortTraining(Method):
@@ -281,9 +284,8 @@ def chosen_names(target: Target, methods: str, sentence_model: str | None) -> li
 
 def megabytes(names: Sequence[str], source: PooledSource) -> float:
     """The size of the files that these methods read of a source, in 10^6 bytes."""
-    return (
-        sum(file.stat().st_size for file in {file for name in names for file in files_of(name, source)}) / 1e6
-    )
+    files = {file for name in names for file in files_of(name, source)}
+    return sum(file.stat().st_size for file in files) / 1e6
 
 
 def files_of(name: str, source: PooledSource) -> list[Path]:

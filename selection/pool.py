@@ -1,7 +1,7 @@
 """A pool of sources, as phase 2 reads it."""
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.encoders import published_pooling
-from checkpoints.files import CONFIG, METRICS, WEIGHTS, load_weights
+from checkpoints.files import CONFIG, METRICS, WEIGHTS, file_digest, load_weights
 from checkpoints.finetuned import load_finetuned
 from checkpoints.maps import HEAD, load_map
 from checkpoints.pretrained import HUB_PREFIX, Checkpoint
@@ -102,7 +102,16 @@ class Pool:
     """Sources that started from the same base model."""
 
     base: str
-    sources: list[PooledSource] = field(default_factory=list)
+    sources: list[PooledSource]
+    digest: str | None = None  # of the base model's weights; unknown for maps that others published
+
+    def check_base(self, base: Checkpoint) -> None:
+        """Raises UserError for another base model, whose embeddings would mean nothing to the maps."""
+        if self.digest not in (None, file_digest(base.folder / WEIGHTS)):
+            raise UserError(
+                f"the sources of the pool started from {self.base}, not from --model_checkpoint {base.name}; "
+                "leave the flag out"
+            )
 
 
 def open_pool(pool: str | Path, model_checkpoint: str | None = None) -> Pool:
@@ -124,7 +133,7 @@ def open_pool(pool: str | Path, model_checkpoint: str | None = None) -> Pool:
     if not finished:
         raise UserError(f"--pool {folder} has no finished source; go on with selection_train.py")
     sources = [PooledSource(name, folder, folder / "esm" / name) for name in sorted(finished)]
-    return Pool(base_of(about["base"]), sources)
+    return Pool(base_of(about["base"]), sources, about["base"]["sha256"])
 
 
 def base_of(base: dict[str, str]) -> str:

@@ -17,7 +17,7 @@ from checkpoints.pretrained import open_checkpoint
 from config.errors import UserError
 from config.finetuning import FinetuningConfig
 from selection.methods import NAMES as METHODS
-from selection.methods import Views, build_methods
+from selection.methods import TaskSimilarity, Views, build_methods
 from selection.pool import open_pool
 from selection.target import Target
 from selection_rank import rank
@@ -88,6 +88,13 @@ def test_scores_are_those_of_the_formulas_on_embeddings_and_predictions(name, po
         scores = method.scores(source)
         assert scores[0] == pytest.approx(expected[method.name], rel=1e-5), method.name
         assert len(scores) == 3 and len(set(scores)) > 1, "one for each sample of the rows"
+
+
+def test_task_embeddings_fuse_the_ranks_by_each_weight():
+    by_weight = np.array([[0.9, 0.1], [np.nan, np.nan], [0.5, 0.8], [0.7, 0.5]])
+    fused = TaskSimilarity.combine(None, by_weight)
+    np.testing.assert_allclose(fused[[0, 2, 3], 0], [1 / 61 + 1 / 63, 1 / 63 + 1 / 61, 2 / 62])
+    assert np.isnan(fused[1, 0]), "the source that lacks one has no score"
 
 
 def test_the_fine_tuned_model_s_own_predictions_are_those_of_its_head(pool, sources, cache):

@@ -54,6 +54,10 @@ def test_sources_of_another_base_do_not_join_a_pool(pool, sources, flags, pretra
         train_sources(
             parse(TRAIN, "--sources", pool / "runs" / "film", *others, "--output_dir", tmp_path / "x")
         )
+    with pytest.raises(UserError, match="leave the flag out"):
+        rank(
+            parse(RANK, "--target", sources / "film", *others, "--pool", pool, "--output_dir", tmp_path / "x")
+        )
     assert not (tmp_path / "x").exists()
 
 
