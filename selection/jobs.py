@@ -110,7 +110,7 @@ def sources_of(config: SelectionConfig) -> dict[str, str]:
 
 
 def is_run_of(entry: str, base: Checkpoint) -> bool:
-    """Is it the folder of a finished fine-tuning? Raises UserError if that started from another base model."""
+    """Is it a finished fine-tuning? Raises UserError if it started from another base, or is not finished."""
     if not (Path(entry) / CONFIG).is_file() or "head" not in read_json(Path(entry) / CONFIG):
         return False
     if not (Path(entry) / METRICS).is_file():
