@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import blas, lapack
 from scipy.stats import rankdata
 from sklearn.covariance import LedoitWolf
 
 Floats = NDArray[np.float64]
+Spectrum = Callable[[float], tuple[float, float]]
 
 MAX_ROUNDS, TOLERANCE = 50, 1e-3  # of the fixed point of LogME
 RIDGES = np.logspace(-4, 4, 17)  # relative to the mean eigenvalue of the features
@@ -41,79 +41,39 @@ def logme(features: ArrayLike, labels: ArrayLike) -> float:
             weights = float((eigenvalues * projected * shrunk**2).sum())
             return weights, float((projected * (t * shrunk) ** 2).sum()) + outside
 
-        return log_evidence(eigenvalues, solve, len(x))
+        return log_evidence(spectrum_of(eigenvalues), solve, len(x))
 
     squares = np.square(targets).sum(0)
     return float(np.mean([column(*pair) for pair in zip(projections.T, squares, strict=True)]))
 
 
-class MappedLogME:
-    """LogME of many linear maps of the same features, as of ESMs, in a fraction of the time of `logme`.
+def spectrum_of(eigenvalues: Floats) -> Spectrum:
+    """What `log_evidence` has to know about a Gram matrix with these eigenvalues."""
 
-    All that depends on the rows is done once: with [F, 1] = Q R and A = R [W, b]ᵀ, the Gram matrix of the
-    mapped features is AᵀA, and their products with the labels are AᵀQᵀy. For each map, that matrix is made
-    tridiagonal, which is the cheap half of finding its eigenvectors. The eigenvalues then give determinants
-    and traces, and a tridiagonal system per round the weights.
-    """
+    def spectrum(t: float) -> tuple[float, float]:
+        return float(np.log1p(eigenvalues / t).sum()), float((eigenvalues / (eigenvalues + t)).sum())
 
-    def __init__(self, features: ArrayLike, labels: ArrayLike):
-        x, targets = as_features(features, labels), label_columns(labels)
-        q, r = np.linalg.qr(np.column_stack([x, np.ones(len(x))]))
-        self.triangle = r.astype(np.float32)
-        self.projected, self.squares, self.n = q.T @ targets, np.square(targets).sum(0), len(x)
-
-    def score(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> float:
-        """LogME of W f + b, for W [e, d] and b [e], with e of at least 2."""
-        # The map is applied in single precision, as everywhere. The mean of the embeddings is so much longer
-        # than what tells them apart that their Gram matrix needs double.
-        transposed = weight @ self.triangle[:, :-1].T + np.outer(bias, self.triangle[:, -1])
-        mapped = transposed.astype(np.float64).T  # in the order of columns, which LAPACK takes without a copy
-        gram, products = blas.dsyrk(1.0, mapped, trans=1, lower=1), mapped.T @ self.projected
-        diagonal, off_diagonal, products = tridiagonalize(gram, products)
-        eigenvalues = np.maximum(lapack.dsterf(diagonal, off_diagonal)[0], 0.0)
-        floor = eigenvalues.max() * np.finfo(float).eps * len(gram)  # what rounding makes of zero
-
-        def column(product: Floats, square: float) -> float:
-            def solve(t: float) -> tuple[float, float]:
-                t = max(t, floor)
-                solution = lapack.dptsv(diagonal + t, off_diagonal, product)[2]
-                weights = float(solution @ solution)
-                return weights, max(square - float(product @ solution) - t * weights, 0.0)
-
-            return log_evidence(eigenvalues, solve, self.n)
-
-        return float(np.mean([column(*pair) for pair in zip(products.T, self.squares, strict=True)]))
+    return spectrum
 
 
-def tridiagonalize(gram: Floats, products: Floats) -> tuple[Floats, Floats, Floats]:
-    """T and Hᵀ Z with G = H T Hᵀ, for the lower triangle of `gram` [d, d], which is overwritten, and
-    `products` Z [d, columns]: the diagonal of T, its subdiagonal, and Hᵀ Z."""
-    size = int(lapack.dsytrd_lwork(len(gram), lower=1)[0])
-    reflectors, diagonal, off_diagonal, tau, _ = lapack.dsytrd(gram, lower=1, lwork=size, overwrite_a=1)
-    # The reflectors leave the first coordinate alone, and are below the subdiagonal as those of a QR are.
-    below = np.asfortranarray(reflectors[1:, :-1])
-    rotated, _, _ = lapack.dormqr("L", "T", below, tau, products[1:], lwork=64 * products.shape[1])
-    return diagonal, off_diagonal, np.concatenate([products[:1], rotated])
-
-
-def log_evidence(eigenvalues: Floats, solve: Callable[[float], tuple[float, float]], n: int) -> float:
+def log_evidence(spectrum: Spectrum, solve: Callable[[float], tuple[float, float]], n: int) -> float:
     """The log evidence per row of one column of labels, at the fixed point of the precisions α of the weights
     and β of the noise (You et al. 2021, algorithm 1).
 
     Args:
-        eigenvalues: [d], of the Gram matrix of the features.
-        solve: from t = α / β to the squared norms of the best weights and of their residuals.
+        spectrum: from t = α / β to log det(I + FᵀF / t) and the number of effective weights, tr FᵀF (FᵀF + t I)⁻¹.
+        solve: from t to the squared norms of the best weights and of their residuals.
         n: rows.
     """
     t = 1.0
     for _ in range(MAX_ROUNDS):
-        effective = float((eigenvalues / (eigenvalues + t)).sum())
+        effective = spectrum(t)[1]
         weights, residuals = solve(t)
         alpha, beta = effective / (weights + 1e-5), (n - effective) / (residuals + 1e-5)
         t, previous = alpha / beta, t
         if t == 0 or abs(t - previous) <= TOLERANCE * previous:
             break
-    log_determinant = float(np.log1p(eigenvalues / t).sum()) if t else 0.0  # of I + FᵀF β/α
+    log_determinant = spectrum(t)[0] if t else 0.0
     fit = n * np.log(beta) - log_determinant - beta * residuals - alpha * weights
     return float((fit / n - np.log(2 * np.pi)) / 2)
 

@@ -22,6 +22,7 @@ LAYERS = {
     "multitask_model": ["finetuning_model"],
     "selection_model": [],
     "selection_scores": [],
+    "selection_logme": ["selection_scores"],
     "data": ["utils"],
     "tasks": ["data"],
     "training": ["utils"],
