@@ -15,9 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import blas, lapack
 from threadpoolctl import threadpool_limits
 
-from selection_scores import Floats, Spectrum, as_features, label_columns, log_evidence, spectrum_of
+from selection_scores import Floats, as_features, label_columns, log_evidence, spectrum_of
 
 Weights = NDArray[np.float32]
+
+ROUGH_RANK = 256  # of features of 768 columns; see benchmarks/selection.py
 
 
 # ----------------------------------------------------------------------------------------------- linear maps
@@ -26,9 +28,9 @@ Weights = NDArray[np.float32]
 class MappedLogME:
     """LogME of many linear maps of the same features, in a fraction of the time of `logme`.
 
-    With [F, 1] = Q R and A = R [W, b]ᵀ, the Gram matrix of the mapped features is AᵀA, and their products with
-    the labels are AᵀQᵀy. For each map, that matrix, or AAᵀ if it is smaller, is made tridiagonal, which is the
-    cheap half of finding its eigenvectors. The eigenvalues then give determinants and traces, and a
+    With [F, 1] = Q R and A = R [W, b]ᵀ, the Gram matrix of the mapped features is AᵀA, and their products
+    with the labels are AᵀQᵀy. For each map, that matrix, or AAᵀ if it is smaller, is made tridiagonal, which
+    is the cheap half of finding its eigenvectors. The eigenvalues then give determinants and traces, and a
     tridiagonal system per round the weights.
 
     With a `rank`, Q and R are cut to the leading singular directions of [F, 1]. Scores are then approximate,
@@ -48,17 +50,17 @@ class MappedLogME:
         """LogME of W f + b, for W [e, d] and b [e], with e of at least 2."""
         # The map is applied in single precision, as everywhere. The mean of the embeddings is so much longer
         # than what tells them apart that their Gram matrix needs double.
-        transposed = weight @ self.base[:, :-1].T + np.outer(bias, self.base[:, -1])
-        mapped = transposed.astype(np.float64).T  # in the order of columns, which LAPACK takes without a copy
-        n_rows, n_columns = mapped.shape
-        if 1 < n_rows < n_columns:
-            return self.evidence(blas.dsyrk(1.0, mapped, lower=1), self.projected, is_kernel=True)
-        gram = blas.dsyrk(1.0, mapped, trans=1, lower=1)
-        return self.evidence(gram, mapped.T @ self.projected, is_kernel=False)
+        mapped = self.base[:, :-1] @ weight.T + np.outer(self.base[:, -1], bias)
+        a = mapped.astype(np.float64)
+        if 1 < len(a) < len(weight):
+            return self.evidence(a @ a.T, self.projected, is_kernel=True)
+        return self.evidence(a.T @ a, a.T @ self.projected, is_kernel=False)
 
     def evidence(self, gram: Floats, products: Floats, is_kernel: bool) -> float:
-        """The mean over the columns of labels, for the lower triangle of AᵀA with AᵀQᵀy, or, as a kernel, of
-        AAᵀ with Qᵀy; `gram` is overwritten."""
+        """The mean over the columns of labels, for AᵀA with AᵀQᵀy, or, as a kernel, for AAᵀ with Qᵀy.
+
+        `gram` is overwritten.
+        """
         outside = np.maximum(self.squares - np.square(self.projected).sum(0), 0.0)
         diagonal, off_diagonal, products = tridiagonalize(gram, products)
         eigenvalues = np.maximum(lapack.dsterf(diagonal, off_diagonal)[0], 0.0)
@@ -79,10 +81,11 @@ class MappedLogME:
 
 
 def tridiagonalize(gram: Floats, products: Floats) -> tuple[Floats, Floats, Floats]:
-    """T and Hᵀ Z with G = H T Hᵀ, for the lower triangle of `gram` [d, d], which is overwritten, and
-    `products` Z [d, columns]: the diagonal of T, its subdiagonal, and Hᵀ Z."""
+    """T and Hᵀ Z with G = H T Hᵀ, for `gram` [d, d], which is overwritten, and `products` Z [d, columns]: the
+    diagonal of T, its subdiagonal, and Hᵀ Z."""
     size = int(lapack.dsytrd_lwork(len(gram), lower=1)[0])
-    reflectors, diagonal, off_diagonal, tau, _ = lapack.dsytrd(gram, lower=1, lwork=size, overwrite_a=1)
+    # Transposed, it is the same matrix in the order of columns, which LAPACK takes without a copy.
+    reflectors, diagonal, off_diagonal, tau, _ = lapack.dsytrd(gram.T, lower=1, lwork=size, overwrite_a=1)
     # The reflectors leave the first coordinate alone, and are below the subdiagonal as those of a QR are.
     below = np.asfortranarray(reflectors[1:, :-1])
     rotated, _, _ = lapack.dormqr("L", "T", below, tau, products[1:], lwork=64 * products.shape[1])
@@ -95,22 +98,26 @@ def tridiagonalize(gram: Floats, products: Floats) -> tuple[Floats, Floats, Floa
 class LowRankLogME:
     """LogME of F + F Vᵀ Uᵀ + 1 bᵀ for many U, V and b, through the singular directions F = Q S Xᵀ.
 
-    In the coordinates of Q and X, the features are S, which is diagonal, and the mapped ones are S + C Bᵀ with
-    B = X [U, b] and C = [S X Vᵀ, Qᵀ1]. If the columns of D are an orthonormal basis of those of B = D R, the
-    update replaces the columns `old` = S D with `new` = S D + C Rᵀ, and leaves those at right angles to D as
-    they are. So the kernel of the mapped features is S Sᵀ − old oldᵀ + new newᵀ, and solving with it takes two
-    systems of the size of the update (Woodbury), whose determinants make up the difference to that of S Sᵀ.
+    In the coordinates of Q and X, the features are S, which is diagonal, and the mapped ones are S + C Bᵀ
+    with B = Xᵀ [U, b] and C = [S Xᵀ Vᵀ, Qᵀ 1]. Let the columns of D be an orthonormal basis of those of
+    B = D R. Then the update replaces the columns `old` = S D by `new` = S D + C Rᵀ, and leaves those at right
+    angles to D as they are. So the kernel of the mapped features is S Sᵀ − old oldᵀ + new newᵀ. To solve with
+    it takes two systems of the size of the update (Woodbury), and their determinants are what it adds to that
+    of S Sᵀ.
 
-    LogME needs that kernel plus t for some twenty t per column of labels. All that it takes from it are sums
-    of functions like 1 / (σ + t), which are so smooth in ln t that a polynomial through some twenty
-    points gives them to eight digits, for all columns at once.
+    LogME asks for that with some ten to twenty t = α / β per column of labels. All answers are sums of
+    functions like 1 / (σ + t), so smooth in ln t that a polynomial through some twenty points gives them to
+    eight digits, for all columns at once.
     """
 
     def __init__(self, features: ArrayLike, labels: ArrayLike):
         x, targets = as_features(features, labels), label_columns(labels)
         q, r = np.linalg.qr(np.column_stack([x, np.ones(len(x))]))
         u, self.singular_values, vt = np.linalg.svd(r[:, :-1])
-        self.directions, self.n = vt, len(x)  # in double, for the sake of labels that an update fits perfectly
+        self.directions, self.n = (
+            vt,
+            len(x),
+        )  # in double, for the sake of labels that an update fits perfectly
         self.ones, self.projected = u.T @ r[:, -1], u.T @ (q.T @ targets)
         self.outside = np.maximum(np.square(targets).sum(0) - np.square(self.projected).sum(0), 0.0)
         rest = np.zeros(max(len(r), x.shape[1]) - len(self.singular_values))
@@ -123,15 +130,19 @@ class LowRankLogME:
 
     def range_of_t(self) -> tuple[float, float]:
         """The smallest and the largest t of the rounds for the features without a map, and a bit."""
-        spectrum, visited = spectrum_of(self.row_squares), [1.0]
-        for projected, outside in zip(self.projected.T, self.outside, strict=True):
+        visited = [1.0]
 
-            def solve(t: float, energy: Floats = np.square(projected), rest: float = outside):
+        def column(energies: Floats, outside: float) -> float:
+            def solve(t: float) -> tuple[float, float]:
                 visited.append(t)
-                weights = float((self.row_squares * energy / (self.row_squares + t) ** 2).sum())
-                return weights, float((energy * (t / (self.row_squares + t)) ** 2).sum()) + rest
+                shrunk = 1 / (self.row_squares + t)
+                weights = float((self.row_squares * energies * shrunk**2).sum())
+                return weights, float((energies * (t * shrunk) ** 2).sum()) + outside
 
-            log_evidence(spectrum, solve, self.n)
+            return log_evidence(spectrum_of(self.row_squares), solve, self.n)
+
+        for energies, outside in zip(np.square(self.projected.T), self.outside, strict=True):
+            column(energies, outside)
         return min(visited) / 1.2, max(visited) * 1.5
 
     def score(self, down: Weights, up: Weights, bias: Weights) -> float:
@@ -168,26 +179,27 @@ class Update:
         self.changed = np.asfortranarray(changed)
         old = np.zeros((len(base.ones), changed.shape[1]))
         old[: len(self.s)] = self.s * changed[: len(self.s)]
-        self.stacked = np.asfortranarray(np.column_stack([old, old + self.inputs @ triangle.T, base.projected]))
+        self.stacked = np.asfortranarray(
+            np.column_stack([old, old + self.inputs @ triangle.T, base.projected])
+        )
 
     def evaluate(self, t: float) -> Floats:
-        """[1 + 2 · columns]: what the update adds to log det(I + kernel / t), then the squared norms of the best
-        weights and of their residuals, for each column of labels.
+        """[1 + 2 · columns]: what the update adds to log det(I + kernel / t), then the squared norms of
+        the best weights and of their residuals, for each column of labels.
 
-        No step subtracts numbers that nearly cancel: taking the old columns out leaves DᵀD − DᵀS (SSᵀ + t)⁻¹ S D,
-        which is formed as Dᵀ t (SᵀS + t)⁻¹ D.
+        Where the mean of the features is long, I − oldᵀ (S Sᵀ + t)⁻¹ old would cancel: it is formed as
+        Dᵀ t (Sᵀ S + t)⁻¹ D.
         """
         base, r = self.base, self.changed.shape[1]
         t = max(t, base.floor)
         inverse = 1 / (base.row_squares[:, None] + t)
         scaled = self.stacked * np.sqrt(inverse)
-        left = blas.dsyrk(1.0, self.changed * np.sqrt(t / (base.column_squares[:, None] + t)), trans=1, lower=1)
-        left = lapack.dpotrf(left, lower=1, overwrite_a=1)[0]
-        mixed = blas.dtrsm(1.0, left, blas.dgemm(1.0, scaled[:, :r], scaled[:, r:], trans_a=1), lower=1)
-        added = blas.dsyrk(1.0, scaled[:, r:], trans=1, lower=1)
-        added = blas.dsyrk(1.0, mixed, 1.0, added, trans=1, lower=1, overwrite_c=1)
-        right = lapack.dpotrf(added[:r, :r] + np.eye(r), lower=1)[0]
-        of_new = lapack.dpotrs(right, added[r:, :r].T, lower=1)[0]
+        kept = self.changed * np.sqrt(t / (base.column_squares[:, None] + t))
+        left = np.linalg.cholesky(kept.T @ kept)
+        mixed = blas.dtrsm(1.0, left, scaled[:, :r].T @ scaled[:, r:], lower=1)
+        added = scaled[:, r:].T @ scaled[:, r:] + mixed.T @ mixed
+        right = np.linalg.cholesky(added[:r, :r] + np.eye(r))
+        of_new = lapack.dpotrs(right, added[:r, r:], lower=1)[0]
         of_old = blas.dtrsm(1.0, left, mixed[:, r:] - mixed[:, :r] @ of_new, lower=1, trans_a=1)
         old, new, labels = np.split(self.stacked, [r, 2 * r], axis=1)
         solution = inverse * (labels + old @ of_old - new @ of_new)  # the residuals, divided by t
@@ -215,14 +227,15 @@ class SmoothFunction:
 
     def __call__(self, t: float) -> tuple[Floats, Floats]:
         """The values, and their derivatives with respect to ln t."""
-        interval, offset = divmod((math.log(t) - self.start) / self.width, 1.0)
+        position = (math.log(t) - self.start) / self.width
+        interval = math.floor(position)
         if interval not in self.coefficients:
             self.coefficients[interval] = self.fit(interval)
-        angle = math.acos(2 * offset - 1)
+        angle = math.acos(2 * (position - interval) - 1)
         both = np.cos(np.arange(self.n_points) * angle) @ self.coefficients[interval]
         return both[: len(both) // 2], both[len(both) // 2 :]
 
-    def fit(self, interval: float) -> Floats:
+    def fit(self, interval: int) -> Floats:
         """[points, 2 · values]: the coefficients of values and derivatives."""
         points = chebyshev.chebpts1(self.n_points)
         log_t = self.start + self.width * (interval + (points + 1) / 2)
@@ -230,3 +243,66 @@ class SmoothFunction:
         series = chebyshev.chebfit(points, values, self.n_points - 1)
         slopes = chebyshev.chebder(series) * 2 / self.width
         return np.concatenate([series, np.pad(slopes, ((0, 1), (0, 0)))], axis=1)
+
+
+# -------------------------------------------------------------------------------------- the best of many maps
+
+
+class Ranking(NamedTuple):
+    """Of maps, the best first; those with exact scores are before the others.
+
+    Attributes:
+        order: [maps], their numbers.
+        scores: [maps], by number: exact ones, or else rough ones.
+        is_exact: [maps], by number.
+    """
+
+    order: NDArray[np.int64]
+    scores: Floats
+    is_exact: NDArray[np.bool_]
+
+
+def rank_maps(
+    rough: Callable[[int], float],
+    exact: Callable[[int], float],
+    n_maps: int,
+    n_best: int = 50,
+    workers: int = 2,
+) -> Ranking:
+    """Find the `n_best` maps with the highest exact scores, without the exact scores of most others.
+
+    Args:
+        rough: the score of a map by its number, as by `MappedLogME(..., rank=ROUGH_RANK)`; it reads the map
+            from its file, so that no more maps than workers are in memory.
+        exact: the same, exactly.
+        n_maps: how many there are; they have the numbers from 0.
+        n_best: how many of the first ranks should be right.
+        workers: threads.
+
+    Rough scores choose who gets an exact one: twice as many as wanted, and then whoever would be among the
+    best if its rough score were too low by the mean error so far and three standard deviations. That is no
+    proof, but a rule that asks for more where rough scores are worse.
+    """
+    scores, is_exact = score_in_threads(rough, range(n_maps), workers), np.zeros(n_maps, dtype=bool)
+    by_rough = np.argsort(-scores, kind="stable")
+    chosen, errors = by_rough[: 2 * n_best], np.empty(0)
+    while len(chosen):
+        found = score_in_threads(exact, chosen.tolist(), workers)
+        errors = np.concatenate([errors, found - scores[chosen]])
+        scores[chosen], is_exact[chosen] = found, True
+        rest = by_rough[~is_exact[by_rough]]
+        bar = np.sort(scores[is_exact])[::-1][:n_best].min()
+        plausible = rest[scores[rest] + errors.mean() + 3 * errors.std() > bar]
+        chosen = plausible[:n_best]  # a few at a time, since each may raise the bar
+    order = np.lexsort([-scores, ~is_exact])
+    return Ranking(order, scores, is_exact)
+
+
+def score_in_threads(score: Callable[[int], float], numbers: Sequence[int], workers: int = 2) -> Floats:
+    """[numbers]: the score of each, with `workers` threads and one BLAS thread in each.
+
+    Tridiagonalizing keeps the interpreter waiting, but the products before it do not, so that two threads are
+    nearly twice as fast as one. One thread with two BLAS threads is not: tridiagonalizing waits for memory.
+    """
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
+        return np.array(list(pool.map(score, numbers)), dtype=np.float64)

@@ -61,7 +61,8 @@ def log_evidence(spectrum: Spectrum, solve: Callable[[float], tuple[float, float
     and β of the noise (You et al. 2021, algorithm 1).
 
     Args:
-        spectrum: from t = α / β to log det(I + FᵀF / t) and the number of effective weights, tr FᵀF (FᵀF + t I)⁻¹.
+        spectrum: from t = α / β to log det(I + FᵀF / t), and the number of effective weights, which is
+            the trace of FᵀF (FᵀF + t I)⁻¹.
         solve: from t to the squared norms of the best weights and of their residuals.
         n: rows.
     """

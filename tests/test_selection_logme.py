@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from selection_logme import LowRankLogME, MappedLogME, SmoothFunction
+from selection_logme import LowRankLogME, MappedLogME, SmoothFunction, rank_maps, score_in_threads
 from selection_scores import logme
 
 # Rows, columns, classes: full rank with many rows, more features than rows, one row per feature.
@@ -83,7 +83,9 @@ def test_a_cut_base_is_that_of_the_features_in_its_leading_directions():
 # ------------------------------------------------------------------------------------------- low-rank updates
 
 
-def update_of(d: int, rank: int, size: float = 0.5, seed: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def update_of(
+    d: int, rank: int, size: float = 0.5, seed: int = 3
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
     down, up = random.normal(size=(rank, d)) / d**0.5, random.normal(size=(d, rank)) * size
     return tuple(array.astype(np.float32) for array in (down, up, random.normal(size=d) * size))
@@ -161,10 +163,54 @@ def test_an_update_of_nothing_and_one_that_removes_a_feature(size):
 
 def test_interpolation_in_ln_t_has_eight_digits_wherever_it_is_asked():
     spectrum = np.concatenate([[0.0], np.geomspace(1e-9, 1e9, 50)])
-    smooth = SmoothFunction(lambda t: np.array([(1 / (spectrum + t)).sum(), np.log1p(spectrum / t).sum()]), 0.7, 5)
+    smooth = SmoothFunction(
+        lambda t: np.array([(1 / (spectrum + t)).sum(), np.log1p(spectrum / t).sum()]), 0.7, 5
+    )
     for t in np.geomspace(1e-4, 1e6, 300):
         values, slopes = smooth(t)
         assert values[0] == pytest.approx((1 / (spectrum + t)).sum(), rel=1e-7)
         assert values[1] == pytest.approx(np.log1p(spectrum / t).sum(), rel=1e-7)
         assert -slopes[1] == pytest.approx((spectrum / (spectrum + t)).sum(), rel=1e-5)
     assert len(smooth.coefficients) == 5
+
+
+# -------------------------------------------------------------------------------------- the best of many maps
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 1.0, 100.0])
+def test_the_first_are_those_with_the_highest_exact_scores(noise):
+    random = np.random.default_rng(0)
+    exact = random.normal(size=400)
+    rough = exact - 5 + noise * random.normal(size=400)
+    ranking = rank_maps(rough.__getitem__, exact.__getitem__, 400, n_best=10)
+    assert ranking.order[:10].tolist() == np.argsort(-exact)[:10].tolist()
+    assert sorted(ranking.order) == list(range(400))
+    n_exact = int(ranking.is_exact.sum())
+    np.testing.assert_array_equal(ranking.scores, np.where(ranking.is_exact, exact, rough))
+    assert ranking.is_exact[ranking.order[:n_exact]].all()
+    assert {0.0: 20, 0.1: 20, 1.0: 100, 100.0: 350}[noise] <= n_exact <= {0.0: 20, 0.1: 60}.get(noise, 400)
+
+
+def test_few_maps_all_have_exact_scores_and_none_have_no_ranking():
+    ranking = rank_maps(lambda number: -number, lambda number: number, 3, n_best=2)
+    assert ranking.order.tolist() == [2, 1, 0] and ranking.is_exact.all()
+    assert len(rank_maps(float, float, 0).order) == 0
+
+
+def test_the_rough_base_finds_the_best_maps_of_real_widths():
+    random = np.random.default_rng(0)
+    x, y = embeddings_of(150, 64), classes_for(150, 2)
+    maps = [map_of(64, 64, seed) for seed in range(40)]
+    for weight, _ in maps[::3]:
+        weight[:8] += random.normal(size=(8, 1)) * 40 * (x[y == 1].mean(0) - x[y == 0].mean(0))
+    rough, exact = MappedLogME(x, y, rank=24), MappedLogME(x, y)
+    ranking = rank_maps(lambda i: rough.score(*maps[i]), lambda i: exact.score(*maps[i]), 40, n_best=5)
+    expected = [exact.score(*each) for each in maps]
+    assert ranking.order[:5].tolist() == np.argsort(expected)[::-1][:5].tolist()
+    in_threads = score_in_threads(lambda i: exact.score(*maps[i]), range(40), workers=3)
+    np.testing.assert_allclose(in_threads, expected, rtol=1e-9)
+
+
+def test_an_error_while_scoring_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        score_in_threads(lambda number: 1 / number, [1, 0, 2])
