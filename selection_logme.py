@@ -15,11 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import blas, lapack
 from threadpoolctl import threadpool_limits
 
-from selection_scores import Floats, as_features, label_columns, log_evidence, spectrum_of
+from selection_scores import Floats, Ridge, as_features, diagonal_ridge, label_columns, log_evidence
 
 Weights = NDArray[np.float32]
 
 ROUGH_RANK = 256  # of features of 768 columns; see benchmarks/selection.py
+RANGE_OF_T = (0.3, 300.0)  # where most rounds of LogME take place
+BLOCK = 128  # rows of a triangular matrix that are multiplied together
 
 
 # ----------------------------------------------------------------------------------------------- linear maps
@@ -30,8 +32,7 @@ class MappedLogME:
 
     With [F, 1] = Q R and A = R [W, b]ᵀ, the Gram matrix of the mapped features is AᵀA, and their products
     with the labels are AᵀQᵀy. For each map, that matrix, or AAᵀ if it is smaller, is made tridiagonal, which
-    is the cheap half of finding its eigenvectors. The eigenvalues then give determinants and traces, and a
-    tridiagonal system per round the weights.
+    is the cheap half of finding its eigenvectors. A ridge regression then takes a tridiagonal system.
 
     With a `rank`, Q and R are cut to the leading singular directions of [F, 1]. Scores are then approximate,
     and take a fraction of the time again.
@@ -40,21 +41,29 @@ class MappedLogME:
     def __init__(self, features: ArrayLike, labels: ArrayLike, rank: int | None = None):
         x, targets = as_features(features, labels), label_columns(labels)
         q, r = np.linalg.qr(np.column_stack([x, np.ones(len(x))]))
+        self.block = BLOCK
         if rank is not None and rank < len(r):
             u, singular_values, vt = np.linalg.svd(r, full_matrices=False)
             q, r = q @ u[:, :rank], singular_values[:rank, None] * vt[:rank]
+            self.block = 0  # not triangular
         self.base, self.n = r.astype(np.float32), len(x)  # [rank, d + 1]
         self.projected, self.squares = q.T @ targets, np.square(targets).sum(0)
 
     def score(self, weight: Weights, bias: Weights) -> float:
         """LogME of W f + b, for W [e, d] and b [e], with e of at least 2."""
-        # The map is applied in single precision, as everywhere. The mean of the embeddings is so much longer
-        # than what tells them apart that their Gram matrix needs double.
-        mapped = self.base[:, :-1] @ weight.T + np.outer(self.base[:, -1], bias)
-        a = mapped.astype(np.float64)
-        if 1 < len(a) < len(weight):
-            return self.evidence(a @ a.T, self.projected, is_kernel=True)
-        return self.evidence(a.T @ a, a.T @ self.projected, is_kernel=False)
+        mapped = self.map_base(weight, bias).astype(np.float64)
+        if 1 < len(mapped) < len(weight):
+            return self.evidence(mapped @ mapped.T, self.projected, is_kernel=True)
+        return self.evidence(mapped.T @ mapped, mapped.T @ self.projected, is_kernel=False)
+
+    def map_base(self, weight: Weights, bias: Weights) -> Weights:
+        """[rank, e]: A, in single precision, as everywhere. Its Gram matrix needs double, since the mean of
+        embeddings is so much longer than what tells them apart."""
+        base, constant = self.base[:, :-1], np.outer(self.base[:, -1], bias)
+        if not self.block:
+            return base @ weight.T + constant
+        starts = range(0, len(base), self.block)  # left of a block of rows, R is zero
+        return np.concatenate([base[i : i + self.block, i:] @ weight[:, i:].T for i in starts]) + constant
 
     def evidence(self, gram: Floats, products: Floats, is_kernel: bool) -> float:
         """The mean over the columns of labels, for AᵀA with AᵀQᵀy, or, as a kernel, for AAᵀ with Qᵀy.
@@ -62,22 +71,19 @@ class MappedLogME:
         `gram` is overwritten.
         """
         outside = np.maximum(self.squares - np.square(self.projected).sum(0), 0.0)
+        floor = gram.diagonal().sum() * np.finfo(float).eps  # what rounding makes of zero
         diagonal, off_diagonal, products = tridiagonalize(gram, products)
-        eigenvalues = np.maximum(lapack.dsterf(diagonal, off_diagonal)[0], 0.0)
-        floor = eigenvalues.max() * np.finfo(float).eps * len(gram)  # what rounding makes of zero
 
-        def column(index: int) -> float:
-            def solve(t: float) -> tuple[float, float]:
-                t = max(t, floor)
-                solution = lapack.dptsv(diagonal + t, off_diagonal, products[:, index])[2]
-                inner, square = float(products[:, index] @ solution), float(solution @ solution)
-                if is_kernel:  # the solution is the residuals, divided by t
-                    return max(inner - t * square, 0.0), t * t * square + float(outside[index])
-                return square, max(float(self.squares[index]) - inner - t * square, 0.0)
+        def evaluate(t: float) -> Floats:
+            t = max(t, floor)
+            pivots, _, solutions, _ = lapack.dptsv(diagonal + t, off_diagonal, products)
+            log_determinant = np.log(pivots / t).sum()
+            inner, squares = (products * solutions).sum(0), np.square(solutions).sum(0)
+            if is_kernel:  # the solutions are the residuals, divided by t
+                return np.concatenate([[log_determinant], inner - t * squares, t * t * squares + outside])
+            return np.concatenate([[log_determinant], squares, self.squares - inner - t * squares])
 
-            return log_evidence(spectrum_of(eigenvalues), solve, self.n)
-
-        return float(np.mean([column(index) for index in range(products.shape[1])]))
+        return log_evidence(SmoothRidge(evaluate, *RANGE_OF_T), self.n, len(self.squares))
 
 
 def tridiagonalize(gram: Floats, products: Floats) -> tuple[Floats, Floats, Floats]:
@@ -107,63 +113,38 @@ class LowRankLogME:
 
     LogME asks for that with some ten to twenty t = α / β per column of labels. All answers are sums of
     functions like 1 / (σ + t), so smooth in ln t that a polynomial through some twenty points gives them to
-    eight digits, for all columns at once.
+    seven digits, for all columns at once.
     """
 
     def __init__(self, features: ArrayLike, labels: ArrayLike):
         x, targets = as_features(features, labels), label_columns(labels)
         q, r = np.linalg.qr(np.column_stack([x, np.ones(len(x))]))
         u, self.singular_values, vt = np.linalg.svd(r[:, :-1])
-        self.directions, self.n = (
-            vt,
-            len(x),
-        )  # in double, for the sake of labels that an update fits perfectly
+        self.directions, self.n = vt, len(x)  # double precision, for labels that a map fits perfectly
         self.ones, self.projected = u.T @ r[:, -1], u.T @ (q.T @ targets)
         self.outside = np.maximum(np.square(targets).sum(0) - np.square(self.projected).sum(0), 0.0)
         rest = np.zeros(max(len(r), x.shape[1]) - len(self.singular_values))
         squares = np.square(np.concatenate([self.singular_values, rest]))
         self.row_squares, self.column_squares = squares[: len(r)], squares[: x.shape[1]]
         self.floor = squares[0] * np.finfo(float).eps * len(squares)  # what rounding makes of zero
-        # Most maps need no t that the features themselves do not need.
-        self.start, end = self.range_of_t()
-        self.width = math.log(end / self.start)
+        self.range_of_t = self.find_range_of_t()
 
-    def range_of_t(self) -> tuple[float, float]:
-        """The smallest and the largest t of the rounds for the features without a map, and a bit."""
-        visited = [1.0]
+    def find_range_of_t(self) -> tuple[float, float]:
+        """Most maps need no smaller and no larger t than the features themselves, if one adds a bit."""
+        ridge = diagonal_ridge(self.row_squares, np.square(self.projected), self.outside)
+        visited = [np.ones(1)]
 
-        def column(energies: Floats, outside: float) -> float:
-            def solve(t: float) -> tuple[float, float]:
-                visited.append(t)
-                shrunk = 1 / (self.row_squares + t)
-                weights = float((self.row_squares * energies * shrunk**2).sum())
-                return weights, float((energies * (t * shrunk) ** 2).sum()) + outside
+        def solve(t: Floats) -> Ridge:
+            visited.append(t)
+            return ridge(t)
 
-            return log_evidence(spectrum_of(self.row_squares), solve, self.n)
-
-        for energies, outside in zip(np.square(self.projected.T), self.outside, strict=True):
-            column(energies, outside)
-        return min(visited) / 1.2, max(visited) * 1.5
+        log_evidence(solve, self.n, len(self.outside))
+        return float(np.concatenate(visited).min()) / 1.2, float(np.concatenate(visited).max()) * 1.5
 
     def score(self, down: Weights, up: Weights, bias: Weights) -> float:
         """LogME of f + U V f + b, for V [rank, d], U [d, rank] and b [d]."""
-        update = Update(self, down, up, bias)
-        smooth = SmoothFunction(update.evaluate, self.start, self.width)
-        n_labels = self.projected.shape[1]
-
-        def spectrum(t: float) -> tuple[float, float]:
-            values, slopes = smooth(t)
-            log_determinant, effective = spectrum_of(self.row_squares)(t)
-            return log_determinant + values[0], max(effective - slopes[0], 0.0)
-
-        def column(index: int) -> float:
-            def solve(t: float) -> tuple[float, float]:
-                values, _ = smooth(t)
-                return max(values[1 + index], 0.0), max(values[1 + n_labels + index], 0.0)
-
-            return log_evidence(spectrum, solve, self.n)
-
-        return float(np.mean([column(index) for index in range(n_labels)]))
+        solve = SmoothRidge(Update(self, down, up, bias).evaluate, *self.range_of_t)
+        return log_evidence(solve, self.n, len(self.outside))
 
 
 class Update:
@@ -179,13 +160,11 @@ class Update:
         self.changed = np.asfortranarray(changed)
         old = np.zeros((len(base.ones), changed.shape[1]))
         old[: len(self.s)] = self.s * changed[: len(self.s)]
-        self.stacked = np.asfortranarray(
-            np.column_stack([old, old + self.inputs @ triangle.T, base.projected])
-        )
+        new = old + self.inputs @ triangle.T
+        self.stacked = np.asfortranarray(np.column_stack([old, new, base.projected]))
 
     def evaluate(self, t: float) -> Floats:
-        """[1 + 2 · columns]: what the update adds to log det(I + kernel / t), then the squared norms of
-        the best weights and of their residuals, for each column of labels.
+        """What `SmoothRidge` needs to know: [1 + 2 · columns].
 
         Where the mean of the features is long, I − oldᵀ (S Sᵀ + t)⁻¹ old would cancel: it is formed as
         Dᵀ t (Sᵀ S + t)⁻¹ D.
@@ -205,44 +184,54 @@ class Update:
         solution = inverse * (labels + old @ of_old - new @ of_new)  # the residuals, divided by t
         weights = self.outputs @ (self.inputs.T @ solution)
         weights[: len(self.s)] += self.s * solution[: len(self.s)]
-        log_determinant = 2 * np.log(left.diagonal() * right.diagonal()).sum()
+        log_determinant = np.log1p(base.row_squares / t).sum()
+        log_determinant += 2 * np.log(left.diagonal() * right.diagonal()).sum()
         residuals = t * t * np.square(solution).sum(0) + base.outside
         return np.concatenate([[log_determinant], np.square(weights).sum(0), residuals])
 
 
-class SmoothFunction:
-    """A function of t > 0 that is smooth in ln t, by Chebyshev polynomials on intervals of ln t.
+class SmoothRidge:
+    """Ridge regressions with any t > 0, from few of them: they are smooth in ln t.
 
-    `function` returns an array [values]. It is called for the points of an interval when the first t in it is
-    asked for; `width` is that of an interval in ln t, and `start` is where one begins.
+    `evaluate` returns for a t the log determinant, the squared weights and the squared residuals of all
+    columns, [1 + 2 · columns]. It is called for the points of an interval, from `start` to `end` or as far
+    from there in ln t as it takes, when the first t in it is asked for.
 
-    The poles of 1 / (σ + t) are at ln t = ln σ ± iπ, at least π off the interval. So the error
-    falls exponentially with the number of points.
+    All values are sums of functions like 1 / (σ + t), whose poles are at ln t = ln σ ± iπ, at least π off the
+    interval. So the error of a Chebyshev polynomial falls exponentially with the number of points.
     """
 
-    def __init__(self, function: Callable[[float], Floats], start: float, width: float):
-        self.function, self.start, self.width = function, math.log(start), width
-        self.n_points = math.ceil(5 + 2.6 * width)  # for errors of 1e-8
+    def __init__(self, evaluate: Callable[[float], Floats], start: float, end: float):
+        self.evaluate, self.start, self.width = evaluate, math.log(start), math.log(end / start)
+        self.n_points = math.ceil(
+            5 + 2.6 * self.width
+        )  # for errors of at most 1e-6, and of 1e-8 where spectra are smooth
         self.coefficients: dict[int, Floats] = {}
 
-    def __call__(self, t: float) -> tuple[Floats, Floats]:
-        """The values, and their derivatives with respect to ln t."""
-        position = (math.log(t) - self.start) / self.width
-        interval = math.floor(position)
-        if interval not in self.coefficients:
-            self.coefficients[interval] = self.fit(interval)
-        angle = math.acos(2 * (position - interval) - 1)
-        both = np.cos(np.arange(self.n_points) * angle) @ self.coefficients[interval]
-        return both[: len(both) // 2], both[len(both) // 2 :]
+    def __call__(self, t: Floats) -> Ridge:
+        """The regression of each column, with its t of [columns]."""
+        position = (np.log(t) - self.start) / self.width
+        interval = np.floor(position).astype(int)
+        angle = np.arccos(2 * (position - interval) - 1)
+        basis, columns = np.cos(np.arange(self.n_points) * angle[:, None]), np.arange(len(t))
+        values = np.empty((len(t), 2 + 2 * len(t)))
+        for number in np.unique(interval):
+            inside = interval == number
+            values[inside] = basis[inside] @ self.fit(number)
+        weights, residuals = values[columns, 1 + columns], values[columns, 1 + len(t) + columns]
+        effective = np.negative(values[:, -1])  # the slope of the log determinant over ln t
+        return Ridge(values[:, 0], effective, np.maximum(weights, 0.0), np.maximum(residuals, 0.0))
 
     def fit(self, interval: int) -> Floats:
-        """[points, 2 · values]: the coefficients of values and derivatives."""
-        points = chebyshev.chebpts1(self.n_points)
-        log_t = self.start + self.width * (interval + (points + 1) / 2)
-        values = np.stack([self.function(t) for t in np.exp(log_t)])
-        series = chebyshev.chebfit(points, values, self.n_points - 1)
-        slopes = chebyshev.chebder(series) * 2 / self.width
-        return np.concatenate([series, np.pad(slopes, ((0, 1), (0, 0)))], axis=1)
+        """[points, 2 + 2 · columns]: the coefficients of the values, and of the log determinant's slope."""
+        if interval not in self.coefficients:
+            points = chebyshev.chebpts1(self.n_points)
+            log_t = self.start + self.width * (interval + (points + 1) / 2)
+            values = np.stack([self.evaluate(t) for t in np.exp(log_t)])
+            series = chebyshev.chebfit(points, values, self.n_points - 1)
+            slope = np.append(chebyshev.chebder(series[:, 0]) * 2 / self.width, 0.0)
+            self.coefficients[interval] = np.column_stack([series, slope])
+        return self.coefficients[interval]
 
 
 # -------------------------------------------------------------------------------------- the best of many maps

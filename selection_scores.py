@@ -5,6 +5,7 @@ floating-point numbers. Higher scores promise a better transfer. All raise Value
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,7 +13,6 @@ from scipy.stats import rankdata
 from sklearn.covariance import LedoitWolf
 
 Floats = NDArray[np.float64]
-Spectrum = Callable[[float], tuple[float, float]]
 
 MAX_ROUNDS, TOLERANCE = 50, 1e-3  # of the fixed point of LogME
 RIDGES = np.logspace(-4, 4, 17)  # relative to the mean eigenvalue of the features
@@ -31,52 +31,66 @@ def logme(features: ArrayLike, labels: ArrayLike) -> float:
     x, targets = as_features(features, labels), label_columns(labels)
     u, singular_values, _ = np.linalg.svd(x, full_matrices=False)
     rank = numerical_rank(singular_values, x.shape)
-    eigenvalues, projections = np.square(singular_values[:rank]), np.square(u[:, :rank].T @ targets)
-
-    def column(projected: Floats, square: float) -> float:
-        outside = max(square - projected.sum(), 0.0)  # what no weights explain
-
-        def solve(t: float) -> tuple[float, float]:
-            shrunk = 1 / (eigenvalues + t)
-            weights = float((eigenvalues * projected * shrunk**2).sum())
-            return weights, float((projected * (t * shrunk) ** 2).sum()) + outside
-
-        return log_evidence(spectrum_of(eigenvalues), solve, len(x))
-
-    squares = np.square(targets).sum(0)
-    return float(np.mean([column(*pair) for pair in zip(projections.T, squares, strict=True)]))
+    energies = np.square(u[:, :rank].T @ targets)
+    outside = np.maximum(np.square(targets).sum(0) - energies.sum(0), 0.0)  # what no weights explain
+    return log_evidence(
+        diagonal_ridge(np.square(singular_values[:rank]), energies, outside), len(x), len(outside)
+    )
 
 
-def spectrum_of(eigenvalues: Floats) -> Spectrum:
-    """What `log_evidence` has to know about a Gram matrix with these eigenvalues."""
+class Ridge(NamedTuple):
+    """What LogME has to know of ridge regressions of columns of labels y on features F, with ridges t.
 
-    def spectrum(t: float) -> tuple[float, float]:
-        return float(np.log1p(eigenvalues / t).sum()), float((eigenvalues / (eigenvalues + t)).sum())
+    Attributes:
+        log_determinant: [columns], log det(I + FᵀF / t).
+        effective: [columns], the effective number of weights, tr FᵀF (FᵀF + t I)⁻¹.
+        weights: [columns], the squared norm of the weights.
+        residuals: [columns], that of y − F · weights.
+    """
 
-    return spectrum
+    log_determinant: Floats
+    effective: Floats
+    weights: Floats
+    residuals: Floats
 
 
-def log_evidence(spectrum: Spectrum, solve: Callable[[float], tuple[float, float]], n: int) -> float:
-    """The log evidence per row of one column of labels, at the fixed point of the precisions α of the weights
-    and β of the noise (You et al. 2021, algorithm 1).
+def diagonal_ridge(eigenvalues: Floats, energies: Floats, outside: Floats) -> Callable[[Floats], Ridge]:
+    """From ridges [columns] to regressions on features with singular vectors u and squared singular values
+    `eigenvalues` [rank], of labels with `energies` (uᵀy)² [rank, columns] and the rest of ‖y‖² `outside`."""
+    sigma = eigenvalues[:, None]
+
+    def solve(t: Floats) -> Ridge:
+        explained = sigma / (sigma + t)
+        weights = (explained / (sigma + t) * energies).sum(0)
+        residuals = (np.square(t / (sigma + t)) * energies).sum(0) + outside
+        return Ridge(np.log1p(sigma / t).sum(0), explained.sum(0), weights, residuals)
+
+    return solve
+
+
+def log_evidence(solve: Callable[[Floats], Ridge], n: int, n_columns: int) -> float:
+    """The log evidence per row, a mean over columns of labels, at the fixed points of the precisions α of the
+    weights and β of the noise (You et al. 2021, algorithm 1).
 
     Args:
-        spectrum: from t = α / β to log det(I + FᵀF / t), and the number of effective weights, which is
-            the trace of FᵀF (FᵀF + t I)⁻¹.
-        solve: from t to the squared norms of the best weights and of their residuals.
+        solve: ridge regressions of all columns, given t = α / β for each, above 0.
         n: rows.
+        n_columns: columns of labels.
     """
-    t = 1.0
+    t, alpha, beta = np.ones(n_columns), np.zeros(n_columns), np.zeros(n_columns)
+    weights, residuals, is_open = np.zeros(n_columns), np.zeros(n_columns), np.ones(n_columns, dtype=bool)
     for _ in range(MAX_ROUNDS):
-        effective = spectrum(t)[1]
-        weights, residuals = solve(t)
-        alpha, beta = effective / (weights + 1e-5), (n - effective) / (residuals + 1e-5)
-        t, previous = alpha / beta, t
-        if t == 0 or abs(t - previous) <= TOLERANCE * previous:
+        ridge, previous = solve(np.where(t > 0, t, 1.0)), t.copy()
+        weights[is_open], residuals[is_open] = ridge.weights[is_open], ridge.residuals[is_open]
+        alpha[is_open] = ridge.effective[is_open] / (weights[is_open] + 1e-5)
+        beta[is_open] = (n - ridge.effective[is_open]) / (residuals[is_open] + 1e-5)
+        t[is_open] = alpha[is_open] / beta[is_open]
+        is_open &= (t > 0) & (abs(t - previous) > TOLERANCE * previous)
+        if not is_open.any():
             break
-    log_determinant = spectrum(t)[0] if t else 0.0
-    fit = n * np.log(beta) - log_determinant - beta * residuals - alpha * weights
-    return float((fit / n - np.log(2 * np.pi)) / 2)
+    log_determinants = np.where(t > 0, solve(np.where(t > 0, t, 1.0)).log_determinant, 0.0)
+    fit = n * np.log(beta) - log_determinants - beta * residuals - alpha * weights
+    return float((fit / n - np.log(2 * np.pi)).mean() / 2)
 
 
 def h_score(features: ArrayLike, labels: ArrayLike) -> float:
