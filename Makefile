@@ -31,7 +31,7 @@ lint: $(VENV)/installed-for-tests
 
 # NANOGPT=path names a nanoGPT checkout to compare with; without one, the peer is transformers.
 bench: $(VENV)/installed-for-benchmarks
-	for name in throughput time_to_quality finetuning multitask generation text scaling ablation adapters gpu; do \
+	for name in throughput time_to_quality finetuning multitask ranking generation text scaling ablation adapters gpu; do \
 		NANOGPT=$(NANOGPT) $(BIN)/python benchmarks/$$name.py || exit 1; \
 	done
 

@@ -29,6 +29,7 @@ from selection.methods import FUSION, build_methods, chosen_names
 from selection.pool import Pool, open_pool
 from selection.ranking_files import CHART, REPORT, draw_ranking, show_ranking, write_ranking
 from selection.scoring import fuse, make_rows, score_sources, sorting_method
+from selection.shortlist import choose_shortlist
 from selection.target import Target
 from utils import git_commit, show, show_messages
 
@@ -44,22 +45,22 @@ def rank(config: RankConfig) -> list[dict[str, Any]]:
     folder = ranking_folder(config)
     pool, target = open_input(config)
     names = chosen_names(target, config.methods, config.sentence_model)
-    scores, seconds = score_sources(pool.sources, build_methods(target, names, config, finetune))
+    methods = build_methods(target, names, config, finetune)
+    sources = choose_shortlist(pool.sources, target, config.shortlist)
+    scores, seconds = score_sources(sources, methods)
     if FUSION in names:
         scores[FUSION] = fuse(scores)
-    rows, method = make_rows([source.name for source in pool.sources], scores), sorting_method(scores)
+    rows, method = make_rows([source.name for source in sources], scores), sorting_method(scores)
 
     folder.mkdir(parents=True, exist_ok=True)
+    n_rows, n_sources = len(target.texts.chosen), len(pool.sources)
     arguments = dataclasses.asdict(config) | {"output_dir": None, "overwrite": False}
-    about: dict[str, Any] = {
-        "script": Path(__file__).name,
-        "git_commit": git_commit(),
-        "arguments": arguments,
-    }
-    about |= {"target": target.name, "n_rows": len(target.labels), "sorted_by": method}
-    write_ranking(folder, rows, about | {"seconds_per_source": seconds})
+    about: dict[str, Any] = {"script": Path(__file__).name, "git_commit": git_commit()}
+    about |= {"arguments": arguments, "target": target.name, "n_rows": n_rows, "n_sources": n_sources}
+    about |= {"sorted_by": method, "seconds_per_source": seconds}
+    write_ranking(folder, rows, about)
     draw_ranking(rows[: config.top], method, target.name, len(rows), folder / CHART)
-    show(f"{len(rows)} sources for {target.name}, by {len(target.texts.chosen):,} of its examples")
+    show(f"{len(rows)} of {n_sources:,} sources for {target.name}, by {n_rows:,} of its examples")
     show_ranking(rows[: config.top], list(scores), method, len(rows))
     show(f"done: {folder / REPORT}")
     return rows

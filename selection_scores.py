@@ -5,10 +5,10 @@ floating-point numbers. Higher scores promise a better transfer. All raise Value
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import blas, lapack
 from scipy.stats import rankdata
 from sklearn.covariance import LedoitWolf
 
@@ -31,91 +31,66 @@ def logme(features: ArrayLike, labels: ArrayLike) -> float:
     x, targets = as_features(features, labels), label_columns(labels)
     u, singular_values, _ = np.linalg.svd(x, full_matrices=False)
     rank = numerical_rank(singular_values, x.shape)
-    eigenvalues, projections = np.square(singular_values[:rank]), np.square(u[:, :rank].T @ targets)
-
-    def column(projected: Floats, square: float) -> float:
-        outside = max(square - projected.sum(), 0.0)  # what no weights explain
-
-        def solve(t: float) -> tuple[float, float]:
-            shrunk = 1 / (eigenvalues + t)
-            weights = float((eigenvalues * projected * shrunk**2).sum())
-            return weights, float((projected * (t * shrunk) ** 2).sum()) + outside
-
-        return log_evidence(eigenvalues, solve, len(x))
-
-    squares = np.square(targets).sum(0)
-    return float(np.mean([column(*pair) for pair in zip(projections.T, squares, strict=True)]))
+    energies = np.square(u[:, :rank].T @ targets)
+    outside = np.maximum(np.square(targets).sum(0) - energies.sum(0), 0.0)  # what no weights explain
+    return log_evidence(
+        diagonal_ridge(np.square(singular_values[:rank]), energies, outside), len(x), len(outside)
+    )
 
 
-class MappedLogME:
-    """LogME of many linear maps of the same features, as of ESMs, in a fraction of the time of `logme`.
+class Ridge(NamedTuple):
+    """What LogME has to know of ridge regressions of columns of labels y on features F, with ridges t.
 
-    All that depends on the rows is done once: with [F, 1] = Q R and A = R [W, b]ᵀ, the Gram matrix of the
-    mapped features is AᵀA, and their products with the labels are AᵀQᵀy. For each map, that matrix is made
-    tridiagonal, which is the cheap half of finding its eigenvectors. The eigenvalues then give determinants
-    and traces, and a tridiagonal system per round the weights.
+    Attributes:
+        log_determinant: [columns], log det(I + FᵀF / t).
+        effective: [columns], the effective number of weights, tr FᵀF (FᵀF + t I)⁻¹.
+        weights: [columns], the squared norm of the weights.
+        residuals: [columns], that of y − F · weights.
     """
 
-    def __init__(self, features: ArrayLike, labels: ArrayLike):
-        x, targets = as_features(features, labels), label_columns(labels)
-        q, r = np.linalg.qr(np.column_stack([x, np.ones(len(x))]))
-        self.triangle = r.astype(np.float32)
-        self.projected, self.squares, self.n = q.T @ targets, np.square(targets).sum(0), len(x)
-
-    def score(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> float:
-        """LogME of W f + b, for W [e, d] and b [e], with e of at least 2."""
-        # The map is applied in single precision, as everywhere. The mean of the embeddings is so much longer
-        # than what tells them apart that their Gram matrix needs double.
-        transposed = weight @ self.triangle[:, :-1].T + np.outer(bias, self.triangle[:, -1])
-        mapped = transposed.astype(np.float64).T  # in the order of columns, which LAPACK takes without a copy
-        gram, products = blas.dsyrk(1.0, mapped, trans=1, lower=1), mapped.T @ self.projected
-        diagonal, off_diagonal, products = tridiagonalize(gram, products)
-        eigenvalues = np.maximum(lapack.dsterf(diagonal, off_diagonal)[0], 0.0)
-        floor = eigenvalues.max() * np.finfo(float).eps * len(gram)  # what rounding makes of zero
-
-        def column(product: Floats, square: float) -> float:
-            def solve(t: float) -> tuple[float, float]:
-                t = max(t, floor)
-                solution = lapack.dptsv(diagonal + t, off_diagonal, product)[2]
-                weights = float(solution @ solution)
-                return weights, max(square - float(product @ solution) - t * weights, 0.0)
-
-            return log_evidence(eigenvalues, solve, self.n)
-
-        return float(np.mean([column(*pair) for pair in zip(products.T, self.squares, strict=True)]))
+    log_determinant: Floats
+    effective: Floats
+    weights: Floats
+    residuals: Floats
 
 
-def tridiagonalize(gram: Floats, products: Floats) -> tuple[Floats, Floats, Floats]:
-    """T and Hᵀ Z with G = H T Hᵀ, for the lower triangle of `gram` [d, d], which is overwritten, and
-    `products` Z [d, columns]: the diagonal of T, its subdiagonal, and Hᵀ Z."""
-    size = int(lapack.dsytrd_lwork(len(gram), lower=1)[0])
-    reflectors, diagonal, off_diagonal, tau, _ = lapack.dsytrd(gram, lower=1, lwork=size, overwrite_a=1)
-    # The reflectors leave the first coordinate alone, and are below the subdiagonal as those of a QR are.
-    below = np.asfortranarray(reflectors[1:, :-1])
-    rotated, _, _ = lapack.dormqr("L", "T", below, tau, products[1:], lwork=64 * products.shape[1])
-    return diagonal, off_diagonal, np.concatenate([products[:1], rotated])
+def diagonal_ridge(eigenvalues: Floats, energies: Floats, outside: Floats) -> Callable[[Floats], Ridge]:
+    """From ridges [columns] to regressions on features with singular vectors u and squared singular values
+    `eigenvalues` [rank], of labels with `energies` (uᵀy)² [rank, columns] and the rest of ‖y‖² `outside`."""
+    sigma = eigenvalues[:, None]
+
+    def solve(t: Floats) -> Ridge:
+        explained = sigma / (sigma + t)
+        weights = (explained / (sigma + t) * energies).sum(0)
+        residuals = (np.square(t / (sigma + t)) * energies).sum(0) + outside
+        return Ridge(np.log1p(sigma / t).sum(0), explained.sum(0), weights, residuals)
+
+    return solve
 
 
-def log_evidence(eigenvalues: Floats, solve: Callable[[float], tuple[float, float]], n: int) -> float:
-    """The log evidence per row of one column of labels, at the fixed point of the precisions α of the weights
-    and β of the noise (You et al. 2021, algorithm 1).
+def log_evidence(solve: Callable[[Floats], Ridge], n: int, n_columns: int) -> float:
+    """The log evidence per row, a mean over columns of labels, at the fixed points of the precisions α of the
+    weights and β of the noise (You et al. 2021, algorithm 1).
 
     Args:
-        eigenvalues: [d], of the Gram matrix of the features.
-        solve: from t = α / β to the squared norms of the best weights and of their residuals.
+        solve: ridge regressions of all columns, given t = α / β for each, above 0.
         n: rows.
+        n_columns: columns of labels.
     """
-    t = 1.0
+    t, alpha, beta = np.ones(n_columns), np.zeros(n_columns), np.zeros(n_columns)
+    weights, residuals, is_open = np.zeros(n_columns), np.zeros(n_columns), np.ones(n_columns, dtype=bool)
     for _ in range(MAX_ROUNDS):
-        effective = float((eigenvalues / (eigenvalues + t)).sum())
-        weights, residuals = solve(t)
-        alpha, beta = effective / (weights + 1e-5), (n - effective) / (residuals + 1e-5)
-        t, previous = alpha / beta, t
-        if t == 0 or abs(t - previous) <= TOLERANCE * previous:
+        ridge, previous = solve(np.where(t > 0, t, 1.0)), t.copy()
+        weights[is_open], residuals[is_open] = ridge.weights[is_open], ridge.residuals[is_open]
+        alpha[is_open] = ridge.effective[is_open] / (weights[is_open] + 1e-5)
+        beta[is_open] = (n - ridge.effective[is_open]) / (residuals[is_open] + 1e-5)
+        t[is_open] = alpha[is_open] / beta[is_open]
+        is_open &= (t > 0) & (abs(t - previous) > TOLERANCE * previous)
+        if not is_open.any():
             break
-    log_determinant = float(np.log1p(eigenvalues / t).sum()) if t else 0.0  # of I + FᵀF β/α
-    fit = n * np.log(beta) - log_determinant - beta * residuals - alpha * weights
-    return float((fit / n - np.log(2 * np.pi)) / 2)
+    log_determinants = np.where(t > 0, solve(np.where(t > 0, t, 1.0)).log_determinant, 0.0)
+    fit = n * np.log(beta) - log_determinants - beta * residuals - alpha * weights
+    return float((fit / n - np.log(2 * np.pi)).mean() / 2)
 
 
 def h_score(features: ArrayLike, labels: ArrayLike) -> float:

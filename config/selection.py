@@ -87,6 +87,12 @@ class RankConfig(Arguments):
         "esm-logme", "what to rank by, with commas between, or all; fusion, or else the first one, sorts"
     )
     training: dict = flags_of(FinetuningConfig, without=SET_BY_POOL)
+    shortlist: int = flag(
+        50,
+        "of a larger pool, let the methods rank only the best by esm-logme, which are found by rough scores "
+        "of all and exact ones of few; 0: all",
+        least=0,
+    )
     top: int = flag(10, "sources to show; the files have all", least=1)
     n_bootstrap: int = flag(20, "samples of the target's rows, for the spread of the ranks; 0: none", least=0)
     n_steps_few_shot: int = flag(50, "optimizer steps of few-shot and frozen-transfer", least=1)

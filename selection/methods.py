@@ -33,11 +33,13 @@ from config.selection import EvaluationConfig, RankConfig
 from selection.pool import PooledSource
 from selection.representations import sentence_encoder, task_embedding
 from selection.target import Target, Train
-from selection_model import LinearMap, TextEncoder
-from selection_scores import MappedLogME, fuse_ranks, h_score, knn, leep, linear_probe, logme, nce, ranks
+from selection_logme import LowRankLogME, MappedLogME, score_in_threads
+from selection_model import TextEncoder
+from selection_scores import fuse_ranks, h_score, knn, leep, linear_probe, logme, nce, ranks
 from tasks.embedding import embed
 
 FEATURE_SCORES: dict[str, Callable] = {"logme": logme, "h-score": h_score, "knn": knn, "linear": linear_probe}
+FAST_LOGME = {"linear": MappedLogME, "low_rank": LowRankLogME}  # by the architecture of the map
 PREDICTION_SCORES = ("leep", "nce")
 CLASSES_ONLY = ("h-score", "nce")
 LABEL_SCORES = (*FEATURE_SCORES, *PREDICTION_SCORES)
@@ -107,25 +109,28 @@ class LabelMethod(Method):
     def __init__(self, name: str, target: Target, views: Views):
         super().__init__(name, target)
         self.views, self.is_mapped, self.score = views, name.startswith("esm-"), name.removeprefix("esm-")
-        self.mapped_logme: list[MappedLogME] = []
+        self.fast_scores: dict[tuple[str, str], list[Callable[..., float]]] = {}
         if target.is_regression and self.score in CLASSES_ONLY:
             raise UserError(f"--methods {name} is for classes, but the target {target.name} has numbers")
 
     def scores(self, source: PooledSource) -> list[float]:
-        if self.name == "esm-logme" and isinstance(source.map, LinearMap):
-            return self.scores_of_linear_map(source, source.map)
+        if self.name == "esm-logme" and source.map.architecture in FAST_LOGME:
+            return self.scores_of_map(source)
         if self.score in PREDICTION_SCORES:
             return self.scores_of_predictions(source)
         features, score = self.views.embeddings(source, self.is_mapped), FEATURE_SCORES[self.score]
         return [score(features[rows], self.target.labels[rows]) for rows in self.target.samples]
 
-    def scores_of_linear_map(self, source: PooledSource, fitted: LinearMap) -> list[float]:
-        """What depends on the rows is computed for the first source only."""
-        base, labels = self.views.base(source), self.target.labels
-        if not self.mapped_logme:
-            self.mapped_logme = [MappedLogME(base[rows], labels[rows]) for rows in self.target.samples]
-        weight, bias = (tensor.numpy() for tensor in fitted.state_dict().values())
-        return [mapped.score(weight, bias) for mapped in self.mapped_logme]
+    def scores_of_map(self, source: PooledSource) -> list[float]:
+        """What depends on the rows alone is computed for the first source only."""
+        kind = source.map.architecture, source.pooling(self.target.base)
+        if kind not in self.fast_scores:
+            base, labels, logme_of = self.views.base(source), self.target.labels, FAST_LOGME[kind[0]]
+            self.fast_scores[kind] = [
+                logme_of(base[rows], labels[rows]).score for rows in self.target.samples
+            ]
+        weights, scores = source.map_weights(), self.fast_scores[kind]
+        return score_in_threads(lambda sample: scores[sample](*weights), range(len(scores))).tolist()
 
     def scores_of_predictions(self, source: PooledSource) -> list[float]:
         """Of a regression, how well the logits of the source's classes fit it."""

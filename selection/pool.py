@@ -40,6 +40,10 @@ class PooledSource:
         """Raises UserError for one that is damaged."""
         return load_map(self.map_folder)[0]
 
+    def map_weights(self) -> list[np.ndarray]:
+        """Of a linear map W and b; of one of low rank V, U and b."""
+        return [weight.numpy() for weight in self.map.state_dict().values()]
+
     @functools.cached_property
     def head(self) -> tuple[Tensor, Tensor] | None:
         """Weight [outputs, embed] and bias of the head that labels embeddings, if there is one."""

@@ -22,12 +22,13 @@ LAYERS = {
     "multitask_model": ["finetuning_model"],
     "selection_model": ["finetuning_model"],
     "selection_scores": [],
+    "selection_logme": ["selection_scores"],
     "data": ["utils"],
     "tasks": ["data"],
     "training": ["utils"],
     "checkpoints": ["multitask_model", "selection_model", "data"],
     "experiments": ["checkpoints", "tasks", "training"],
-    "selection": ["experiments", "selection_scores"],
+    "selection": ["experiments", "selection_logme"],
 }
 SCRIPTS = {"pretraining_train", "pretraining_generate", "quickstart", "export"}
 SCRIPTS |= {"finetuning_train", "finetuning_predict", "finetuning_transfer"}

@@ -7,18 +7,7 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
-from selection_scores import (
-    RIDGES,
-    MappedLogME,
-    fuse_ranks,
-    h_score,
-    knn,
-    leep,
-    linear_probe,
-    logme,
-    nce,
-    ranks,
-)
+from selection_scores import RIDGES, fuse_ranks, h_score, knn, leep, linear_probe, logme, nce, ranks
 
 # Rows, columns, classes: full rank with many rows, more features than rows, one row per feature.
 SIZES = [(60, 7, 3), (200, 24, 2), (20, 50, 4), (30, 30, 2), (5, 1, 2)]
@@ -109,49 +98,6 @@ def test_better_features_have_a_higher_logme():
     noise = features_of(300, 10)
     scores = [logme(noise + strength * np.eye(10)[y], y) for strength in (0, 1, 2, 4)]
     assert scores == sorted(scores) and scores[0] < scores[-1]
-
-
-# ----------------------------------------------------------------------------------- LogME of mapped features
-
-
-def map_of(d: int, e: int, seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(seed)
-    return random.normal(size=(e, d)).astype(np.float32), random.normal(size=e).astype(np.float32)
-
-
-@pytest.mark.parametrize("is_regression", [False, True])
-@pytest.mark.parametrize("width", [2, 3, 12])
-@pytest.mark.parametrize("size", SIZES)
-def test_logme_of_mapped_features_is_that_of_the_features_of_the_map(size, width, is_regression):
-    n, d, n_classes = size
-    x, y = features_of(n, d), classes_for(n, n_classes)
-    labels = x[:, 0] + np.random.default_rng(6).normal(size=n) if is_regression else y
-    scorer = MappedLogME(x, labels)
-    for seed in (1, 2):
-        weight, bias = map_of(d, width, seed)
-        expected = logme(x.astype(np.float32) @ weight.T + bias, labels)
-        assert scorer.score(weight, bias) == pytest.approx(expected, rel=1e-6)
-
-
-def test_logme_of_maps_near_the_identity_of_embeddings_with_a_long_mean():
-    """As of BERT's pooler, whose outputs are nearly the same for all texts."""
-    n, d = 300, 96
-    x = features_of(n, d) * 0.1 + 5 * np.sign(features_of(1, d, seed=9))
-    y = classes_for(n, 4)
-    for seed in range(3):
-        weight, bias = map_of(d, d, seed)
-        weight = np.eye(d, dtype=np.float32) + weight / 50
-        expected = logme(x @ weight.T.astype(float) + bias, y)
-        assert MappedLogME(x, y).score(weight, bias) == pytest.approx(expected, rel=1e-5)
-
-
-def test_logme_of_a_map_that_loses_everything():
-    x, y = features_of(40, 6), classes_for(40, 2)
-    weight, bias = map_of(6, 3)
-    assert MappedLogME(x, y).score(0 * weight, 0 * bias) == pytest.approx(logme(np.zeros((40, 3)), y))
-    weight[1] = weight[0]
-    expected = logme(x @ weight.T.astype(float) + bias, y)
-    assert MappedLogME(x, y).score(weight, bias) == pytest.approx(expected, rel=1e-5)
 
 
 # ------------------------------------------------------------------------------------------- the other scores

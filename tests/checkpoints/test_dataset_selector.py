@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from checkpoints.maps import load_map, save_map
+from selection_logme import MappedLogME
 from selection_model import LinearMap
-from selection_scores import MappedLogME, logme
+from selection_scores import logme
 
 pytestmark = pytest.mark.slow
 LIBRARY = ["hf-dataset-selector==0.2.0", "transformers==4.57.6", "numba==0.60.0", "pandas==2.2.3"]

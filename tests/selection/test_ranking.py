@@ -147,6 +147,21 @@ def test_a_map_of_another_width_is_left_out(pool, sources, flags, tmp_path, capl
     assert "the map of film is for embeddings of width 5" in caplog.text
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_of_a_large_pool_the_best_by_their_maps_are_ranked(damaged, pool, sources, flags, tmp_path, caplog):
+    copy = tmp_path / "pool"
+    shutil.copytree(pool, copy)
+    target = ["--target", sources / "film", "--pool", copy, *flags, "--n_bootstrap", 0]
+    every = rank(parse(SCRIPT, *target, "--output_dir", tmp_path / "all"))
+    if damaged:
+        (copy / "esm" / every[0]["source"] / "model.safetensors").write_bytes(b"broken")
+    few = rank(parse(SCRIPT, *target, "--output_dir", tmp_path / "few", "--shortlist", 1))
+    assert len(every) == 3 and [row["source"] for row in few] == [every[damaged]["source"]]
+    assert few[0]["esm-logme"] == pytest.approx(every[damaged]["esm-logme"], rel=1e-6)
+    assert "1 of 3 sources shortlisted by esm-logme" in caplog.text
+    assert ("left out" in caplog.text) == damaged
+
+
 # ------------------------------------------------------------------------------------------- was it right?
 
 

@@ -1,0 +1,297 @@
+"""LogME of many linear maps of the same features, as of Embedding Space Maps, and a search for the best ones.
+
+All that depends on the rows of the task is done once. After that, a map costs as much as a few products of
+matrices of its own size, however many rows and classes there are.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from numpy.polynomial import chebyshev
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import blas, lapack
+from threadpoolctl import threadpool_limits
+
+from selection_scores import Floats, Ridge, as_features, diagonal_ridge, label_columns, log_evidence
+
+Weights = NDArray[np.float32]
+
+ROUGH_RANK = 256  # of features of 768 columns; see benchmarks/ranking.py
+RANGE_OF_T = (0.3, 300.0)  # where most rounds of LogME take place
+BLOCK = 128  # rows of a triangular matrix that are multiplied together
+
+
+# ----------------------------------------------------------------------------------------------- linear maps
+
+
+class MappedLogME:
+    """LogME of many linear maps of the same features, in a fraction of the time of `logme`.
+
+    With [F, 1] = Q R and A = R [W, b]ᵀ, the Gram matrix of the mapped features is AᵀA, and their products
+    with the labels are AᵀQᵀy. For each map, that matrix, or AAᵀ if it is smaller, is made tridiagonal, which
+    is the cheap half of finding its eigenvectors. A ridge regression then takes a tridiagonal system.
+
+    With a `rank`, Q and R are cut to the leading singular directions of [F, 1]. Scores are then approximate,
+    and take a fraction of the time again.
+    """
+
+    def __init__(self, features: ArrayLike, labels: ArrayLike, rank: int | None = None):
+        x, targets = as_features(features, labels), label_columns(labels)
+        q, r = np.linalg.qr(np.column_stack([x, np.ones(len(x))]))
+        self.block = BLOCK
+        if rank is not None and rank < len(r):
+            u, singular_values, vt = np.linalg.svd(r, full_matrices=False)
+            q, r = q @ u[:, :rank], singular_values[:rank, None] * vt[:rank]
+            self.block = 0  # not triangular
+        self.base, self.n = r.astype(np.float32), len(x)  # [rank, d + 1]
+        self.projected, self.squares = q.T @ targets, np.square(targets).sum(0)
+
+    def score(self, weight: Weights, bias: Weights) -> float:
+        """LogME of W f + b, for W [e, d] and b [e], with e of at least 2."""
+        mapped = self.map_base(weight, bias).astype(np.float64)
+        if 1 < len(mapped) < len(weight):
+            return self.evidence(mapped @ mapped.T, self.projected, is_kernel=True)
+        return self.evidence(mapped.T @ mapped, mapped.T @ self.projected, is_kernel=False)
+
+    def map_base(self, weight: Weights, bias: Weights) -> Weights:
+        """[rank, e]: A, in single precision, as everywhere. Its Gram matrix needs double, since the mean of
+        embeddings is so much longer than what tells them apart."""
+        base, constant = self.base[:, :-1], np.outer(self.base[:, -1], bias)
+        if not self.block:
+            return base @ weight.T + constant
+        starts = range(0, len(base), self.block)  # left of a block of rows, R is zero
+        return np.concatenate([base[i : i + self.block, i:] @ weight[:, i:].T for i in starts]) + constant
+
+    def evidence(self, gram: Floats, products: Floats, is_kernel: bool) -> float:
+        """The mean over the columns of labels, for AᵀA with AᵀQᵀy, or, as a kernel, for AAᵀ with Qᵀy.
+
+        `gram` is overwritten.
+        """
+        outside = np.maximum(self.squares - np.square(self.projected).sum(0), 0.0)
+        floor = gram.diagonal().sum() * np.finfo(float).eps  # what rounding makes of zero
+        diagonal, off_diagonal, products = tridiagonalize(gram, products)
+
+        def evaluate(t: float) -> Floats:
+            t = max(t, floor)
+            pivots, _, solutions, _ = lapack.dptsv(diagonal + t, off_diagonal, products)
+            log_determinant = np.log(pivots / t).sum()
+            inner, squares = (products * solutions).sum(0), np.square(solutions).sum(0)
+            if is_kernel:  # the solutions are the residuals, divided by t
+                return np.concatenate([[log_determinant], inner - t * squares, t * t * squares + outside])
+            return np.concatenate([[log_determinant], squares, self.squares - inner - t * squares])
+
+        return log_evidence(SmoothRidge(evaluate, *RANGE_OF_T), self.n, len(self.squares))
+
+
+def tridiagonalize(gram: Floats, products: Floats) -> tuple[Floats, Floats, Floats]:
+    """T and Hᵀ Z with G = H T Hᵀ, for `gram` [d, d], which is overwritten, and `products` Z [d, columns]: the
+    diagonal of T, its subdiagonal, and Hᵀ Z."""
+    size = int(lapack.dsytrd_lwork(len(gram), lower=1)[0])
+    # Transposed, it is the same matrix in the order of columns, which LAPACK takes without a copy.
+    reflectors, diagonal, off_diagonal, tau, _ = lapack.dsytrd(gram.T, lower=1, lwork=size, overwrite_a=1)
+    # The reflectors leave the first coordinate alone, and are below the subdiagonal as those of a QR are.
+    below = np.asfortranarray(reflectors[1:, :-1])
+    rotated, _, _ = lapack.dormqr("L", "T", below, tau, products[1:], lwork=64 * products.shape[1])
+    return diagonal, off_diagonal, np.concatenate([products[:1], rotated])
+
+
+# ------------------------------------------------------------------------------------------- low-rank updates
+
+
+class LowRankLogME:
+    """LogME of F + F Vᵀ Uᵀ + 1 bᵀ for many U, V and b, through the singular directions F = Q S Xᵀ.
+
+    In the coordinates of Q and X, the features are S, which is diagonal, and the mapped ones are S + C Bᵀ
+    with B = Xᵀ [U, b] and C = [S Xᵀ Vᵀ, Qᵀ 1]. Let the columns of D be an orthonormal basis of those of
+    B = D R. Then the update replaces the columns `old` = S D by `new` = S D + C Rᵀ, and leaves those at right
+    angles to D as they are. So the kernel of the mapped features is S Sᵀ − old oldᵀ + new newᵀ. To solve with
+    it takes two systems of the size of the update (Woodbury), and their determinants are what it adds to that
+    of S Sᵀ.
+
+    LogME asks for that with some ten to twenty t = α / β per column of labels. All answers are sums of
+    functions like 1 / (σ + t), so smooth in ln t that a polynomial through some twenty points gives them to
+    seven digits, for all columns at once.
+    """
+
+    def __init__(self, features: ArrayLike, labels: ArrayLike):
+        x, targets = as_features(features, labels), label_columns(labels)
+        q, r = np.linalg.qr(np.column_stack([x, np.ones(len(x))]))
+        u, self.singular_values, vt = np.linalg.svd(r[:, :-1])
+        self.directions, self.n = vt, len(x)  # double precision, for labels that a map fits perfectly
+        self.ones, self.projected = u.T @ r[:, -1], u.T @ (q.T @ targets)
+        self.outside = np.maximum(np.square(targets).sum(0) - np.square(self.projected).sum(0), 0.0)
+        rest = np.zeros(max(len(r), x.shape[1]) - len(self.singular_values))
+        squares = np.square(np.concatenate([self.singular_values, rest]))
+        self.row_squares, self.column_squares = squares[: len(r)], squares[: x.shape[1]]
+        self.floor = squares[0] * np.finfo(float).eps * len(squares)  # what rounding makes of zero
+        self.range_of_t = self.find_range_of_t()
+
+    def find_range_of_t(self) -> tuple[float, float]:
+        """Most maps need no smaller and no larger t than the features themselves, if one adds a bit."""
+        ridge = diagonal_ridge(self.row_squares, np.square(self.projected), self.outside)
+        visited = [np.ones(1)]
+
+        def solve(t: Floats) -> Ridge:
+            visited.append(t)
+            return ridge(t)
+
+        log_evidence(solve, self.n, len(self.outside))
+        return float(np.concatenate(visited).min()) / 1.2, float(np.concatenate(visited).max()) * 1.5
+
+    def score(self, down: Weights, up: Weights, bias: Weights) -> float:
+        """LogME of f + U V f + b, for V [rank, d], U [d, rank] and b [d]."""
+        solve = SmoothRidge(Update(self, down, up, bias).evaluate, *self.range_of_t)
+        return log_evidence(solve, self.n, len(self.outside))
+
+
+class Update:
+    """The change of the kernel S Sᵀ that a low-rank map brings, in the coordinates of `LowRankLogME`."""
+
+    def __init__(self, base: LowRankLogME, down: Weights, up: Weights, bias: Weights):
+        self.base, self.s = base, base.singular_values[:, None]
+        self.outputs = base.directions @ np.column_stack([up, bias])
+        self.inputs = np.zeros((len(base.ones), len(up[0]) + 1))
+        self.inputs[: len(self.s), :-1] = self.s * (base.directions[: len(self.s)] @ down.T)
+        self.inputs[:, -1] = base.ones
+        changed, triangle = np.linalg.qr(self.outputs)
+        self.changed = np.asfortranarray(changed)
+        old = np.zeros((len(base.ones), changed.shape[1]))
+        old[: len(self.s)] = self.s * changed[: len(self.s)]
+        new = old + self.inputs @ triangle.T
+        self.stacked = np.asfortranarray(np.column_stack([old, new, base.projected]))
+
+    def evaluate(self, t: float) -> Floats:
+        """What `SmoothRidge` needs to know: [1 + 2 · columns].
+
+        Where the mean of the features is long, I − oldᵀ (S Sᵀ + t)⁻¹ old would cancel: it is formed as
+        Dᵀ t (Sᵀ S + t)⁻¹ D.
+        """
+        base, r = self.base, self.changed.shape[1]
+        t = max(t, base.floor)
+        inverse = 1 / (base.row_squares[:, None] + t)
+        scaled = self.stacked * np.sqrt(inverse)
+        kept = self.changed * np.sqrt(t / (base.column_squares[:, None] + t))
+        left = np.linalg.cholesky(kept.T @ kept)
+        mixed = blas.dtrsm(1.0, left, scaled[:, :r].T @ scaled[:, r:], lower=1)
+        added = scaled[:, r:].T @ scaled[:, r:] + mixed.T @ mixed
+        right = np.linalg.cholesky(added[:r, :r] + np.eye(r))
+        of_new = lapack.dpotrs(right, added[:r, r:], lower=1)[0]
+        of_old = blas.dtrsm(1.0, left, mixed[:, r:] - mixed[:, :r] @ of_new, lower=1, trans_a=1)
+        old, new, labels = np.split(self.stacked, [r, 2 * r], axis=1)
+        solution = inverse * (labels + old @ of_old - new @ of_new)  # the residuals, divided by t
+        weights = self.outputs @ (self.inputs.T @ solution)
+        weights[: len(self.s)] += self.s * solution[: len(self.s)]
+        log_determinant = np.log1p(base.row_squares / t).sum()
+        log_determinant += 2 * np.log(left.diagonal() * right.diagonal()).sum()
+        residuals = t * t * np.square(solution).sum(0) + base.outside
+        return np.concatenate([[log_determinant], np.square(weights).sum(0), residuals])
+
+
+class SmoothRidge:
+    """Ridge regressions with any t > 0, from few of them: they are smooth in ln t.
+
+    `evaluate` returns for a t the log determinant, the squared weights and the squared residuals of all
+    columns, [1 + 2 · columns]. It is called for the points of an interval, from `start` to `end` or as far
+    from there in ln t as it takes, when the first t in it is asked for.
+
+    All values are sums of functions like 1 / (σ + t), whose poles are at ln t = ln σ ± iπ, at least π off the
+    interval. So the error of a Chebyshev polynomial falls exponentially with the number of points.
+    """
+
+    def __init__(self, evaluate: Callable[[float], Floats], start: float, end: float):
+        self.evaluate, self.start, self.width = evaluate, math.log(start), math.log(end / start)
+        self.n_points = math.ceil(
+            5 + 2.6 * self.width
+        )  # for errors of at most 1e-6, and of 1e-8 where spectra are smooth
+        self.coefficients: dict[int, Floats] = {}
+
+    def __call__(self, t: Floats) -> Ridge:
+        """The regression of each column, with its t of [columns]."""
+        position = (np.log(t) - self.start) / self.width
+        interval = np.floor(position).astype(int)
+        angle = np.arccos(2 * (position - interval) - 1)
+        basis, columns = np.cos(np.arange(self.n_points) * angle[:, None]), np.arange(len(t))
+        values = np.empty((len(t), 2 + 2 * len(t)))
+        for number in np.unique(interval):
+            inside = interval == number
+            values[inside] = basis[inside] @ self.fit(number)
+        weights, residuals = values[columns, 1 + columns], values[columns, 1 + len(t) + columns]
+        effective = np.negative(values[:, -1])  # the slope of the log determinant over ln t
+        return Ridge(values[:, 0], effective, np.maximum(weights, 0.0), np.maximum(residuals, 0.0))
+
+    def fit(self, interval: int) -> Floats:
+        """[points, 2 + 2 · columns]: the coefficients of the values, and of the log determinant's slope."""
+        if interval not in self.coefficients:
+            points = chebyshev.chebpts1(self.n_points)
+            log_t = self.start + self.width * (interval + (points + 1) / 2)
+            values = np.stack([self.evaluate(t) for t in np.exp(log_t)])
+            series = chebyshev.chebfit(points, values, self.n_points - 1)
+            slope = np.append(chebyshev.chebder(series[:, 0]) * 2 / self.width, 0.0)
+            self.coefficients[interval] = np.column_stack([series, slope])
+        return self.coefficients[interval]
+
+
+# -------------------------------------------------------------------------------------- the best of many maps
+
+
+class Ranking(NamedTuple):
+    """Of maps, the best first; those with exact scores are before the others.
+
+    Attributes:
+        order: [maps], their numbers.
+        scores: [maps], by number: exact ones, or else rough ones.
+        is_exact: [maps], by number.
+    """
+
+    order: NDArray[np.int64]
+    scores: Floats
+    is_exact: NDArray[np.bool_]
+
+
+def rank_maps(
+    rough: Callable[[int], float],
+    exact: Callable[[int], float],
+    n_maps: int,
+    n_best: int = 50,
+    workers: int = 2,
+) -> Ranking:
+    """Find the `n_best` maps with the highest exact scores, without the exact scores of most others.
+
+    Args:
+        rough: the score of a map by its number, as by `MappedLogME(..., rank=ROUGH_RANK)`; it reads the map
+            from its file, so that no more maps than workers are in memory.
+        exact: the same, exactly.
+        n_maps: how many there are; they have the numbers from 0.
+        n_best: how many of the first ranks should be right.
+        workers: threads.
+
+    Rough scores choose who gets an exact one: twice as many as wanted, and then whoever would be among the
+    best if its rough score were too low by the mean error so far and three standard deviations. That is no
+    proof, but a rule that asks for more where rough scores are worse.
+    """
+    scores, is_exact = score_in_threads(rough, range(n_maps), workers), np.zeros(n_maps, dtype=bool)
+    by_rough = np.argsort(-scores, kind="stable")
+    chosen, errors = by_rough[: 2 * n_best], np.empty(0)
+    while len(chosen):
+        found = score_in_threads(exact, chosen.tolist(), workers)
+        errors = np.concatenate([errors, found - scores[chosen]])
+        scores[chosen], is_exact[chosen] = found, True
+        rest = by_rough[~is_exact[by_rough]]
+        bar = np.sort(scores[is_exact])[::-1][:n_best].min()
+        plausible = rest[scores[rest] + errors.mean() + 3 * errors.std() > bar]
+        chosen = plausible[:n_best]  # a few at a time, since each may raise the bar
+    order = np.lexsort([-scores, ~is_exact])
+    return Ranking(order, scores, is_exact)
+
+
+def score_in_threads(score: Callable[[int], float], numbers: Sequence[int], workers: int = 2) -> Floats:
+    """[numbers]: the score of each, with `workers` threads and one BLAS thread in each.
+
+    Tridiagonalizing keeps the interpreter waiting, but the products before it do not, so that two threads are
+    nearly twice as fast as one. One thread with two BLAS threads is not: tridiagonalizing waits for memory.
+    """
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
+        return np.array(list(pool.map(score, numbers)), dtype=np.float64)
