@@ -198,8 +198,8 @@ class SmoothRidge:
     from there in ln t as it takes, when the first t in it is asked for.
 
     All values are sums of functions like 1 / (σ + t), whose poles are at ln t = ln σ ± iπ, at least π off the
-    interval. So the error of a Chebyshev polynomial falls exponentially with the number of points; it is below
-    1e-6 of each value, and nearer 1e-8 for spectra without gaps.
+    interval. So the error of a Chebyshev polynomial falls exponentially with the number of points. It is
+    below 1e-6 of each value, and nearer 1e-8 for spectra without gaps.
     """
 
     def __init__(self, evaluate: Callable[[float], Floats], start: float, end: float):
