@@ -198,14 +198,13 @@ class SmoothRidge:
     from there in ln t as it takes, when the first t in it is asked for.
 
     All values are sums of functions like 1 / (σ + t), whose poles are at ln t = ln σ ± iπ, at least π off the
-    interval. So the error of a Chebyshev polynomial falls exponentially with the number of points.
+    interval. So the error of a Chebyshev polynomial falls exponentially with the number of points. It is
+    below 1e-6 of each value, and nearer 1e-8 for spectra without gaps.
     """
 
     def __init__(self, evaluate: Callable[[float], Floats], start: float, end: float):
         self.evaluate, self.start, self.width = evaluate, math.log(start), math.log(end / start)
-        self.n_points = math.ceil(
-            5 + 2.6 * self.width
-        )  # for errors of at most 1e-6, and of 1e-8 where spectra are smooth
+        self.n_points = math.ceil(5 + 2.6 * self.width)
         self.coefficients: dict[int, Floats] = {}
 
     def __call__(self, t: Floats) -> Ridge:
