@@ -19,8 +19,8 @@ from selection_scores import Floats, Ridge, as_features, diagonal_ridge, label_c
 
 Weights = NDArray[np.float32]
 
-# Of 1,400 maps of 768 columns that AdamW had trained, the 50 best for each of three tasks were among the 67 with
-# the best scores of that rank; of rank 128, among 133.
+# Of 1,400 maps of 768 columns that AdamW had trained, the 50 best for each of three tasks were among the 67
+# with the best scores of that rank; of rank 128, among 133.
 ROUGH_RANK = 256
 RANGE_OF_T = (0.3, 300.0)  # where most rounds of LogME take place
 BLOCK = 128  # rows of a triangular matrix that are multiplied together
