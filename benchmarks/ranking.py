@@ -299,6 +299,8 @@ def plot(results: list[tuple[dict[str, int], dict]], ranking: dict) -> None:
         if name not in ("R Wᵀ", "AᵀA", "tridiagonal"):
             times = [result["milliseconds"][name] for _, result in over_rows]
             left.loglog([rows for rows, _ in over_rows], times, marker="o", label=name)
+    left.set_xticks([rows for rows, _ in over_rows], [f"{rows:,}" for rows, _ in over_rows], minor=False)
+    left.set_xticks([], minor=True)
     left.set(xlabel="rows of the task", ylabel="ms per map", title="768 columns, 2 classes")
     sizes = ranking["seconds_by_number_of_maps"]
     right.loglog(list(sizes), list(sizes.values()), marker="o", label=f"the first {N_BEST}")

@@ -44,7 +44,6 @@ def load_pooler(checkpoint: Checkpoint) -> nn.Linear:
         raise UserError(f"{checkpoint.name} has no pooler, which the maps were made with; name their base")
     with torch.device("meta"):
         pooler = nn.Linear(size, size)
-    pooler = pooler.to_empty(device="cpu")
     load_into(pooler, {name: tensor.float() for name, tensor in found.items()}, checkpoint.name)
     return pooler
 

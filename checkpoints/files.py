@@ -80,7 +80,10 @@ def load_into(
     for name in state:
         if name not in weights and name not in optional:
             raise UserError(f"{mismatch}it lacks {name}")
-    model.load_state_dict(weights, strict=False)
+    is_empty = any(
+        tensor.is_meta for tensor in state.values()
+    )  # shapes alone: it takes the tensors as they are
+    model.load_state_dict(weights, strict=False, assign=is_empty)
 
 
 def read_run_config(folder: str | Path, flag: str) -> dict:

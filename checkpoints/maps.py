@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from checkpoints.files import CONFIG, WEIGHTS, load_into, load_weights, save_weights, write_json
@@ -43,7 +44,8 @@ def load_map(folder: Path) -> tuple[EmbeddingSpaceMap, dict]:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"{folder / CONFIG}: esm_architecture {architecture!r} is not one of {known}")
     weights = rename_legacy_weights(load_weights(folder / WEIGHTS))
-    fitted = build_map(architecture, *sizes_of(weights, architecture, folder))
+    with torch.device("meta"):  # random numbers that are replaced at once would take longer than the file
+        fitted = build_map(architecture, *sizes_of(weights, architecture, folder))
     load_into(fitted, weights, str(folder / WEIGHTS))
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
