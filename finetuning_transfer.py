@@ -27,14 +27,14 @@ from checkpoints.pretrained import open_start
 from config.errors import UserError
 from config.presets import read_json
 from experiments.cells import Cell, jobs_of
-from experiments.checks import check_training, check_unchanged
+from experiments.checks import check_training, check_unchanged, refuse_launcher
 from experiments.engines import open_engine
 from experiments.graph import Graph, Outcome, locked
 from experiments.grid_table import TABLE, draw_heat_map, in_order_of_map, rows_of_cells, write_table
 from experiments.notify import notified, termination_as_exit
 from experiments.task_map import TaskMap, read_task_map, with_metric
 from finetuning_train import finetune
-from utils import git_commit, n_processes, show, show_messages
+from utils import git_commit, show, show_messages
 
 HEAT_MAP = "heatmap.png"
 
@@ -71,11 +71,7 @@ def transfer(config: TransferConfig) -> dict[str, float]:
 
 def open_grid(config: TransferConfig) -> Graph[Cell]:
     """Read and check everything. Raises UserError for what cannot be used; nothing is written."""
-    if n_processes() > 1:
-        raise UserError(
-            f"a launcher started {n_processes()} processes, but one is enough for a grid; start it with"
-            " python, and --workers or --ray_address to train side by side"
-        )
+    refuse_launcher("finetuning_transfer.py")
     folder = Path(config.output_dir or Path("runs") / Path(config.task_map).stem)
     check_folder(folder)
     task_map = check_tasks(read_task_map(config))

@@ -14,61 +14,81 @@ from config.selection import EvaluationConfig
 if __name__ == "__main__":
     config = parse_arguments(EvaluationConfig, __doc__)  # before the slow imports: --help answers at once
 
+import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from checkpoints.files import CONFIG
-from checkpoints.pretrained import Checkpoint, open_checkpoint
+from checkpoints.pretrained import open_checkpoint
 from config.errors import UserError
 from config.finetuning import FinetuningConfig
 from config.flags import replace
 from config.presets import arguments_of_run
+from experiments.checks import refuse_launcher
 from experiments.grid_table import TABLE, read_table
 from experiments.restarts import sample_deviation
 from experiments.task_map import NO_TRANSFER
 from finetuning_train import finetune
-from selection.methods import FUSION, build_methods, chosen_names, megabytes
-from selection.pool import Pool, open_pool
+from selection.choosing import chosen_names, is_defined, megabytes
+from selection.methods import FUSION, build_methods
+from selection.pool import Pool, PooledSource, check_same_model, open_pool
 from selection.quality import TOPS, quality
 from selection.ranking_files import align, write_csv
-from selection.scoring import fuse, ranks_of, score_sources
+from selection.scoring import ranks_of, score_sources
 from selection.target import Target
-from utils import show, show_messages
+from utils import logger, show, show_messages
 
-MEASURES = ("ndcg", *(f"regret@{k}" for k in TOPS), "spearman", "ms", "mb")
+QUALITY = ("ndcg", *(f"regret@{k}" for k in TOPS), "spearman")
+MEASURES = (*QUALITY, "ms", "mb")
+DIGITS = {"spearman": 2, "ms": 2, "mb": 3}
+RESULTS = "selection.csv"  # in the folder of the grid
 Row = dict[str, Any]
 
 
+class Cell(NamedTuple):
+    """A target of a grid with one seed."""
+
+    target: str
+    realised: dict[str, float]  # the mean metric from each source, and without transfer
+    training: FinetuningConfig  # without transfer
+
+
 def evaluate_rankings(config: EvaluationConfig) -> dict[str, dict[str, float]]:
-    """The mean over targets and seeds of each method's `ndcg`, `regret@1`, …, `spearman`, milliseconds (`ms`)
-    and megabytes (`mb`) per source; a row for each target and seed goes to a file.
+    """The mean over targets of each method's `ndcg`, `regret@1`, …, `spearman`, milliseconds (`ms`) and
+    megabytes (`mb`) per source; a row for each target and seed goes to a file.
 
     Raises UserError for input that cannot be used.
     """
     show_messages()
+    refuse_launcher("selection_evaluate.py")
     pool, grid = open_pool(config.pool), Path(config.transfer_results)
-    base = open_checkpoint(pool.base, "--pool")
-    pool.check_base(base)
-    rows = [row for cell in cells_of(grid) for row in evaluate_target(*cell, pool, base, config)]
-    file = grid / "selection.csv"
-    write_csv(file, rows)
-    averages = average(rows)
-    lines = [[name, *(format_measure(rows, name, measure) for measure in MEASURES)] for name in averages]
-    show("\n".join(align(["method", *MEASURES], lines)))
-    show(f"done: {file}")
-    return averages
+    cells = cells_of(grid)
+    sources = {cell.target: sources_of(cell, pool, config) for cell in cells}
+    start = cells[0].training.model_checkpoint
+    fact = f"the sources of {config.pool} started from {pool.base.name}"
+    check_same_model(open_checkpoint(str(start), f"the base of {grid},"), pool.base, fact)
+    rows: list[Row] = []
+    for cell in cells:
+        rows += evaluate_cell(cell, sources[cell.target], pool, config)
+        if rows:
+            write_csv(grid / RESULTS, rows)  # after each, since methods that train take their time
+    if not rows:
+        raise UserError(f"none of the methods is defined for the targets of {grid}")
+    print_tables(rows)
+    show(f"done: {grid / RESULTS}")
+    return average(rows)
 
 
-def cells_of(grid: Path) -> Iterator[tuple[str, dict[str, float], FinetuningConfig]]:
-    """For each target and seed of a grid: its name, the mean metric from each source and without transfer,
-    and the training without transfer. Raises UserError for a folder that is no finished grid."""
+def cells_of(grid: Path) -> list[Cell]:
+    """Raises UserError for a folder that is no finished grid."""
     if not (grid / CONFIG).is_file() or not (grid / TABLE).is_file():
         raise UserError(f"{grid} is not a grid of finetuning_transfer.py: it has no {CONFIG} and {TABLE}")
     table = read_table(grid / TABLE)
+    cells = []
     for target in dict.fromkeys(row["target"] for row in table):
         rows = [row for row in table if row["target"] == target]
         if rows[0]["metric"].endswith("_loss"):
@@ -78,66 +98,99 @@ def cells_of(grid: Path) -> Iterator[tuple[str, dict[str, float], FinetuningConf
             raise UserError(f"{grid / TABLE}: {target} was not trained without transfer; go on with the grid")
         for seed in rows[0]["seeds"].split():
             folder = str(grid / "cells" / NO_TRANSFER / target / seed)
-            yield target, realised, FinetuningConfig(**arguments_of_run(FinetuningConfig, folder))
+            cells.append(
+                Cell(target, realised, FinetuningConfig(**arguments_of_run(FinetuningConfig, folder)))
+            )
+    return cells
 
 
-def evaluate_target(
-    name: str,
-    realised: dict[str, float],
-    training: FinetuningConfig,
-    pool: Pool,
-    base: Checkpoint,
-    config: EvaluationConfig,
-) -> list[Row]:
-    """A row for each method, of the sources that both the pool and the grid have."""
-    sources = [source for source in pool.sources if source.name in realised]
+def sources_of(cell: Cell, pool: Pool, config: EvaluationConfig) -> list[PooledSource]:
+    """Those that both the pool and the grid have. Raises UserError if they are fewer than two."""
+    sources = [source for source in pool.sources if source.name in cell.realised]
     if len(sources) < 2:
-        raise UserError(f"--pool {config.pool} has {len(sources)} of the sources of {name}; two are needed")
-    training = replace(training, model_checkpoint=base.name, resume=None, output_dir=None)
-    target = Target.open(training, base, n_samples=0)
-    names = chosen_names(target, config.methods, config.sentence_model)
-    scores, seconds = score_sources(sources, build_methods(target, names, config, finetune))
-    if FUSION in names:
-        scores[FUSION] = fuse(scores)
-        seconds[FUSION] = sum(seconds.values())
-    performance = np.array([realised[source.name] for source in sources])
+        have = f"--pool {config.pool} has {len(sources)} of the sources of {cell.target}"
+        raise UserError(f"{have}; two are needed")
+    return sources
+
+
+def evaluate_cell(
+    cell: Cell, sources: Sequence[PooledSource], pool: Pool, config: EvaluationConfig
+) -> list[Row]:
+    """A row for each method that is defined for the target; the others are named."""
+    changes = {"model_checkpoint": pool.base.name, "resume": None, "output_dir": None}
+    target = Target.open(replace(cell.training, **changes), pool.base, n_samples=0)
+    names = []
+    for name in chosen_names(config.methods, target, sources, config.sentence_model):
+        if is_defined(name, target):
+            names.append(name)
+        else:
+            logger.warning(f"{name} is not defined for {cell.target}, which is {target.texts.task.kind.name}")
+    methods = build_methods(target, names, config, finetune)
+    scores, seconds = score_sources(sources, methods, with_fusion=FUSION in names)
+    performance = np.array([cell.realised[source.name] for source in sources])
     rows = []
     for method, of_method in scores.items():
-        rank = np.nan_to_num(ranks_of(of_method)[:, 0], nan=len(sources))
-        size = statistics.mean(
-            megabytes(names if method == FUSION else [method], source) for source in sources
-        )
-        measures = quality(rank, performance, realised[NO_TRANSFER]) | {
-            "ms": 1000 * seconds[method],
-            "mb": size,
-        }
-        rows.append({"method": method, "target": name, "seed": training.seed} | measures)
+        rank = ranks_of(of_method)[:, 0]
+        has_score = ~np.isnan(rank)
+        if not has_score.any():
+            logger.warning(f"{method} is not defined for any source of {cell.target}")
+            continue
+        reads = [name for name in names if name != FUSION] if method == FUSION else [method]
+        scored = [source for source, is_scored in zip(sources, has_score, strict=True) if is_scored]
+        row: Row = {"method": method, "target": cell.target, "seed": cell.training.seed}
+        row |= quality(np.nan_to_num(rank, nan=len(sources)), performance, cell.realised[NO_TRANSFER])
+        sizes = [megabytes(reads, source) for source in scored]
+        rows.append(row | {"ms": 1000 * seconds[method], "mb": statistics.mean(sizes)})
     return rows
 
 
-def average(rows: list[Row]) -> dict[str, dict[str, float]]:
+# --------------------------------------------------------------------------------------------------- averages
+
+
+def average(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """By method, the mean of each measure over targets, each of them the mean over its seeds."""
     return {
-        method: {measure: statistics.mean(by_target(rows, method, measure)) for measure in MEASURES}
+        method: {measure: mean(by_target(rows, method, measure).values()) for measure in MEASURES}
         for method in dict.fromkeys(row["method"] for row in rows)
     }
 
 
-def by_target(rows: list[Row], method: str, measure: str) -> list[float]:
+def by_target(rows: Sequence[Row], method: str, measure: str) -> dict[str, float]:
+    """The mean over seeds, of the targets that have a value."""
     of_method = [row for row in rows if row["method"] == method]
-    targets = dict.fromkeys(row["target"] for row in of_method)
-    return [
-        statistics.mean(row[measure] for row in of_method if row["target"] == target) for target in targets
+    means = {
+        target: mean(row[measure] for row in of_method if row["target"] == target)
+        for target in dict.fromkeys(row["target"] for row in of_method)
+    }
+    return {target: value for target, value in means.items() if not math.isnan(value)}
+
+
+def mean(values) -> float:
+    """Of the values that are numbers; NaN if there are none."""
+    numbers = [value for value in values if not math.isnan(value)]
+    return statistics.mean(numbers) if numbers else math.nan
+
+
+def print_tables(rows: Sequence[Row]) -> None:
+    """The averages, with deviations over targets, and the regret@3 of each target."""
+    methods, targets = (list(dict.fromkeys(row[key] for row in rows)) for key in ("method", "target"))
+    lines = [
+        [name, f"{len(by_target(rows, name, 'ndcg'))}", *(format_mean(rows, name, key) for key in MEASURES)]
+        for name in methods
     ]
+    show("\n".join(align(["method", "targets", *MEASURES], lines)))
+    if len(targets) > 1:
+        regrets = {name: by_target(rows, name, "regret@3") for name in methods}
+        lines = [[name, *(f"{regrets[name].get(key, math.nan):.1f}" for key in targets)] for name in methods]
+        show("\n".join(["", *align(["regret@3", *targets], lines)]))
 
 
-def format_measure(rows: list[Row], method: str, measure: str) -> str:
+def format_mean(rows: Sequence[Row], method: str, measure: str) -> str:
     """The mean, and of the measures of quality the deviation over targets."""
-    values = by_target(rows, method, measure)
-    digits = {"spearman": 2, "ms": 2, "mb": 3}.get(measure, 1)
-    mean = f"{statistics.mean(values):.{digits}f}"
-    has_deviation = len(values) > 1 and measure not in ("ms", "mb")
-    return f"{mean} ± {sample_deviation(values):.{digits}f}" if has_deviation else mean
+    values, digits = list(by_target(rows, method, measure).values()), DIGITS.get(measure, 1)
+    has_deviation = len(values) > 1 and measure in QUALITY
+    deviation = f" ± {sample_deviation(values):.{digits}f}" if has_deviation else ""
+    return f"{mean(values):.{digits}f}{deviation}"
 
 
 if __name__ == "__main__":

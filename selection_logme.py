@@ -278,7 +278,8 @@ def rank_maps(
     chosen, errors = by_rough[: 2 * n_best], np.empty(0)
     while len(chosen):
         found = score_in_threads(exact, chosen.tolist(), workers)
-        errors = np.concatenate([errors, found - scores[chosen]])
+        usable = np.isfinite(found) & np.isfinite(scores[chosen])  # others are of maps that cannot be used
+        errors = np.concatenate([errors, found[usable] - scores[chosen][usable]])
         scores[chosen], is_exact[chosen] = found, True
         rest = by_rough[~is_exact[by_rough]]
         bar = np.sort(scores[is_exact])[::-1][:n_best].min()

@@ -6,7 +6,7 @@ python selection_rank.py --target my_folder --pool runs/pool --methods esm-logme
 python selection_rank.py --target my_folder --pool hub: --model_checkpoint hf:bert-base-multilingual-uncased
 
 selection/methods.py says what each method compares. Then fine-tuning starts from the best source:
-finetuning_train.py --model_checkpoint runs/pool/runs/SOURCE --dataset_path TARGET
+finetuning_train.py --model_checkpoint runs/pool/runs/SOURCE --dataset_path TARGET --pooling mean
 """
 
 from config.command_line import parse_arguments, run_script
@@ -19,16 +19,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from checkpoints.pretrained import open_checkpoint
 from config.errors import UserError
 from config.finetuning import FinetuningConfig, with_task
-from experiments.checks import check_training
+from experiments.checks import check_training, refuse_launcher
 from experiments.task_map import file_name
 from finetuning_train import finetune
-from selection.methods import FUSION, build_methods, chosen_names
+from selection.choosing import chosen_names
+from selection.methods import FUSION, build_methods
 from selection.pool import Pool, open_pool
 from selection.ranking_files import CHART, REPORT, draw_ranking, show_ranking, write_ranking
-from selection.scoring import fuse, make_rows, score_sources, sorting_method
+from selection.scoring import make_rows, score_sources, sorting_method
 from selection.shortlist import choose_shortlist
 from selection.target import Target
 from utils import git_commit, show, show_messages
@@ -42,14 +42,15 @@ def rank(config: RankConfig) -> list[dict[str, Any]]:
     cannot be used.
     """
     show_messages()
+    refuse_launcher("selection_rank.py")
     folder = ranking_folder(config)
     pool, target = open_input(config)
-    names = chosen_names(target, config.methods, config.sentence_model)
+    names = chosen_names(config.methods, target, pool.sources, config.sentence_model)
     methods = build_methods(target, names, config, finetune)
-    sources = choose_shortlist(pool.sources, target, config.shortlist)
-    scores, seconds = score_sources(sources, methods)
-    if FUSION in names:
-        scores[FUSION] = fuse(scores)
+    sources = pool.sources
+    if 0 < config.shortlist < len(sources) and any(name.startswith("esm-") for name in names):
+        sources = choose_shortlist(sources, target, config.shortlist)
+    scores, seconds = score_sources(sources, methods, with_fusion=FUSION in names)
     rows, method = make_rows([source.name for source in sources], scores), sorting_method(scores)
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,12 +85,10 @@ def ranking_folder(config: RankConfig) -> Path:
 def open_input(config: RankConfig) -> tuple[Pool, Target]:
     """The pool, and the target with labels. Raises UserError for what cannot be used."""
     pool = open_pool(config.pool, config.training.get("model_checkpoint"))
-    base = open_checkpoint(config.training.get("model_checkpoint", pool.base), "--model_checkpoint")
-    pool.check_base(base)
     values = {"pooling": "mean"} | config.training | {"dataset_path": config.target}
-    training = with_task(FinetuningConfig(**values | {"model_checkpoint": base.name}))
-    check_training(training, base)
-    return pool, Target.open(training, base, config.n_bootstrap)
+    training = with_task(FinetuningConfig(**values | {"model_checkpoint": pool.base.name}))
+    check_training(training, pool.base)
+    return pool, Target.open(training, pool.base, config.n_bootstrap)
 
 
 if __name__ == "__main__":

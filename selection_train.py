@@ -20,14 +20,15 @@ import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from checkpoints.encoders import open_encoder
-from checkpoints.files import CHECKPOINTS, WEIGHTS, save_weights
+from checkpoints.files import CHECKPOINTS, WEIGHTS, file_digest, save_weights
 from checkpoints.maps import HEAD, map_sections
-from checkpoints.pretrained import open_checkpoint
+from checkpoints.pretrained import Checkpoint, open_checkpoint
 from config.selection import RepresentationConfig
 from experiments.engines import open_engine
 from experiments.graph import Metrics, locked
@@ -35,9 +36,10 @@ from experiments.notify import notified, termination_as_exit
 from experiments.task_map import file_name
 from finetuning_model import TransformerWithClfHead
 from finetuning_train import finetune
-from selection.hub import fetch_published, find_published, publish
+from selection.hub import PUBLISHED, fetch_published, find_published, means_maps, names_of_maps, publish
 from selection.jobs import open_pool_graph, write_pool_config
-from selection.representations import represent
+from selection.pool import WITH_HEAD
+from selection.representations import about_model, represent
 from selection.sources import FinetunedSource
 from selection_model import EmbeddingSpaceMap, TextEncoder, build_map, fit_low_rank, fit_ridge
 from tasks.embedding import TaskTexts, embed
@@ -45,10 +47,9 @@ from training.evaluation import BestWeights, restore_best
 from training.loop import fit
 from training.optimizers import build_optimizers
 from training.step import LoopOptions, Objective
-from utils import Batch, Run, finish_run, open_folder, show, show_messages, start_run
+from utils import Batch, Run, derive_seed, finish_run, logger, open_folder, show, show_messages, start_run
 
 CLOSED_FORMS = ("ridge", "low_rank")
-WITH_HEAD = ("classification", "regression")  # kinds whose head labels an embedding
 
 
 @notified
@@ -60,6 +61,8 @@ def train_sources(config: SelectionConfig) -> dict[str, Metrics]:
     if some trainings failed.
     """
     show_messages()
+    if config.list_maps:
+        return list_maps(config)
     engine = open_engine(config)
     graph, base = open_pool_graph(config, finetune, represent_source)
     published = find_published(config, base)
@@ -83,34 +86,49 @@ def represent_source(config: RepresentationConfig) -> Metrics:
     if config.represent == "esm":
         return learn_map(config, source, run)
     tensors = represent(source, config, run)
-    open_folder(run)
+    open_folder(run, source=source.reference(run.folder), **about_model(config))
     save_weights(run.folder / WEIGHTS, tensors)
     return finish_run(run, {"n_numbers": sum(tensor.numel() for tensor in tensors.values())})
+
+
+def list_maps(config: SelectionConfig) -> dict[str, Metrics]:
+    """Print the names of the published maps that `--sources` means, one a line."""
+    base_model = str(config.training.get("model_checkpoint"))
+    for entry in filter(means_maps, (config.sources or PUBLISHED).split(",")):
+        print("\n".join(names_of_maps(entry, base_model, "--sources")))
+    return {}
 
 
 # --------------------------------------------------------------------------------------------------- the maps
 
 
-@dataclass
-class EmbeddedTexts:
-    """The same texts as two models embed them, both [texts, embed]: batches to learn a map from."""
+class EmbeddedTexts(NamedTuple):
+    """The same texts as two models embed them, both [texts, embed]."""
 
     base: Tensor
     tuned: Tensor
-    batch_size: int = 1
-    seed: int = 0
+
+
+@dataclass
+class EmbeddingBatches:
+    """Batches to learn a map from, as `training.step.Batches` wants them."""
+
+    texts: EmbeddedTexts
+    batch_size: int
+    seed: int
 
     def __len__(self) -> int:
         """Optimizer steps per epoch."""
-        return math.ceil(len(self.base) / self.batch_size)
+        return math.ceil(len(self.texts.base) / self.batch_size)
 
     def starting_at(self, step: int) -> Iterator[Batch]:
         """The endless stream of batches from a step on."""
         while True:
             epoch, first = divmod(step, len(self))
-            order = torch.randperm(len(self.base), generator=torch.Generator().manual_seed(self.seed + epoch))
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+            order = torch.randperm(len(self.texts.base), generator=generator)
             for indices in order.split(self.batch_size)[first:]:
-                yield {"embeddings": self.base[indices], "labels": self.tuned[indices]}
+                yield {"embeddings": self.texts.base[indices], "labels": self.texts.tuned[indices]}
                 step += 1
 
 
@@ -128,14 +146,19 @@ def learn_map(config: RepresentationConfig, source: FinetunedSource, run: Run) -
 
     # What hf-dataset-selector wants to know of a map stands in config.json, beside what a run's has.
     fitted = new_map(config, train)
-    open_folder(run, **map_sections(fitted, about_source(config, source, len(train.base), base.name)))
+    about = about_source(config, source, len(train.base), base)
+    open_folder(run, source=source.reference(run.folder), **map_sections(fitted, about))
     if config.esm in CLOSED_FORMS:
         save_weights(run.folder / WEIGHTS, fitted.state_dict())
     else:
         train_map(config, fitted, train, valid, run)
     if source.task.kind.name in WITH_HEAD:
         save_weights(run.folder / HEAD, head_weights(model))
-    return finish_run(run, measure_map(fitted, valid) | {"n_texts": len(train.base)})
+    metrics = measure_map(fitted, valid)
+    if metrics["explained"] < 0:
+        hint = "raise --esm_n_epochs or --esm_lr, or take --esm ridge"
+        logger.warning(f"{run.folder}: the map is worse than none, since it was trained too little; {hint}")
+    return finish_run(run, metrics | {"n_texts": len(train.base)})
 
 
 def new_map(config: RepresentationConfig, train: EmbeddedTexts) -> EmbeddingSpaceMap:
@@ -156,7 +179,7 @@ def train_map(
     run: Run,
 ) -> None:
     """Gradient descent on the squared error (section 3 of the paper); the best epoch counts."""
-    train.batch_size, train.seed = config.train_batch_size, config.seed
+    batches = EmbeddingBatches(train, config.train_batch_size, config.seed)
     objective = Objective(
         losses=lambda model, batch: {"mse": model(**batch)},
         counts=lambda batch: {"mse": len(batch["labels"])},
@@ -164,8 +187,8 @@ def train_map(
     )
     best = BestWeights(run, fitted.state_dict, "error", higher_is_better=False)
     optimizers = build_optimizers(fitted.to(run.device), config)
-    options = LoopOptions.from_flags(config, train)
-    fit(fitted, optimizers, objective, train, lambda: measure_map(fitted, valid), best, run, options)
+    options = LoopOptions.from_flags(config, batches)
+    fit(fitted, optimizers, objective, batches, lambda: measure_map(fitted, valid), best, run, options)
     restore_best(fitted, run)
 
 
@@ -184,7 +207,7 @@ def head_weights(model: TransformerWithClfHead) -> dict[str, Tensor]:
 
 
 def about_source(
-    config: RepresentationConfig, source: FinetunedSource, n_texts: int, base_name: str
+    config: RepresentationConfig, source: FinetunedSource, n_texts: int, base: Checkpoint
 ) -> dict[str, object]:
     """What config.json says of a map, with the keys of hf-dataset-selector and some of our own."""
     training, kind = source.arguments, source.task.kind
@@ -197,7 +220,8 @@ def about_source(
         "esm_optimizer": "AdamW",
     }
     return {
-        "base_model_name": base_name.removeprefix("hf:"),
+        "base_model_name": base.name.removeprefix("hf:"),
+        "base_sha256": file_digest(base.folder / WEIGHTS),
         "task_id": path if (path := training.dataset_path).startswith("hub:") else file_name(path),
         "task_split": "train",
         "num_examples": n_texts,
@@ -213,7 +237,7 @@ def about_source(
         "esm_embedding": source.pooling,
         "kind": kind.name,
         "labels": kind.label_names,
-        "n_train": len(source.texts(10**9).chosen),
+        "n_train": len(source.seen),
     }
 
 

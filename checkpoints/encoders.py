@@ -1,12 +1,9 @@
 """Models that embed texts: of pretrained checkpoints, and of fine-tuned run folders."""
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
 from checkpoints.files import CONFIG, WEIGHTS, load_into, load_weights
-from checkpoints.finetuned import load_finetuned
 from checkpoints.pretrained import Checkpoint
 from config.errors import UserError
 from config.presets import read_json
@@ -28,11 +25,6 @@ def open_encoder(checkpoint: Checkpoint, pooling: str) -> TextEncoder:
     load_into(transformer, weights, checkpoint.name)
     pooler = load_pooler(checkpoint) if pooling == "pooler" else None
     return TextEncoder(transformer, pooling, pooler).eval()
-
-
-def open_tuned_encoder(run_folder: str | Path, pooling: str) -> TextEncoder:
-    """The encoder of a fine-tuned model. Raises UserError if the folder is none."""
-    return TextEncoder(load_finetuned(run_folder, "--sources").transformer, pooling).eval()
 
 
 def load_pooler(checkpoint: Checkpoint) -> nn.Linear:

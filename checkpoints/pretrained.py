@@ -97,19 +97,18 @@ def base_reference(checkpoint: Checkpoint, run_folder: Path) -> dict[str, str]:
 
 
 def find_base(run_folder: Path, reference: dict[str, str]) -> Checkpoint:
-    """The model that a run folder's adapters belong to. Raises UserError if it is missing or has changed."""
+    """The model that a run folder's adapters, or a pool's sources, started from.
+
+    Raises UserError if it is missing or has changed.
+    """
     names = [str(run_folder / reference["relative_path"]), reference["path"], reference["name"]]
     name = next((name for name in names if Path(name, WEIGHTS).is_file()), reference["name"])
     if not name.startswith(HUB_PREFIX) and not Path(name, WEIGHTS).is_file():
-        raise UserError(
-            f"the adapters of {run_folder} need the pretrained model {reference['path']}, which is gone"
-        )
-    checkpoint = open_checkpoint(name, "the base of the adapters,")
+        raise UserError(f"{run_folder} needs the pretrained model {reference['path']}, which is gone")
+    checkpoint = open_checkpoint(name, f"the base of {run_folder},")
     weights_file = checkpoint.folder / WEIGHTS
     if file_digest(weights_file) != reference["sha256"]:
-        raise UserError(
-            f"the adapters of {run_folder} were trained on other weights than are in {weights_file} now"
-        )
+        raise UserError(f"{run_folder} was trained on other weights than are in {weights_file} now")
     return replace(checkpoint, name=reference["name"])
 
 

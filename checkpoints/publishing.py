@@ -9,7 +9,6 @@ from checkpoints.files import CONFIG, WEIGHTS, as_json
 from checkpoints.maps import HEAD, load_map
 from checkpoints.published_maps import TAG
 from config.errors import UserError
-from config.presets import read_json
 from data.network import hub_errors
 
 # What is published of config.json: the keys of hf-dataset-selector 0.2.0, then ours. That of a run has more,
@@ -19,7 +18,7 @@ PUBLISHED_KEYS = (
     *("num_examples", "seed", "language", "developers", "esm_architecture", "esm_embedding_dim"),
     *("lm_num_epochs", "lm_batch_size", "lm_learning_rate", "lm_weight_decay", "lm_optimizer"),
     *("esm_num_epochs", "esm_batch_size", "esm_learning_rate", "esm_weight_decay", "esm_optimizer"),
-    *("version", "esm_rank", "esm_embedding", "labels", "kind", "n_train"),
+    *("version", "esm_rank", "esm_embedding", "labels", "kind", "n_train", "base_sha256"),
 )
 LOCAL_PATH = re.compile(r"[/\\~.]|[A-Za-z]:[/\\]")  # how one begins that means nothing elsewhere
 
@@ -103,11 +102,9 @@ def publish_map(folder: Path, repository: str) -> str:
     return str(url)
 
 
-def repository_name(owner: str, folder: Path) -> str:
-    """What a map's repository is called, as those that others published: OWNER/ESM_owner__dataset_subset."""
-    config = published_config(read_json(folder / CONFIG))
-    task = "_".join(str(config[key]) for key in ("task_id", "task_subset") if key in config)
-    return f"{owner}/ESM_{re.sub(r'[^A-Za-z0-9_.-]+', '__', task)}"
+def repository_name(target: str, source: str) -> str:
+    """Where the map of a source goes: to OWNER/ESM_source, unless `target` names a repository."""
+    return target if "/" in target else f"{target}/ESM_{source}"
 
 
 def published_config(about: Mapping[str, object]) -> dict:
@@ -130,18 +127,29 @@ def check_names(config: Mapping[str, str], folder: Path, repository: str) -> Non
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    if repository.count("/") != 1:
-        raise UserError(f"{repository!r} is not OWNER/NAME; OWNER is you or your organization")
-    for name, what in ((repository, "the repository"), (config["base_model_name"], "base_model_name")):
-        try:
-            validate_repo_id(name)
-        except HFValidationError as error:
-            raise UserError(
-                f"{folder}: {what} has to be a name on the Hub to be published: {error}"
-            ) from error
+    check_repository_name(repository)
+    try:
+        validate_repo_id(config["base_model_name"])
+    except HFValidationError as error:
+        raise UserError(
+            f"{folder}: base_model_name has to be a name on the Hub to be published: {error}"
+        ) from error
     task = config["task_id"]
     if LOCAL_PATH.match(task) or ("/" in task and os.path.exists(task)):
         raise UserError(f"{folder / CONFIG}: task_id {task} is a local path; write a name that others know")
+
+
+def check_repository_name(repository: str) -> None:
+    """Raises UserError unless it is OWNER/NAME, of letters that the Hub allows."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if repository.count("/") != 1:
+        raise UserError(f"{repository!r} is not OWNER/NAME; OWNER is you or your organization")
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise UserError(f"nothing can be published as {repository}: {error}") from error
 
 
 def check_access(why_offline: str) -> None:

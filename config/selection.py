@@ -9,6 +9,8 @@ from config.groups import EngineArguments, NotifyArguments, OptimizationArgument
 # Flags of finetuning_train.py that are set for each source, or that make no sense for all of them.
 SET_BY_POOL = {"output_dir", "overwrite", "resume", "local_rank", "notify", "restarts", "adapters"}
 SET_BY_POOL |= {"dataset_path", "tracker", *(field.name for field in fields(EngineArguments))}
+SET_BY_POOL |= {"tokenizer"}  # the base model's own
+POOLINGS = ("cls", "mean", "max", "cls_mean", "cls_mean_max", "pooler")
 REPRESENTATIONS = ("esm", "textemb", "semb", "taskemb", "tokens")
 
 
@@ -50,7 +52,17 @@ class RepresentationConfig(MapArguments, OptimizationArguments):
 
 
 @dataclass
-class SelectionConfig(MapArguments, EngineArguments, NotifyArguments):
+class MapTrainingArguments(MapArguments):
+    title = "Embedding Space Maps"
+
+    esm_lr: float = flag(1e-3, "peak learning rate of the map", least=0)
+    esm_n_epochs: int = flag(10, "passes over the embeddings", least=0)
+    esm_batch_size: int = flag(32, "embeddings per optimizer step", least=1)
+    esm_weight_decay: float = flag(0.01, "weight decay of the map", least=0)
+
+
+@dataclass
+class SelectionConfig(MapTrainingArguments, EngineArguments, NotifyArguments):
     title = "sources (all other flags are those of finetuning_train.py, for all of them)"
 
     sources: str | None = flag(
@@ -66,10 +78,7 @@ class SelectionConfig(MapArguments, EngineArguments, NotifyArguments):
     )
     training: dict = flags_of(FinetuningConfig, without=SET_BY_POOL)
     output_dir: str = flag("runs/pool", "folder of the pool; the same command continues it")
-    esm_lr: float = flag(1e-3, "peak learning rate of the map", least=0)
-    esm_n_epochs: int = flag(10, "passes over the embeddings", least=0)
-    esm_batch_size: int = flag(32, "embeddings per optimizer step", least=1)
-    esm_weight_decay: float = flag(0.01, "weight decay of the map", least=0)
+    list_maps: bool = flag(False, "only print the names of the maps that hub: in --sources means")
     publish: str | None = flag(
         None, "upload the maps to the Hub: an owner (one repository per source), or owner/name of one source"
     )
@@ -93,7 +102,7 @@ class RankConfig(Arguments):
         "of all and exact ones of few; 0: all",
         least=0,
     )
-    top: int = flag(10, "sources to show; the files have all", least=1)
+    top: int = flag(10, "sources to show; the files have all that were ranked", least=1)
     n_bootstrap: int = flag(20, "samples of the target's rows, for the spread of the ranks; 0: none", least=0)
     n_steps_few_shot: int = flag(50, "optimizer steps of few-shot and frozen-transfer", least=1)
     sentence_model: str | None = flag(None, "as in selection_train.py, for semb")

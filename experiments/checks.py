@@ -15,6 +15,7 @@ from config.finetuning import FinetuningConfig
 from config.groups import EngineArguments, RunArguments
 from config.presets import read_json
 from tasks.task import Task, open_task
+from utils import n_processes
 
 # Arguments that may differ when many trainings go on: they change where and how, not what is trained.
 FREE = {"output_dir", "overwrite", "resume", "local_rank", "notify", "device", "log_every", "save_every"}
@@ -40,12 +41,26 @@ def check_training(
     return task
 
 
+def refuse_launcher(script: str) -> None:
+    """Raises UserError if there are several processes, where one is enough."""
+    if n_processes() > 1:
+        raise UserError(
+            f"a launcher started {n_processes()} processes, but one is enough; start {script} with python,"
+            " and --workers or --ray_address to train side by side"
+        )
+
+
 def check_unchanged(run_folder: Path, config: RunArguments, free: Collection[str] = ()) -> None:
-    """Raises UserError if a training was begun with other arguments than it would have now, except those in
-    FREE and `free`."""
+    """Raises UserError if a training was begun with other arguments than it would have now, except those
+    in FREE and `free`."""
     if not (run_folder / CONFIG).is_file():
         return
-    before, now = read_json(run_folder / CONFIG)["arguments"], dataclasses.asdict(config)
+    check_arguments(run_folder, read_json(run_folder / CONFIG)["arguments"], config, free)
+
+
+def check_arguments(run_folder: Path, before: dict, config: RunArguments, free: Collection[str] = ()) -> None:
+    """The same, given the arguments from `before`."""
+    now = dataclasses.asdict(config)
     for key in sorted(now.keys() & before.keys() - FREE - set(free)):
         if before[key] != now[key]:
             raise UserError(

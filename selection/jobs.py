@@ -9,35 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.files import CONFIG, METRICS, WEIGHTS, file_digest, write_json
-from checkpoints.pretrained import Checkpoint, open_start
+from checkpoints.pretrained import Checkpoint, base_reference, open_checkpoint, open_start
 from config.errors import UserError, suggestion
 from config.finetuning import FinetuningConfig
 from config.flags import check_types
 from config.presets import arguments_of_run, read_dataset, read_json
 from config.selection import REPRESENTATIONS, RepresentationConfig, SelectionConfig
-from experiments.checks import check_training, check_unchanged
+from experiments.checks import check_arguments, check_training, check_unchanged, refuse_launcher
 from experiments.graph import Graph, Job, Metrics
 from experiments.task_map import file_name
-from selection.hub import check_publishing, is_on_hub
-from utils import git_commit, n_processes
+from selection.hub import check_publishing, means_maps
+from selection.pool import check_same_model
+from utils import git_commit
 
-Train = Callable[[Any], Metrics]
+Function = Callable[[Any], Metrics]
 # What is embedded: the mean over tokens, which also says something before the model is fine-tuned.
 DEFAULTS = {"pooling": "mean"}
 
 
 def open_pool_graph(
-    config: SelectionConfig, finetune: Train, represent: Train
+    config: SelectionConfig, finetune: Function, represent: Function
 ) -> tuple[Graph[Job], Checkpoint]:
-    """All jobs of the flags, and the base model. Reads and checks everything, and writes nothing.
+    """All jobs of the flags that have to be done, or were done, and the base model.
 
-    Raises UserError for what cannot be used.
+    Reads and checks everything, and writes nothing. Raises UserError for what cannot be used.
     """
-    if n_processes() > 1:
-        raise UserError(
-            f"a launcher started {n_processes()} processes, but one is enough; start selection_train.py with"
-            " python, and --workers or --ray_address to train side by side"
-        )
+    refuse_launcher("selection_train.py")
     name, base = open_start(config.training.get("model_checkpoint"))
     if base is None:
         raise UserError("--model_checkpoint none: task selection needs a pretrained model; name one")
@@ -45,21 +42,49 @@ def open_pool_graph(
     check_pool(folder, base)
     jobs: list[Job] = []
     for source, entry in sources_of(config).items():
-        run_folder = Path(entry)
-        needs: tuple[str, ...] = ()
-        if not is_run_of(entry, base):
-            training = training_of(entry, config, name)
-            check_training(training, base)
-            jobs.append(Job(f"runs/{source}", finetune, training))
-            run_folder, needs = folder / "runs" / source, (f"runs/{source}",)
-        jobs += [
-            Job(f"{kind}/{source}", represent, representation_of(config, kind, name, run_folder), needs)
-            for kind in kinds
-        ]
+        jobs += jobs_of_source(source, entry, kinds, config, base, folder, finetune, represent)
     check_publishing(config, base, jobs)
     for job in jobs:
         check_unchanged(folder / job.name, job.config, {"source"})
     return Graph(folder, jobs), base
+
+
+def jobs_of_source(
+    source: str,
+    entry: str,
+    kinds: list[str],
+    config: SelectionConfig,
+    base: Checkpoint,
+    folder: Path,
+    finetune: Function,
+    represent: Function,
+) -> list[Job]:
+    """Its representations, and before them its fine-tuning, if any of them is still to be made."""
+    run_folder, training = Path(entry), None
+    if not is_run_of(entry, base):
+        run_folder, training = folder / "runs" / source, training_of(entry, config, base.name)
+        check_training(training, base)
+    unfinished = [kind for kind in kinds if not (folder / kind / source / METRICS).is_file()]
+    for kind in kinds:
+        check_same_source(folder / kind / source, run_folder, training)
+    trains = training is not None and bool(unfinished)
+    jobs = [Job(f"runs/{source}", finetune, training)] if training and trains else []
+    for kind in kinds:
+        needs = (f"runs/{source}",) if trains else ()
+        representation = representation_of(config, kind, base.name, run_folder)
+        jobs.append(Job(f"{kind}/{source}", represent, representation, needs))
+    return jobs
+
+
+def check_same_source(folder: Path, run_folder: Path, training: FinetuningConfig | None) -> None:
+    """Raises UserError if a representation was made from another model than it would be now."""
+    about = read_json(folder / CONFIG).get("source") if (folder / CONFIG).is_file() else None
+    if not about:
+        return
+    if training:
+        check_arguments(folder, about["arguments"], training)
+    if (run_folder / METRICS).is_file() and file_digest(run_folder / WEIGHTS) != about["sha256"]:
+        raise UserError(f"{folder} was made from another model than {run_folder} has now; delete it")
 
 
 def chosen_representations(config: SelectionConfig) -> list[str]:
@@ -99,7 +124,7 @@ def sources_of(config: SelectionConfig) -> dict[str, str]:
         raise UserError("there are no sources; name some with --sources, like mnli,trec,my_folder")
     sources: dict[str, str] = {}
     for entry in config.sources.split(","):
-        if is_on_hub(entry):
+        if means_maps(entry):
             continue
         name = file_name(entry)
         if not name or name in sources:
@@ -116,12 +141,10 @@ def is_run_of(entry: str, base: Checkpoint) -> bool:
     if not (Path(entry) / METRICS).is_file():
         raise UserError(f"--sources {entry} is not finished; finetuning_train.py --resume {entry} goes on")
     start = str(arguments_of_run(FinetuningConfig, entry)["model_checkpoint"])
-    _, checkpoint = open_start(start)
-    if checkpoint is None or file_digest(checkpoint.folder / WEIGHTS) != file_digest(base.folder / WEIGHTS):
-        raise UserError(
-            f"--sources {entry} started from {start}, not from --model_checkpoint {base.name}; all sources "
-            "of a pool need the same base"
-        )
+    if start != base.name:
+        theirs = open_checkpoint(start, f"the start of --sources {entry},")
+        fact = "all sources of a pool need the same base: "
+        check_same_model(base, theirs, f"{fact}--sources {entry} started from {start}")
     return True
 
 
@@ -164,10 +187,5 @@ def representation_of(
 def write_pool_config(config: SelectionConfig, folder: Path, base: Checkpoint) -> None:
     """config.json: the arguments, and the base model."""
     arguments = dataclasses.asdict(config) | {"output_dir": None, "notify": None}
-    about = {
-        "name": base.name,
-        "path": str(base.folder.resolve()),
-        "sha256": file_digest(base.folder / WEIGHTS),
-    }
     sections = {"script": "selection_train.py", "git_commit": git_commit()}
-    write_json(folder / CONFIG, sections | {"arguments": arguments, "base": about})
+    write_json(folder / CONFIG, sections | {"arguments": arguments, "base": base_reference(base, folder)})

@@ -12,33 +12,33 @@
 | fusion | the ranks by all other methods that are asked for | |
 """
 
+import dataclasses
 import math
 import tempfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from checkpoints.files import WEIGHTS
+from checkpoints.files import CONFIG
 from checkpoints.finetuned import load_finetuned
-from checkpoints.maps import HEAD
-from config.errors import UserError, suggestion
+from config.errors import UserError
+from config.finetuning import TuningArguments
+from config.presets import read_json
 from config.selection import EvaluationConfig, RankConfig
-from selection.pool import PooledSource
-from selection.representations import sentence_encoder, task_embedding
+from selection.pool import PooledSource, Space
+from selection.representations import sentence_digest, sentence_encoder, task_embedding
 from selection.target import Target, Train
+from selection.views import View, Views
 from selection_logme import LowRankLogME, MappedLogME, score_in_threads
-from selection_model import TextEncoder
 from selection_scores import fuse_ranks, h_score, knn, leep, linear_probe, logme, nce, ranks
-from tasks.embedding import embed
 
 FEATURE_SCORES: dict[str, Callable] = {"logme": logme, "h-score": h_score, "knn": knn, "linear": linear_probe}
+LEAVE_ONE_OUT = ("knn", "linear")  # copies of a row would give its label away
 FAST_LOGME = {"linear": MappedLogME, "low_rank": LowRankLogME}  # by the architecture of the map
 PREDICTION_SCORES = ("leep", "nce")
 CLASSES_ONLY = ("h-score", "nce")
@@ -52,44 +52,14 @@ NAMES = (
 )
 
 
-@dataclass
-class Views:
-    """The target's texts as a source's model or its map sees them; those of the latest source are kept."""
-
-    target: Target
-    latest: dict[str, tuple[str, np.ndarray]] = field(default_factory=dict)
-
-    def embeddings(self, source: PooledSource, mapped: bool) -> np.ndarray:
-        """[rows, embed]. Raises UserError if the map or the model is missing or damaged."""
-        key = "mapped" if mapped else "tuned"
-        if self.latest.get(key, ("",))[0] != source.name:
-            self.latest[key] = source.name, self.apply_map(source) if mapped else self.apply_model(source)
-        return self.latest[key][1]
-
-    def base(self, source: PooledSource) -> np.ndarray:
-        """[rows, embed], of the base model, as the source's map wants them."""
-        base = self.target.embed_base(source.pooling(self.target.base))
-        if base.shape[1] != source.map.embed_dim:
-            raise UserError(
-                f"the map of {source.name} is for embeddings of width {source.map.embed_dim}, but those of "
-                f"{self.target.base.name} have {base.shape[1]}; it was made for another base model"
-            )
-        return base
-
-    def apply_map(self, source: PooledSource) -> np.ndarray:
-        with torch.inference_mode():
-            return source.map(torch.from_numpy(self.base(source))).numpy()
-
-    def apply_model(self, source: PooledSource) -> np.ndarray:
-        encoder = TextEncoder(source.model().transformer, source.pooling(self.target.base))
-        return self.target.embed(encoder)
-
-
 class Method(ABC):
     """One way to score sources for a target."""
 
     def __init__(self, name: str, target: Target):
         self.name, self.target = name, target
+
+    def prepare(self, source: PooledSource) -> None:  # noqa: B027 (most methods have nothing to prepare)
+        """Do what is done once for all sources like this one."""
 
     @abstractmethod
     def scores(self, source: PooledSource) -> list[float]:
@@ -97,6 +67,10 @@ class Method(ABC):
 
         Raises UserError if what it needs of the source is missing or damaged.
         """
+
+    def take_saved_seconds(self) -> float:
+        """How much longer `scores` would have taken if no other method had been there before."""
+        return 0.0
 
     def combine(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """[sources, samples], from what `scores` gave for each source; for methods that need all of them."""
@@ -109,34 +83,39 @@ class LabelMethod(Method):
     def __init__(self, name: str, target: Target, views: Views):
         super().__init__(name, target)
         self.views, self.is_mapped, self.score = views, name.startswith("esm-"), name.removeprefix("esm-")
-        self.fast_scores: dict[tuple[str, str], list[Callable[..., float]]] = {}
+        self.fast_scores: dict[tuple[str, Space], list[Callable[..., float]]] = {}
         if target.is_regression and self.score in CLASSES_ONLY:
             raise UserError(f"--methods {name} is for classes, but the target {target.name} has numbers")
 
+    def prepare(self, source: PooledSource) -> None:
+        """The embeddings of the base model, and of fast LogME what depends on the target's rows alone."""
+        if not self.is_mapped:
+            return
+        base, labels, key = self.views.base(source), self.target.labels, self.key_of(source)
+        if self.name == "esm-logme" and key[0] in FAST_LOGME and key not in self.fast_scores:
+            prepared = [FAST_LOGME[key[0]](base[rows], labels[rows]) for rows in self.target.samples]
+            self.fast_scores[key] = [logme_of.score for logme_of in prepared]
+        source.forget()
+
+    def key_of(self, source: PooledSource) -> tuple[str, Space]:
+        return source.map.architecture, source.space(self.target.base)
+
     def scores(self, source: PooledSource) -> list[float]:
-        if self.name == "esm-logme" and source.map.architecture in FAST_LOGME:
-            return self.scores_of_map(source)
+        if self.fast_scores and (scores := self.fast_scores.get(self.key_of(source))):
+            weights = source.map_weights()
+            return score_in_threads(lambda sample: scores[sample](*weights), range(len(scores))).tolist()
+        view = self.views.of(source, self.is_mapped)
         if self.score in PREDICTION_SCORES:
-            return self.scores_of_predictions(source)
-        features, score = self.views.embeddings(source, self.is_mapped), FEATURE_SCORES[self.score]
-        return [score(features[rows], self.target.labels[rows]) for rows in self.target.samples]
+            return self.scores_of_predictions(view)
+        samples, score = self.target.samples, FEATURE_SCORES[self.score]
+        samples = [np.unique(rows) for rows in samples] if self.score in LEAVE_ONE_OUT else samples
+        return [score(view.embeddings[rows], self.target.labels[rows]) for rows in samples]
 
-    def scores_of_map(self, source: PooledSource) -> list[float]:
-        """What depends on the rows alone is computed for the first source only."""
-        kind = source.map.architecture, source.pooling(self.target.base)
-        if kind not in self.fast_scores:
-            base, labels, logme_of = self.views.base(source), self.target.labels, FAST_LOGME[kind[0]]
-            self.fast_scores[kind] = [
-                logme_of(base[rows], labels[rows]).score for rows in self.target.samples
-            ]
-        weights, scores = source.map_weights(), self.fast_scores[kind]
-        return score_in_threads(lambda sample: scores[sample](*weights), range(len(scores))).tolist()
-
-    def scores_of_predictions(self, source: PooledSource) -> list[float]:
+    def scores_of_predictions(self, view: View) -> list[float]:
         """Of a regression, how well the logits of the source's classes fit it."""
-        if not source.has_classes:
+        if view.labeller is None:
             return [math.nan]
-        logits = source.logits(self.views.embeddings(source, self.is_mapped))
+        logits = view.labeller.logits(view.embeddings)
         labels, samples = self.target.labels, self.target.samples
         if self.target.is_regression:
             return [logme(logits[rows], labels[rows]) for rows in samples]
@@ -145,22 +124,28 @@ class LabelMethod(Method):
         probabilities = torch.from_numpy(logits).softmax(1).numpy()
         return [leep(probabilities[rows], labels[rows]) for rows in samples]
 
+    def take_saved_seconds(self) -> float:
+        return self.views.take_saved_seconds()
+
 
 class EmbeddingSimilarity(Method):
     """The cosine of mean embeddings of the two tasks' texts: TextEmb and SEmb."""
 
     def __init__(self, name: str, target: Target, sentence_model: str | None):
         super().__init__(name, target)
+        self.sentence_digest = None
         if name == "textemb":
-            embeddings = target.embed_base("mean")
+            embeddings = target.embed_base(Space("mean"))
         else:
-            encoder, texts = sentence_encoder(target.texts, sentence_model)
-            batch_size = target.training.valid_batch_size
-            embeddings = embed(encoder.to(target.device), texts, batch_size, target.to_device).numpy()
+            self.sentence_digest = sentence_digest(sentence_model)
+            embeddings = target.embed(*sentence_encoder(target.texts, sentence_model))
         self.means = [torch.from_numpy(embeddings[rows].mean(0)) for rows in target.samples]
 
     def scores(self, source: PooledSource) -> list[float]:
         mean = source.representation(self.name)["mean"]
+        about = read_json(source.pool / self.name / source.name / CONFIG)
+        if about.get("sentence_sha256") != self.sentence_digest:
+            raise UserError(f"the semb of {source.name} was made with another --sentence_model")
         return [cosine(mean, own) for own in self.means]
 
 
@@ -171,7 +156,7 @@ class VocabularyOverlap(Method):
         super().__init__(name, target)
         texts = target.texts
         self.tokens = [
-            replace(texts, chosen=texts.chosen[rows]).tokens().numpy()
+            dataclasses.replace(texts, chosen=texts.chosen[rows]).tokens().numpy()
             for rows in map(np.unique, target.samples)
         ]
 
@@ -185,7 +170,7 @@ class DataSize(Method):
     """How many examples the source was trained on."""
 
     def scores(self, source: PooledSource) -> list[float]:
-        n_train = source.about.get("n_train") or source.about.get("num_examples")
+        n_train = source.about.get("n_train") or source.about.get("num_examples")  # of published maps
         return [math.nan if n_train is None else float(n_train)]
 
 
@@ -205,8 +190,7 @@ class TaskSimilarity(Method):
         with tempfile.TemporaryDirectory() as folder:
             target.fine_tune(finetune, target.base.name, folder)
             model = load_finetuned(folder, "--target").to(target.device)
-        batch_size = target.training.train_batch_size
-        self.embedding = task_embedding(model, target.texts, batch_size, target.to_device)
+        self.embedding = task_embedding(model, target.texts, target.to_device)
 
     def scores(self, source: PooledSource) -> list[float]:
         """One for each weight."""
@@ -223,6 +207,9 @@ class TaskSimilarity(Method):
         return fused
 
 
+TUNING_FLAGS = [field.name for field in dataclasses.fields(TuningArguments)]
+
+
 class ShortTraining(Method):
     """What the target reaches on its validation split after a few steps from the source's model: in full
     (few-shot: Poth et al. 2021, section 4.3), or with the head alone (frozen-transfer)."""
@@ -234,8 +221,14 @@ class ShortTraining(Method):
         self.finetune, self.n_steps = finetune, n_steps
 
     def scores(self, source: PooledSource) -> list[float]:
-        changes: dict[str, object] = {"n_steps": self.n_steps, "eval_every": self.n_steps, "eval_test": False}
+        trained = source.training()
+        # Adapters go on as what they are. So few steps leave no time for a warm-up.
+        changes = {name: getattr(trained, name) for name in TUNING_FLAGS}
+        changes |= {"n_steps": self.n_steps, "eval_every": self.n_steps, "eval_test": False}
+        changes |= {"n_warmup": 0, "warmup_ratio": 0.0}
         if self.name == "frozen-transfer":
+            if trained.tuning not in ("full", "head"):
+                raise UserError(f"frozen-transfer is for whole models, but {source.name} is {trained.tuning}")
             changes |= {"tuning": "head", "adapters_dim": 0, "lr": self.FROZEN_LR}
         with tempfile.TemporaryDirectory() as folder:
             start = str(source.run_folder)
@@ -268,44 +261,6 @@ PLAIN: dict[str, type[Method]] = {
     "data-size": DataSize,
     "random": Random,
 }
-
-
-def chosen_names(target: Target, methods: str, sentence_model: str | None) -> list[str]:
-    """What `--methods` names, without repetition; `all` are those that are defined for the target.
-
-    Raises UserError for a method that there is not.
-    """
-    if methods == "all":
-        names = [name for name in NAMES if not (target.is_regression and is_for_classes(name))]
-        return [name for name in names if name != "semb" or sentence_model]
-    names = list(dict.fromkeys(methods.split(",")))
-    for name in names:
-        if name not in NAMES:
-            raise UserError(f"--methods {name} is not one of {', '.join(NAMES)}{suggestion(name, NAMES)}")
-    if FUSION in names and len(names) < 3:
-        raise UserError("--methods fusion fuses the ranks of other methods; name two or more of them, too")
-    return names
-
-
-def megabytes(names: Sequence[str], source: PooledSource) -> float:
-    """The size of the files that these methods read of a source, in 10^6 bytes."""
-    files = {file for name in names for file in files_of(name, source)}
-    return sum(file.stat().st_size for file in files) / 1e6
-
-
-def files_of(name: str, source: PooledSource) -> list[Path]:
-    if name.startswith("esm-"):
-        reads_head = name.removeprefix("esm-") in PREDICTION_SCORES and source.head is not None
-        return [source.map_folder / WEIGHTS, *([source.map_folder / HEAD] if reads_head else [])]
-    if name in (*LABEL_SCORES, "few-shot", "frozen-transfer"):
-        return [source.run_folder / WEIGHTS]
-    kind = {"vocabulary-overlap": "tokens"}.get(name, name)
-    file = source.pool / kind / source.name / WEIGHTS
-    return [file] if file.is_file() else []
-
-
-def is_for_classes(name: str) -> bool:
-    return name.removeprefix("esm-") in CLASSES_ONLY
 
 
 def cosine(one: Tensor, other: Tensor) -> float:

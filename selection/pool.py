@@ -1,8 +1,9 @@
 """A pool of sources, as phase 2 reads it."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,13 +13,34 @@ from checkpoints.encoders import published_pooling
 from checkpoints.files import CONFIG, METRICS, WEIGHTS, file_digest, load_weights
 from checkpoints.finetuned import load_finetuned
 from checkpoints.maps import HEAD, load_map
-from checkpoints.pretrained import HUB_PREFIX, Checkpoint
+from checkpoints.pretrained import HUB_PREFIX, Checkpoint, find_base, open_checkpoint
 from config.errors import UserError
-from config.presets import read_json
-from config.selection import REPRESENTATIONS
-from finetuning_model import TransformerWithClfHead
-from selection.hub import is_on_hub, published_maps
+from config.finetuning import FinetuningConfig
+from config.presets import arguments_of_run, read_json
+from config.selection import POOLINGS, REPRESENTATIONS
+from finetuning_model import ClfHead, TransformerWithClfHead
+from selection.hub import asks_the_hub, published_maps
 from selection_model import EmbeddingSpaceMap
+
+WITH_HEAD = ("classification", "regression")  # kinds whose head labels an embedding
+
+
+class Space(NamedTuple):
+    """What a map reads: texts, embedded by the base model in a certain way."""
+
+    pooling: str
+    is_published: bool = False  # by hf-dataset-selector, which reads texts in its own way
+
+
+class Labeller(NamedTuple):
+    """The layer that tells the classes of a source apart: weight [classes, embed] and bias."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def logits(self, embeddings: np.ndarray) -> np.ndarray:
+        """[texts, classes]."""
+        return (torch.from_numpy(embeddings) @ self.weight.T + self.bias).numpy()
 
 
 @dataclass
@@ -31,9 +53,8 @@ class PooledSource:
 
     @functools.cached_property
     def about(self) -> dict:
-        """config.json of its map, or of any other representation. Raises UserError if it cannot be read."""
-        folders = [self.map_folder, *(self.pool / kind / self.name for kind in REPRESENTATIONS)]
-        return next((read_json(folder / CONFIG) for folder in folders if (folder / CONFIG).is_file()), {})
+        """config.json of its map. Raises UserError if it cannot be read."""
+        return read_json(self.map_folder / CONFIG)
 
     @functools.cached_property
     def map(self) -> EmbeddingSpaceMap:
@@ -44,34 +65,39 @@ class PooledSource:
         """Of a linear map W and b; of one of low rank V, U and b."""
         return [weight.numpy() for weight in self.map.state_dict().values()]
 
-    @functools.cached_property
-    def head(self) -> tuple[Tensor, Tensor] | None:
-        """Weight [outputs, embed] and bias of the head that labels embeddings, if there is one."""
-        if not (self.map_folder / HEAD).is_file():
+    def space(self, base: Checkpoint) -> Space:
+        """What its map reads. Raises UserError if that is unknown, or of another base model."""
+        self.check_base(base)
+        own = self.about.get("esm_embedding")
+        if own is None:
+            return Space(published_pooling(base, str(self.about.get("base_model_name"))), is_published=True)
+        if own not in POOLINGS:
+            known = ", ".join(POOLINGS)
+            raise UserError(f"{self.map_folder / CONFIG}: esm_embedding {own!r} is not one of {known}")
+        return Space(own)
+
+    def check_base(self, base: Checkpoint) -> None:
+        """Raises UserError for another base model, whose embeddings would mean nothing to the map."""
+        digest, name = self.about.get("base_sha256"), str(self.about.get("base_model_name"))
+        same_weights = digest is None or digest == file_digest(base.folder / WEIGHTS)
+        same_name = digest is not None or name.split("/")[-1] == base.name.rstrip("/").split("/")[-1]
+        if not (same_weights and same_name):
+            raise UserError(f"the map of {self.name} was made for {name}, which is not {base.name}")
+
+    def labeller_of_map(self) -> Labeller | None:
+        """The head beside its map, if that tells classes apart. Raises UserError if it does not fit."""
+        if self.about.get("kind") != "classification" or not (self.map_folder / HEAD).is_file():
             return None
         head = load_weights(self.map_folder / HEAD)
-        return head["weight"], head["bias"]
+        if head.keys() != {"weight", "bias"} or head["weight"].shape[-1] != self.map.embed_dim:
+            raise UserError(
+                f"{self.map_folder / HEAD} is no head for embeddings of width {self.map.embed_dim}"
+            )
+        return Labeller(head["weight"], head["bias"])
 
     def forget(self) -> None:
-        """Let go of what was read: a pool may have more maps than memory has room for."""
-        for name in ("map", "head"):
-            self.__dict__.pop(name, None)
-
-    @property
-    def has_classes(self) -> bool:
-        """Does its head tell classes apart?"""
-        return self.head is not None and self.about.get("kind") == "classification"
-
-    def pooling(self, base: Checkpoint) -> str:
-        """How its texts were embedded; of maps that others published, as hf-dataset-selector does it."""
-        published = published_pooling(base, str(self.about.get("base_model_name", "")))
-        return str(self.about.get("esm_embedding") or published)
-
-    def logits(self, embeddings: np.ndarray) -> np.ndarray:
-        """[texts, outputs] of the head."""
-        assert self.head is not None
-        weight, bias = self.head
-        return (torch.from_numpy(embeddings) @ weight.T + bias).numpy()
+        """Let go of the map: a pool may have more of them than memory has room for."""
+        self.__dict__.pop("map", None)
 
     def representation(self, kind: str) -> dict[str, Tensor]:
         """Raises UserError if it was not made."""
@@ -82,52 +108,56 @@ class PooledSource:
             )
         return load_weights(folder / WEIGHTS)
 
-    @property
+    @functools.cached_property
     def run_folder(self) -> Path:
         """Where the fine-tuned model is. Raises UserError if it is gone, or was never here."""
-        named = Path(str(self.about.get("arguments", {}).get("source", "")))
-        folders = [
-            folder for folder in (self.pool / "runs" / self.name, named) if (folder / METRICS).is_file()
-        ]
-        if not folders or not (folders[0] / WEIGHTS).is_file():
-            raise UserError(
-                f"the fine-tuned model of {self.name} is not in {self.pool}; methods that start with esm- do "
-                "without it"
-            )
-        return folders[0]
+        folders = [self.pool / "runs" / self.name]
+        for file in sorted(self.pool.glob(f"*/{self.name}/{CONFIG}")):
+            if source := read_json(file).get("source"):
+                folders += [file.parent / source["relative_path"], Path(source["path"])]
+        for folder in folders:
+            if (folder / METRICS).is_file() and (folder / WEIGHTS).is_file():
+                return folder
+        raise UserError(
+            f"the fine-tuned model of {self.name} is not in {self.pool}; methods that start with esm- do "
+            "without it"
+        )
 
     def model(self) -> TransformerWithClfHead:
         """The fine-tuned model."""
-        return load_finetuned(self.run_folder, "--pool")
+        return load_finetuned(self.run_folder, "--pool").eval()
+
+    def labeller_of(self, model: TransformerWithClfHead) -> Labeller | None:
+        """The head of its model, if that tells the classes of texts apart."""
+        head = model.classification_head
+        if read_json(self.run_folder / CONFIG).get("kind") != "classification" or not isinstance(
+            head, ClfHead
+        ):
+            return None
+        return Labeller(head.weight.detach().cpu(), head.bias.detach().cpu())
+
+    def training(self) -> FinetuningConfig:
+        """How its model was fine-tuned."""
+        return FinetuningConfig(**arguments_of_run(FinetuningConfig, str(self.run_folder)))
 
 
-@dataclass
-class Pool:
+class Pool(NamedTuple):
     """Sources that started from the same base model."""
 
-    base: str
     sources: list[PooledSource]
-    digest: str | None = None  # of the base model's weights; unknown for maps that others published
-
-    def check_base(self, base: Checkpoint) -> None:
-        """Raises UserError for another base model, whose embeddings would mean nothing to the maps."""
-        if self.digest not in (None, file_digest(base.folder / WEIGHTS)):
-            raise UserError(
-                f"the sources of the pool started from {self.base}, not from --model_checkpoint {base.name}; "
-                "leave the flag out"
-            )
+    base: Checkpoint
 
 
-def open_pool(pool: str | Path, model_checkpoint: str | None = None) -> Pool:
+def open_pool(pool: str, model_checkpoint: str | None = None) -> Pool:
     """The finished sources in a folder of selection_train.py, or the published maps that `hub:` or
     `hub:PATTERN` asks for, of the base model `model_checkpoint`.
 
-    Raises UserError if there are none.
+    Raises UserError if there are none, or if their base model is gone or is another one.
     """
-    if is_on_hub(str(pool)):
-        maps = published_maps(str(pool), str(model_checkpoint), "--pool")
-        found = [PooledSource(name, Path(str(pool)), folder) for name, folder in maps.items()]
-        return Pool(str(model_checkpoint), found)
+    if asks_the_hub(pool):
+        maps = published_maps(pool, str(model_checkpoint), "--pool")
+        base = open_checkpoint(str(model_checkpoint), "--model_checkpoint")
+        return Pool([PooledSource(name, Path(pool), folder) for name, folder in maps.items()], base)
     folder = Path(pool)
     about = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if "base" not in about:
@@ -136,10 +166,17 @@ def open_pool(pool: str | Path, model_checkpoint: str | None = None) -> Pool:
     finished = {file.parent.name for kind in REPRESENTATIONS for file in folder.glob(f"{kind}/*/{METRICS}")}
     if not finished:
         raise UserError(f"--pool {folder} has no finished source; go on with selection_train.py")
-    sources = [PooledSource(name, folder, folder / "esm" / name) for name in sorted(finished)]
-    return Pool(base_of(about["base"]), sources, about["base"]["sha256"])
+    base = find_base(folder, about["base"])
+    if not base.name.startswith(HUB_PREFIX):  # it may have been moved
+        base = replace(base, name=str(base.folder.resolve()))
+    if model_checkpoint:
+        named = open_checkpoint(model_checkpoint, "--model_checkpoint")
+        check_same_model(named, base, f"the sources of {folder} started from {base.name}")
+        base = named
+    return Pool([PooledSource(name, folder, folder / "esm" / name) for name in sorted(finished)], base)
 
 
-def base_of(base: dict[str, str]) -> str:
-    """The base model of a pool: by its name on the Hub, or else by its folder."""
-    return base["name"] if base["name"].startswith(HUB_PREFIX) else base["path"]
+def check_same_model(model: Checkpoint, base: Checkpoint, fact: str) -> None:
+    """Raises UserError, with a fact about the base, if the model has other weights."""
+    if file_digest(model.folder / WEIGHTS) != file_digest(base.folder / WEIGHTS):
+        raise UserError(f"{fact}, not from {model.name}")

@@ -18,7 +18,12 @@ def show_ranking(rows: Sequence[Row], methods: Sequence[str], sorted_by: str, n_
     others = [method for method in methods if method != sorted_by]
     header = ["rank", "source", sorted_by, "spread", *others]
     lines = [
-        [format_rank(row, sorted_by), row["source"], f"{row[sorted_by]:.4f}", format_spread(row, sorted_by)]
+        [
+            format_rank(row, sorted_by),
+            row["source"],
+            format_score(row, sorted_by),
+            format_spread(row, sorted_by),
+        ]
         + [format_rank(row, method) for method in others]
         for row in rows
     ]
@@ -34,6 +39,10 @@ def align(header: list[str], lines: list[list[str]]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in [header, *lines]
     ]
+
+
+def format_score(row: Row, method: str) -> str:
+    return "-" if math.isnan(row[method]) else f"{row[method]:.4f}"
 
 
 def format_rank(row: Row, method: str) -> str:

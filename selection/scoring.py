@@ -18,37 +18,53 @@ from utils import logger
 Row = dict[str, Any]
 Scores = NDArray[np.float64]  # [sources, samples], NaN where a method is not defined
 SPREAD = (5, 95)  # percentiles of the ranks over the samples of the target's rows
+NO_VOTE = ("random",)  # methods that a fusion leaves out
 
 
 def score_sources(
-    sources: Sequence[PooledSource], methods: Sequence[Method]
+    sources: Sequence[PooledSource], methods: Sequence[Method], with_fusion: bool = False
 ) -> tuple[dict[str, Scores], dict[str, float]]:
-    """The scores by each method, and how many seconds they take per source.
+    """The scores by each method, and how many seconds each takes per source, as if it were alone.
 
     A source for which a method lacks something is named, and has no score by it. Raises UserError if that is
     so for all sources.
     """
-    raw: dict[str, list[list[float] | UserError]] = {method.name: [] for method in methods}
+    raw: dict[str, list[list[float] | ValueError]] = {method.name: [] for method in methods}
     seconds = dict.fromkeys(raw, 0.0)
     for source in tqdm(sources, "sources", disable=None, leave=False):
         for method in methods:
-            started = time.perf_counter()
-            try:
-                raw[method.name].append(method.scores(source))
-            except UserError as error:
-                raw[method.name].append(error)
-            seconds[method.name] += time.perf_counter() - started
-        source.forget()
+            outcome, time_taken = score_source(source, method)
+            raw[method.name].append(outcome)
+            seconds[method.name] += time_taken / len(sources)
     tell_failures(raw)
     scores = {method.name: method.combine(as_array(raw[method.name])) for method in methods}
-    return scores, {name: total / len(sources) for name, total in seconds.items()}
+    if with_fusion:
+        scores[FUSION] = fuse({name: found for name, found in scores.items() if name not in NO_VOTE})
+        seconds[FUSION] = sum(seconds[name] for name in scores if name not in (FUSION, *NO_VOTE))
+    return scores, seconds
 
 
-def tell_failures(raw: dict[str, list[list[float] | UserError]]) -> None:
+def score_source(source: PooledSource, method: Method) -> tuple[list[float] | ValueError, float]:
+    """The scores, or what is wrong (a UserError, or that of a function in selection_scores); the seconds."""
+    started = time.perf_counter()
+    try:
+        method.prepare(source)
+        method.take_saved_seconds()
+        started = time.perf_counter()
+        scores = method.scores(source)
+        return scores, time.perf_counter() - started + method.take_saved_seconds()
+    except ValueError as error:
+        wrong = error if isinstance(error, UserError) else UserError(f"{source.name}: {error}")
+        return wrong, time.perf_counter() - started
+    finally:
+        source.forget()
+
+
+def tell_failures(raw: dict[str, list[list[float] | ValueError]]) -> None:
     """Say once what is missing. Raises UserError if a method has no score at all because of it."""
     told = set()
     for name, outcomes in raw.items():
-        failures = [outcome for outcome in outcomes if isinstance(outcome, UserError)]
+        failures = [outcome for outcome in outcomes if isinstance(outcome, ValueError)]
         if len(failures) == len(outcomes):
             raise UserError(f"--methods {name}: {failures[0]}")
         for failure in failures:
@@ -57,7 +73,7 @@ def tell_failures(raw: dict[str, list[list[float] | UserError]]) -> None:
             told.add(str(failure))
 
 
-def as_array(outcomes: list[list[float] | UserError]) -> Scores:
+def as_array(outcomes: list[list[float] | ValueError]) -> Scores:
     """[sources, samples or 1]."""
     width = max(len(outcome) for outcome in outcomes if isinstance(outcome, list))
     rows = [
@@ -86,11 +102,16 @@ def fuse(scores: dict[str, Scores]) -> Scores:
 
 
 def make_rows(names: Sequence[str], scores: dict[str, Scores]) -> list[Row]:
-    """A row for each source, sorted by the fusion if there is one, else by the first method."""
+    """A row for each source, sorted by the fusion if there is one, else by the first method.
+
+    `low` and `high` are NaN for a method whose scores do not depend on samples.
+    """
     rows: list[Row] = [{"source": name} for name in names]
     for method, of_method in scores.items():
         by_sample = ranks_of(of_method)
         low, high = np.percentile(by_sample, SPREAD, axis=1)
+        if by_sample.shape[1] == 1:
+            low = high = np.full(len(rows), math.nan)
         for index, row in enumerate(rows):
             row[method], row[f"{method} rank"] = of_method[index, 0], by_sample[index, 0]
             row[f"{method} low"], row[f"{method} high"] = low[index], high[index]

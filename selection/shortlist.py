@@ -5,9 +5,10 @@ import math
 from collections.abc import Sequence
 
 from config.errors import UserError
-from selection.methods import FAST_LOGME, Views
+from selection.methods import FAST_LOGME
 from selection.pool import PooledSource
 from selection.target import Target
+from selection.views import Views
 from selection_logme import ROUGH_RANK, LowRankLogME, MappedLogME, rank_maps
 from utils import logger, show
 
@@ -17,12 +18,7 @@ def choose_shortlist(sources: Sequence[PooledSource], target: Target, n: int) ->
 
     A map that is damaged or does not fit is named and left out. Raises UserError if that is so for all.
     """
-    if not n or len(sources) <= n:
-        return list(sources)
-    for pooling in {source.pooling(target.base) for source in sources}:
-        target.embed_base(pooling)  # before several threads ask for it
-    scorer = MapScorer(target)
-    problems: dict[int, UserError] = {}
+    scorer, problems = MapScorer(target), dict[int, UserError]()
 
     def score(number: int, rank: int | None) -> float:
         try:
@@ -33,6 +29,9 @@ def choose_shortlist(sources: Sequence[PooledSource], target: Target, n: int) ->
         finally:
             sources[number].forget()
 
+    for number in range(len(sources)):  # what all share is made before several threads ask for it
+        if score(number, ROUGH_RANK) > -math.inf:
+            break
     rough, exact = functools.partial(score, rank=ROUGH_RANK), functools.partial(score, rank=None)
     ranking = rank_maps(rough, exact, len(sources), n)
     if len(problems) == len(sources):
@@ -57,7 +56,7 @@ class MapScorer:
             hint = "add --shortlist 0"
             raise UserError(f"{source.map_folder}: {architecture} maps are too slow for a shortlist; {hint}")
         options = {"rank": rank} if architecture == "linear" else {}
-        key = architecture, source.pooling(self.target.base), options.get("rank")
+        key = architecture, source.space(self.target.base), options.get("rank")
         if key not in self.prepared:
             self.prepared[key] = FAST_LOGME[architecture](base, self.target.labels, **options)
         return self.prepared[key].score(*source.map_weights())

@@ -1,11 +1,13 @@
 """A source: a model that was fine-tuned on a task, as its run folder has it."""
 
+import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from checkpoints.files import read_run_config
+from checkpoints.files import WEIGHTS, file_digest, read_run_config
 from checkpoints.finetuned import load_finetuned
 from config.errors import UserError
 from config.finetuning import FinetuningConfig
@@ -40,12 +42,25 @@ class FinetunedSource:
         """What its head reads, which is what its texts are embedded as."""
         return self.arguments.pooling
 
+    @property
+    def seen(self) -> np.ndarray:
+        """Indices of the training examples that the model was trained on."""
+        labels = self.task.train.labels
+        return choose_subset(labels, self.arguments.train_subset_size or len(labels), self.arguments.seed)
+
     def texts(self, at_most: int) -> TaskTexts:
-        """Training examples that the model has seen, drawn by the seed if there are more."""
-        labels, seed = self.task.train.labels, self.arguments.seed
-        seen = choose_subset(labels, self.arguments.train_subset_size or len(labels), seed)
-        chosen = np.sort(np.random.default_rng(seed).permutation(seen)[:at_most])
-        return TaskTexts(self.task, chosen, self.arguments)
+        """These examples, some drawn by the seed if there are more."""
+        drawn = np.random.default_rng(self.arguments.seed).permutation(self.seen)[:at_most]
+        return TaskTexts(self.task, np.sort(drawn), self.arguments)
+
+    def reference(self, folder: Path) -> dict[str, object]:
+        """What config.json in a folder of a pool says of the model that it represents."""
+        return {
+            "path": str(self.folder.resolve()),
+            "relative_path": os.path.relpath(self.folder.resolve(), folder.resolve()),
+            "sha256": file_digest(self.folder / WEIGHTS),
+            "arguments": dataclasses.asdict(self.arguments),
+        }
 
     def valid_texts(self, at_most: int) -> TaskTexts:
         """Examples that it has not seen."""

@@ -1,5 +1,6 @@
 """The target of a ranking: its rows, and what the base model makes of them."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
@@ -14,12 +15,14 @@ from config.errors import UserError
 from config.finetuning import FinetuningConfig
 from config.flags import replace
 from experiments.graph import Metrics
+from selection.pool import Space
 from selection_model import TextEncoder
 from tasks.embedding import TaskTexts, embed
 from tasks.examples import choose_subset
 from tasks.task import open_task
 from utils import choose_device
 
+PUBLISHED_LENGTH = 128  # tokens, at most
 Train = Callable[[FinetuningConfig], Metrics]
 
 
@@ -32,7 +35,7 @@ class Target:
     texts: TaskTexts
     samples: list[np.ndarray]  # indices of rows
     device: torch.device
-    _embeddings: dict[str, np.ndarray] = field(default_factory=dict)
+    _embeddings: dict[Space, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def open(cls, training: FinetuningConfig, base: Checkpoint, n_samples: int) -> "Target":
@@ -77,16 +80,23 @@ class Target:
             raise UserError(f"all {len(labels)} rows of the target {self.name} have the same label")
         return labels
 
-    def embed_base(self, pooling: str) -> np.ndarray:
+    def embed_base(self, space: Space) -> np.ndarray:
         """[rows, embed] of the base model; computed once."""
-        if pooling not in self._embeddings:
-            self._embeddings[pooling] = self.embed(open_encoder(self.base, pooling))
-        return self._embeddings[pooling]
+        if space not in self._embeddings:
+            texts = as_published(self.texts) if space.is_published else self.texts
+            self._embeddings[space] = self.embed(open_encoder(self.base, space.pooling), texts)
+        return self._embeddings[space]
 
-    def embed(self, encoder: TextEncoder) -> np.ndarray:
-        """[rows, embed] of any model with the same tokens."""
+    def embed(self, encoder: TextEncoder, texts: TaskTexts) -> np.ndarray:
+        """[rows, embed]."""
         on_device = encoder.to(self.device).eval()
-        return embed(on_device, self.texts, self.training.valid_batch_size, self.to_device).numpy()
+        return embed(on_device, texts, self.training.valid_batch_size, self.to_device).numpy()
 
     def to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {key: tensor.to(self.device) for key, tensor in batch.items()}
+
+
+def as_published(texts: TaskTexts) -> TaskTexts:
+    """As hf-dataset-selector reads them: at most 128 tokens, and the second text of a pair like the first."""
+    length = min(PUBLISHED_LENGTH, texts.arguments.max_length or PUBLISHED_LENGTH)
+    return dataclasses.replace(texts, arguments=replace(texts.arguments, max_length=length), segments=False)

@@ -1,5 +1,6 @@
 """Embeddings of the examples of a task, whatever its kind."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -37,8 +38,9 @@ class TaskTexts:
     chosen: np.ndarray  # indices of the examples
     arguments: TaskArguments
     split: str = "train"
+    segments: bool = True  # may the second text of a pair have a type of its own?
 
-    @property
+    @functools.cached_property
     def examples(self) -> Examples:
         return self.task.train if self.split == "train" else self.task.examples(self.split)
 
@@ -47,7 +49,9 @@ class TaskTexts:
     ) -> Collator:
         """Makes batches for a model of that shape that reads at most `longest` tokens."""
         length = min(self.arguments.max_length or longest, longest)
-        return collator_class.for_model(shape, self.task.tokenizer, length, self.arguments.truncation)
+        collate = collator_class.for_model(shape, self.task.tokenizer, length, self.arguments.truncation)
+        collate.segments = collate.segments and self.segments
+        return collate
 
     def tokens(self) -> Tensor:
         """The ids of the tokens that occur, sorted."""
@@ -56,16 +60,14 @@ class TaskTexts:
 
 
 def embed(encoder: Encoder, texts: TaskTexts, batch_size: int, to_device: ToDevice) -> Tensor:
-    """[texts, embed], in float32 on the CPU, by an encoder in evaluation mode.
-
-    Of examples with more than two texts, as those with choices, the first two are read.
-    """
+    """[texts, embed], in float32 on the CPU, by an encoder in evaluation mode; of words, as one text."""
+    as_one_sequence = texts.task.kind.collator_class.texts_as_one_sequence
     collate, examples = texts.collator(encoder.shape, encoder.shape.num_max_positions), texts.examples
     embeddings: dict[int, Tensor] = {}
 
     @torch.inference_mode()
     def encode(engine: Engine, indices: np.ndarray) -> None:
-        batch = to_device(collate([examples[index][:2] for index in indices]))
+        batch = to_device(collate([as_one_sequence(examples[index]) for index in indices]))
         embeddings.update(zip(indices.tolist(), encoder(**batch).float().cpu(), strict=True))
 
     Engine(encode).run(longest_first(texts.chosen, collate.lengths(examples), batch_size))

@@ -150,6 +150,11 @@ class Collator:
         lengths = share(self.max_length - self.n_special(len(texts)), list(map(len, texts)))
         return [self.truncate(text, length) for text, length in zip(texts, lengths, strict=True)]
 
+    @staticmethod
+    def texts_as_one_sequence(texts: list[np.ndarray]) -> list[np.ndarray]:
+        """One or two texts that say what an example is about; of one with choices, the first two."""
+        return texts[:2] or [np.empty(0, dtype=np.int64)]
+
     def token_types(self, texts: list[np.ndarray], row: np.ndarray) -> np.ndarray:
         """1 for the second text of a pair and the [SEP] after it, else 0 (Devlin et al. 2019, figure 2)."""
         token_types = np.zeros_like(row)

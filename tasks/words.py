@@ -41,10 +41,15 @@ class WordCollator(Collator):
     def sentences(self, texts: list[list[np.ndarray]]) -> tuple[Batch, list[np.ndarray]]:
         """Padded sentences, given as the ids of their words, with `word_mask` [batch, seq]: 1 at the first
         token of each word; and for each sentence the positions of these tokens."""
-        batch = self([[np.concatenate([np.empty(0, dtype=np.int64), *words])] for words in texts])
+        batch = self([self.texts_as_one_sequence(words) for words in texts])
         positions = [self.first_tokens(words) for words in texts]
         ones = [np.ones_like(row) for row in positions]
         return batch | {"word_mask": scatter(ones, positions, batch["input_ids"].shape, 0)}, positions
+
+    @staticmethod
+    def texts_as_one_sequence(texts: list[np.ndarray]) -> list[np.ndarray]:
+        """The words as one text."""
+        return [np.concatenate([np.empty(0, dtype=np.int64), *texts])]
 
     def first_tokens(self, words: list[np.ndarray]) -> np.ndarray:
         """The position of the first token of each word that was not cut off."""

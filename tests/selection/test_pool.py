@@ -9,12 +9,14 @@ import torch
 from helpers.pools import NAMES
 from helpers.runs import call, metrics, parse
 
-from checkpoints.encoders import open_encoder, open_tuned_encoder
+from checkpoints.encoders import open_encoder
 from checkpoints.files import load_weights
+from checkpoints.finetuned import load_finetuned
 from checkpoints.maps import load_map
 from checkpoints.pretrained import open_checkpoint
 from selection.sources import FinetunedSource
-from selection_train import EmbeddedTexts, train_sources
+from selection_model import TextEncoder
+from selection_train import EmbeddedTexts, EmbeddingBatches, train_sources
 from tasks.embedding import embed
 
 SCRIPT = "selection_train.py"
@@ -23,6 +25,10 @@ KINDS = ("esm", "textemb", "semb", "taskemb", "tokens")
 
 def on_cpu(batch):
     return batch
+
+
+def tuned_encoder(run_folder) -> TextEncoder:
+    return TextEncoder(load_finetuned(run_folder, "--sources").transformer, "mean").eval()
 
 
 def test_every_source_has_every_representation(pool):
@@ -44,8 +50,7 @@ def test_it_maps_what_the_base_model_makes_of_texts_to_what_the_fine_tuned_one_d
     base = open_encoder(open_checkpoint(str(pretrained), "--model_checkpoint"), "mean")
     texts = source.valid_texts(1000)
     before, after = (
-        embed(encoder, texts, 8, on_cpu)
-        for encoder in (base, open_tuned_encoder(pool / "runs" / "film", "mean"))
+        embed(encoder, texts, 8, on_cpu) for encoder in (base, tuned_encoder(pool / "runs" / "film"))
     )
     with torch.no_grad():
         mapped = load_map(pool / "esm" / "film")[0](before)
@@ -66,13 +71,28 @@ def test_the_head_lies_beside_the_map_where_there_is_one_for_texts(pool, cache):
 
 def test_texts_are_embedded_one_by_one_as_in_batches(pool, pretrained, cache):
     source = FinetunedSource.open(pool / "runs" / "names", str(cache))
-    encoder, texts = open_tuned_encoder(pool / "runs" / "names", "mean"), source.texts(10)
+    encoder, texts = tuned_encoder(pool / "runs" / "names"), source.texts(10)
     together, alone = (embed(encoder, texts, size, on_cpu) for size in (10, 1))
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     base = open_encoder(open_checkpoint(str(pretrained), "--model_checkpoint"), "mean")
     mean = embed(base, source.texts(1000), 32, on_cpu).mean(0)
     stored = load_weights(pool / "textemb" / "names" / "model.safetensors")["mean"]
     torch.testing.assert_close(stored, mean, rtol=1e-4, atol=1e-5)
+
+
+def test_sentences_of_words_are_embedded_as_wholes(pool, cache):
+    """Not by their first words; and one without words is a text like any other."""
+    source = FinetunedSource.open(pool / "runs" / "names", str(cache))
+    encoder, texts = tuned_encoder(pool / "runs" / "names"), source.texts(10)
+    expected = []
+    for index in texts.chosen:
+        words = [int(token) for word in texts.examples[index] for token in word]
+        ids = torch.tensor([[*words, texts.task.tokenizer.cls_id]])  # [CLS] comes last, the model is causal
+        with torch.no_grad():
+            expected.append(encoder(ids, torch.ones_like(ids))[0])
+    torch.testing.assert_close(embed(encoder, texts, 4, on_cpu), torch.stack(expected), rtol=1e-4, atol=1e-5)
+    kind = texts.task.kind.collator_class
+    assert [len(text) for text in kind.texts_as_one_sequence([])] == [0]
 
 
 def test_task_embeddings_are_squared_gradients_of_the_loss(pool, cache):
@@ -126,7 +146,8 @@ def test_what_exists_is_not_done_again_and_what_is_missing_is(pool, sources, fla
 
 
 def test_batches_of_embeddings_go_on_from_any_step():
-    texts = EmbeddedTexts(torch.arange(10.0)[:, None], torch.arange(10.0)[:, None] + 1, batch_size=4, seed=3)
+    texts = EmbeddedTexts(torch.arange(10.0)[:, None], torch.arange(10.0)[:, None] + 1)
+    texts = EmbeddingBatches(texts, batch_size=4, seed=3)
     stream = texts.starting_at(0)
     batches = [next(stream) for _ in range(6)]
     assert [len(batch["embeddings"]) for batch in batches] == [4, 4, 2, 4, 4, 2]

@@ -13,13 +13,14 @@ from helpers.pools import NAMES
 from helpers.runs import call, parse, run
 
 from checkpoints.maps import load_map
-from checkpoints.pretrained import open_checkpoint
 from config.errors import UserError
 from config.finetuning import FinetuningConfig
+from config.presets import arguments_of_run
 from selection.methods import NAMES as METHODS
-from selection.methods import TaskSimilarity, Views, build_methods
-from selection.pool import open_pool
+from selection.methods import TaskSimilarity, build_methods
+from selection.pool import Space, open_pool
 from selection.target import Target
+from selection.views import Views
 from selection_rank import rank
 from selection_scores import h_score, knn, leep, linear_probe, logme, nce
 
@@ -38,7 +39,7 @@ def ranking(pool, sources, flags, pretrained, tmp_path_factory):
 def test_all_methods_rank_all_sources(ranking):
     report = json.loads((ranking / "ranking.json").read_text())
     assert report["sorted_by"] == "fusion" and report["n_rows"] == 96
-    assert set(report["seconds_per_source"]) == set(METHODS) - {"fusion"}
+    assert set(report["seconds_per_source"]) == set(METHODS)
     for row in report["sources"]:
         for method in METHODS:
             is_undefined = method.split("-")[-1] in ("leep", "nce") and row["source"] != "film"
@@ -56,7 +57,7 @@ def test_the_target_itself_is_its_own_best_source(ranking):
 
 
 def open_target(path, pool, cache, **flags) -> Target:
-    base = open_checkpoint(open_pool(pool).base, "--pool")
+    base = open_pool(str(pool)).base
     training = FinetuningConfig(dataset_path=str(path), dataset_cache=str(cache), pooling="mean", **flags)
     return Target.open(training, base, n_samples=2)
 
@@ -65,8 +66,8 @@ def open_target(path, pool, cache, **flags) -> Target:
 def test_scores_are_those_of_the_formulas_on_embeddings_and_predictions(name, pool, sources, cache):
     """Of a classification and of a regression, each computed step by step from the files of the pool."""
     target = open_target(sources / name, pool, cache)
-    source = next(source for source in open_pool(pool).sources if source.name == "film")
-    base = torch.from_numpy(target.embed_base("mean"))
+    source = next(source for source in open_pool(str(pool)).sources if source.name == "film")
+    base = torch.from_numpy(target.embed_base(Space("mean")))
     fitted, _ = load_map(pool / "esm" / "film")
     head = safetensors.torch.load_file(pool / "esm" / "film" / "head.safetensors")
     with torch.no_grad():
@@ -85,6 +86,7 @@ def test_scores_are_those_of_the_formulas_on_embeddings_and_predictions(name, po
         expected["esm-nce"] = nce(logits.argmax(1).numpy(), labels)
         expected["esm-h-score"] = h_score(mapped.numpy(), labels)
     for method in build_methods(target, list(expected), parse(SCRIPT), finetune=None):
+        method.prepare(source)
         scores = method.scores(source)
         assert scores[0] == pytest.approx(expected[method.name], rel=1e-5), method.name
         assert len(scores) == 3 and len(set(scores)) > 1, "one for each sample of the rows"
@@ -99,8 +101,9 @@ def test_task_embeddings_fuse_the_ranks_by_each_weight():
 
 def test_the_fine_tuned_model_s_own_predictions_are_those_of_its_head(pool, sources, cache):
     target = open_target(sources / "film", pool, cache)
-    source = next(source for source in open_pool(pool).sources if source.name == "film")
-    logits = source.logits(Views(target).embeddings(source, mapped=False))
+    source = next(source for source in open_pool(str(pool)).sources if source.name == "film")
+    view = Views(target).of(source, mapped=False)
+    logits = view.labeller.logits(view.embeddings)
     model = source.model().eval()
     collate = target.texts.collator(model.config, 32)
     batch = collate([target.texts.examples[index] for index in target.texts.chosen])
@@ -180,20 +183,64 @@ def grid(sources, cache, pretrained, tmp_path_factory):
     return folder
 
 
-def test_rankings_are_compared_with_what_transfers_gave(grid, pool, flags, tmp_path):
+@pytest.fixture(scope="module")
+def grid_pool(grid, flags, tmp_path_factory):
+    """A pool of the models that the grid has trained."""
+    folder = tmp_path_factory.mktemp("grid_pools") / "pool"
     names = ",".join(str(grid / "sources" / "42" / name) for name in NAMES[1:])
-    call("selection_train.py", "--sources", names, *flags, "--output_dir", tmp_path / "pool")
-    printed = run(EVALUATE, grid, "--pool", tmp_path / "pool", "--methods", "esm-logme,textemb,fusion").stderr
-    with open(grid / "selection.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    call("selection_train.py", "--sources", names, *flags, "--output_dir", folder)
+    return folder
+
+
+def read_csv(file) -> list[dict]:
+    with open(file, newline="") as table:
+        return list(csv.DictReader(table))
+
+
+def test_rankings_are_compared_with_what_transfers_gave(grid, grid_pool, cache):
+    """Each figure of the file is worked out again from the table of the grid and the scores of the pool."""
+    printed = run(EVALUATE, grid, "--pool", grid_pool, "--methods", "esm-logme,textemb,fusion").stderr
+    rows, table = read_csv(grid / "selection.csv"), read_csv(grid / "results.csv")
     assert [(row["method"], row["seed"]) for row in rows] == [
         (method, seed) for seed in ("42", "43") for method in ("esm-logme", "textemb", "fusion")
     ]
-    assert {row["target"] for row in rows} == {"film@24"}
-    for row in rows:
-        assert 0 < float(row["ndcg"]) <= 100 and float(row["regret@1"]) >= float(row["regret@3"])
-        assert float(row["ms"]) > 0 and float(row["mb"]) > 0
-    assert "method" in printed and "regret@3" in printed
+    realised = {row["source"]: float(row["mean"]) for row in table}
+    best = max(realised.values())
+    for row in rows[:2]:
+        cell = grid / "cells" / "none" / "film@24" / row["seed"]
+        training = FinetuningConfig(**arguments_of_run(FinetuningConfig, str(cell)))
+        target = Target.open(training, open_pool(str(grid_pool)).base, n_samples=0)
+        assert len(target.labels) == 24
+        [method] = build_methods(target, [row["method"]], parse(EVALUATE, grid), finetune=None)
+        scores = {source.name: method.scores(source)[0] for source in open_pool(str(grid_pool)).sources}
+        first = max(scores, key=scores.get)
+        assert float(row["regret@1"]) == pytest.approx(100 * (best - realised[first]) / best)
+        both = max(realised["score"], realised["names"])
+        assert float(row["regret@3"]) == pytest.approx(100 * (best - both) / best)
+        other = "names" if first == "score" else "score"
+        if realised["names"] != realised["score"]:
+            assert float(row["spearman"]) == (1 if realised[first] > realised[other] else -1)
+    map_file = grid_pool / "esm" / "score" / "model.safetensors"
+    assert float(rows[0]["mb"]) == pytest.approx(map_file.stat().st_size / 1e6)
+    assert "method" in printed and "regret@3" in printed and "targets" in printed
+
+
+def test_without_flags_an_evaluation_takes_the_methods_that_the_pool_has_something_for(grid, grid_pool):
+    printed = run(EVALUATE, grid, "--pool", grid_pool).stderr
+    methods = {row["method"] for row in read_csv(grid / "selection.csv")}
+    assert {"esm-logme", "logme", "few-shot", "textemb", "fusion"} <= methods
+    assert not methods & {"taskemb", "semb"} and "error" not in printed
+
+
+def test_a_grid_of_another_base_is_no_truth_about_a_pool(grid, sources, flags, pretraining, tmp_path):
+    call(
+        "pretraining_train.py", *pretraining, "--n_steps", 2, "--seed", 9, "--output_dir", tmp_path / "other"
+    )
+    options = [*flags, "--model_checkpoint", tmp_path / "other", "--represent", "tokens"]
+    names = f"{sources}/score,{sources}/names.json"
+    call("selection_train.py", "--sources", names, *options, "--output_dir", tmp_path / "pool")
+    result = run(EVALUATE, grid, "--pool", tmp_path / "pool", check=False)
+    assert result.returncode == 2 and "started from" in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(

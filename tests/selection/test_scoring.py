@@ -27,6 +27,12 @@ class Table:
     def __init__(self, name, table):
         self.name, self.table = name, table
 
+    def prepare(self, source):
+        pass
+
+    def take_saved_seconds(self):
+        return 1.0
+
     def scores(self, source):
         found = self.table[source.name]
         if isinstance(found, str):
@@ -47,6 +53,7 @@ def test_sources_without_a_score_are_named_and_come_last(caplog):
     assert "left out: b is damaged" in caplog.text and caplog.text.count("left out") == 1
     np.testing.assert_array_equal(scores["one"], [[1, 2], [NAN, NAN], [3, 0.5]])
     assert scores["two"].shape == (3, 1) and seconds.keys() == {"one", "two"}
+    assert seconds["two"] == pytest.approx(1, abs=0.1), "what others computed before counts"
     rows = make_rows(list("abc"), scores)
     assert [row["source"] for row in rows] == ["c", "a", "b"]
     assert math.isnan(rows[-1]["one rank"]) and rows[0]["one rank"] == 1

@@ -11,7 +11,7 @@ from helpers.runs import parse
 from checkpoints.encoders import open_encoder, published_pooling
 from checkpoints.pretrained import open_checkpoint
 from config.errors import UserError
-from selection.hub import is_on_hub
+from selection.hub import means_maps
 from selection_rank import rank
 from selection_train import train_sources
 
@@ -104,4 +104,4 @@ def test_what_cannot_be_is_said_before_anything_is_written(
 
 
 def test_a_pattern_asks_for_maps_and_a_name_for_a_dataset():
-    assert is_on_hub("hub:") and is_on_hub("hub:*glue*") and not is_on_hub("hub:nyu-mll/glue:rte")
+    assert means_maps("hub:") and means_maps("hub:*glue*") and not means_maps("hub:nyu-mll/glue:rte")
