@@ -64,6 +64,7 @@ MODELS: dict[str, dict] = {
 }
 SINGLE: dict[str, dict] = {"minilm": {}, "ours": {"lr": 1e-3, "gradient_accumulation_steps": 1}}
 LOWER_HALF = {"minilm": "0-2", "ours": "0"}  # of the layers
+LONGER = ("single", "plain sequential", "ca_mtl sequential")  # also trained three times as long
 N_EVALUATIONS = {"minilm": 4, "ours": 6}
 
 
@@ -77,10 +78,11 @@ def cells_of(model: str) -> dict[str, dict]:
     }
     without = {part: ",".join(other for other in CA_MTL if other != part) for part in CA_MTL}
     longer = {"n_epochs": 3 * MODELS[model]["n_epochs"]}
-    cells: dict[str, dict] = {"single": SINGLE[model], "single, three times as long": SINGLE[model] | longer}
+    cells: dict[str, dict] = {"single": SINGLE[model]}
     cells |= {f"plain {name}": flags | {"conditioning": "none"} for name, flags in samplings.items()}
     cells |= {f"ca_mtl {name}": flags for name, flags in samplings.items()}
     cells |= {f"ca_mtl without {part}": {"conditioning": parts} for part, parts in without.items()}
+    cells |= {f"{cell}, three times as long": cells[cell] | longer for cell in LONGER}
     return cells | {"ca_mtl frozen": {"freeze_layers": LOWER_HALF[model]}, "lora": {"conditioning": "lora"}}
 
 
