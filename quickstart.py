@@ -3,7 +3,7 @@
 
 python quickstart.py                 fine-tune it three ways: `make quickstart`
 python quickstart.py --multitask     learn eight tasks with one model: `make multitask`
-    python quickstart.py --selection     say which of six tasks should come first: `make selection`
+python quickstart.py --selection     say which of six tasks should come first: `make selection`
 
 Every number of the tables comes from a run whose preset is run_configs/quickstart_*.json,
 multitask_quickstart*.json or selection_quickstart.json.
