@@ -180,12 +180,12 @@ SOURCES = ("review_sentiment", "rating", "one_liner", "order", "punctuation", "n
 METHODS = "esm-logme,esm-leep,logme,textemb,vocabulary-overlap,random"
 
 
-def selection(**overrides) -> dict[str, dict[str, float]]:
+def selection(restarts: int = 3, **overrides) -> dict[str, dict[str, float]]:
     """Transfer six tasks to a seventh with few labels, rank them without trying, and compare; write and
     return how good each ranking was.
 
-    Finished trainings are not repeated; delete runs/selection/ to start again. `overrides` are flags of them
-    all.
+    Finished trainings are not repeated; delete runs/selection/ to start again. The target is trained with
+    `restarts` seeds; `overrides` are flags of all trainings.
     """
     announce("1/4 making tasks of movie reviews, and a language model to start from")
     tasks, grid, pool = (SELECTION_FOLDER / name for name in ("tasks", "grid", "pool"))
@@ -206,7 +206,7 @@ def selection(**overrides) -> dict[str, dict[str, float]]:
         "to": [{"name": str(tasks / f"{TARGET}.json"), "n_epochs": 15, "sizes": [200]}],
     }
     write_json(SELECTION_FOLDER / "map.json", task_map)
-    transfer(TransferConfig(task_map=f"{SELECTION_FOLDER}/map.json", output_dir=str(grid), restarts=3))
+    transfer(TransferConfig(task_map=f"{SELECTION_FOLDER}/map.json", output_dir=str(grid), restarts=restarts))
 
     announce("3/4 a map of embeddings for each source")
     runs = ",".join(str(grid / "sources" / "42" / name) for name in SOURCES)

@@ -60,8 +60,9 @@ def rank(config: RankConfig) -> list[dict[str, Any]]:
     about |= {"arguments": arguments, "target": target.name, "n_rows": n_rows, "n_sources": n_sources}
     about |= {"sorted_by": method, "seconds_per_source": seconds}
     write_ranking(folder, rows, about)
-    draw_ranking(rows[: config.top], method, target.name, len(rows), folder / CHART)
-    show(f"{len(rows)} of {n_sources:,} sources for {target.name}, by {n_rows:,} of its examples")
+    task = file_name(str(config.target))
+    draw_ranking(rows[: config.top], method, task, len(rows), folder / CHART)
+    show(f"{len(rows)} of {n_sources:,} sources for {task}, by {n_rows:,} of its examples")
     show_ranking(rows[: config.top], list(scores), method, len(rows))
     show(f"done: {folder / REPORT}")
     return rows

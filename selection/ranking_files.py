@@ -98,7 +98,7 @@ def draw_ranking(rows: Sequence[Row], method: str, target: str, n_sources: int, 
     axes.errorbar(ranks, places, xerr=spread, fmt="o", color="tab:blue", capsize=3)
     axes.set_yticks(places, [row["source"] for row in rows])
     axes.invert_yaxis()
-    axes.set_xlim(n_sources + 1, 0)
+    axes.set_xlim(n_sources + 1, 0.5)
     axes.set_xlabel(f"rank by {method} (bars: 5 to 95 % of samples of the rows)")
     axes.set_title(f"sources for {target}")
     with atomic_write(file) as tmp_path:

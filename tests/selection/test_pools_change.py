@@ -6,7 +6,7 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
-from helpers.runs import call, launch, parse, run
+from helpers.runs import call, parse
 
 from config.errors import UserError
 from selection.pool import open_pool
@@ -125,8 +125,11 @@ def test_a_pool_of_adapters_is_ranked_as_any_other(sources, flags, ranked, tmp_p
         ranked(tmp_path / "pool", "frozen-transfer")
 
 
-def test_several_processes_are_refused(pool, sources, flags, tmp_path):
+def test_several_processes_are_refused(pool, sources, flags, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
     options = ["--target", sources / "film", "--pool", pool, *flags, "--output_dir", tmp_path / "out"]
-    result = run(RANK, *options, launcher=launch("torch.distributed.run"), check=False)
-    assert result.returncode != 0 and "one is enough; start selection_rank.py with python" in result.stderr
+    with pytest.raises(UserError, match="one is enough; start selection_rank.py with python"):
+        rank(parse(RANK, *options))
+    with pytest.raises(UserError, match="one is enough; start selection_evaluate.py with python"):
+        call("selection_evaluate.py", tmp_path, "--pool", pool)
     assert not (tmp_path / "out").exists()

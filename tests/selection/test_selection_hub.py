@@ -1,6 +1,8 @@
 """Maps go to the Hub and come back to rank sources there, with the scripts as a user runs them."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,35 +47,42 @@ def test_a_base_without_a_pooler_is_told(pretrained):
         open_encoder(checkpoint, "pooler")
 
 
+CALL = """
+import json, sys
+from helpers.runs import call
+for words in map(json.loads, sys.argv[1:]):
+    call(*words)
+"""
+
+
 def test_maps_are_published_fetched_and_ranked(base_folder, hub, sources, cache, tmp_path):
+    """One script after the other, in a process that has the loopback Hub for the real one."""
     hub, common = hub(base_folder.parents[2]), ["--model_checkpoint", f"hf:{BASE}", "--dataset_cache", cache]
-
-    def start(script, *arguments, **env):
-        result = hub.run(script, *common, *arguments, env=hub.env | env)
-        assert result.returncode == 0, result.stderr
-        return result.stderr
-
-    names = f"{sources}/film,{sources}/score"
-    published = start(
-        "selection_train.py",
-        *["--sources", names, "--represent", "esm", "--output_dir", tmp_path / "pool", "--publish", OWNER],
-        *STEPS,
-        HF_TOKEN=TOKEN,
+    names, pools = (
+        f"{sources}/film,{sources}/score",
+        ("hub:", str(tmp_path / "pool"), str(tmp_path / "fetched")),
     )
-    assert f"/{OWNER}/ESM_film" in published and f"/{OWNER}/ESM_score" in published
-    start("selection_train.py", "--sources", "hub:*film*", "--output_dir", tmp_path / "fetched")
-    assert [folder.name for folder in (tmp_path / "fetched" / "esm").iterdir()] == [f"{OWNER}__ESM_film"]
+    publish = ["--sources", names, "--represent", "esm", "--output_dir", pools[1], "--publish", OWNER]
+    fetch = ["--sources", "hub:*film*", "--output_dir", pools[2]]
+    calls = [["selection_train.py", *common, *publish, *STEPS], ["selection_train.py", *common, *fetch]]
+    target = ["--target", sources / "film", "--methods", "esm-logme,esm-leep", "--n_bootstrap", 0]
+    for number, pool in enumerate(pools):
+        folder = ["--pool", pool, "--output_dir", tmp_path / f"ranking_{number}"]
+        calls.append(["selection_rank.py", *common, *target, *folder])
+    lines = [json.dumps([str(word) for word in words]) for words in calls]
+    path = os.pathsep.join([hub.env["PYTHONPATH"], str(Path(__file__).parents[1])])
+    result = hub.run("-c", CALL, *lines, env=hub.env | {"HF_TOKEN": TOKEN, "PYTHONPATH": path})
+    assert result.returncode == 0, result.stderr
 
-    rank_film = ["selection_rank.py", "--target", sources / "film", "--methods", "esm-logme,esm-leep"]
-    scores = {}
-    for pool in ("hub:", tmp_path / "pool", tmp_path / "fetched"):
-        folder = tmp_path / f"ranking_{len(scores)}"
-        start(*rank_film, "--pool", pool, "--n_bootstrap", 0, "--output_dir", folder)
-        rows = json.loads((folder / "ranking.json").read_text())["sources"]
-        scores[str(pool)] = {row["source"].split("ESM_")[-1]: row["esm-logme"] for row in rows}
-    assert scores["hub:"] == pytest.approx(scores[str(tmp_path / "pool")])
-    assert scores["hub:"].keys() == {"film", "score"}
-    assert scores[str(tmp_path / "fetched")] == pytest.approx({"film": scores["hub:"]["film"]})
+    assert f"/{OWNER}/ESM_film" in result.stderr and f"/{OWNER}/ESM_score" in result.stderr
+    assert [folder.name for folder in (tmp_path / "fetched" / "esm").iterdir()] == [f"{OWNER}__ESM_film"]
+    reports = [json.loads((tmp_path / f"ranking_{n}" / "ranking.json").read_text()) for n in range(3)]
+    published, local, fetched = (
+        {row["source"].split("ESM_")[-1]: (row["esm-logme"], row["esm-leep"]) for row in report["sources"]}
+        for report in reports
+    )
+    assert published == local and published.keys() == {"film", "score"}
+    assert fetched == {"film": published["film"]} and published["film"][1] is not None
 
 
 @pytest.mark.parametrize(
