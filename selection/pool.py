@@ -80,7 +80,7 @@ class PooledSource:
         """Raises UserError for another base model, whose embeddings would mean nothing to the map."""
         digest, name = self.about.get("base_sha256"), str(self.about.get("base_model_name"))
         same_weights = digest is None or digest == file_digest(base.folder / WEIGHTS)
-        same_name = digest is not None or name.split("/")[-1] == base.name.rstrip("/").split("/")[-1]
+        same_name = digest is not None or short_name(name) == short_name(base.name)
         if not (same_weights and same_name):
             raise UserError(f"the map of {self.name} was made for {name}, which is not {base.name}")
 
@@ -139,6 +139,11 @@ class PooledSource:
     def training(self) -> FinetuningConfig:
         """How its model was fine-tuned."""
         return FinetuningConfig(**arguments_of_run(FinetuningConfig, str(self.run_folder)))
+
+
+def short_name(model: str) -> str:
+    """Without the owner, whom older names of the Hub lack, and without the folder."""
+    return model.removeprefix(HUB_PREFIX).rstrip("/").split("/")[-1]
 
 
 class Pool(NamedTuple):

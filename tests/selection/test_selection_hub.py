@@ -1,5 +1,6 @@
 """Maps go to the Hub and come back to rank sources there, with the scripts as a user runs them."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -11,9 +12,12 @@ from helpers.published import padded_batch, save_random, save_tokenizer
 from helpers.runs import parse
 
 from checkpoints.encoders import open_encoder, published_pooling
+from checkpoints.maps import save_map
 from checkpoints.pretrained import open_checkpoint
 from config.errors import UserError
 from selection.hub import means_maps
+from selection.pool import PooledSource, Space
+from selection_model import build_map
 from selection_rank import rank
 from selection_train import train_sources
 
@@ -51,7 +55,7 @@ CALL = """
 import json, sys
 from helpers.runs import call
 for words in map(json.loads, sys.argv[1:]):
-    call(*words)
+    print(call(*words))
 """
 
 
@@ -65,6 +69,7 @@ def test_maps_are_published_fetched_and_ranked(base_folder, hub, sources, cache,
     publish = ["--sources", names, "--represent", "esm", "--output_dir", pools[1], "--publish", OWNER]
     fetch = ["--sources", "hub:*film*", "--output_dir", pools[2]]
     calls = [["selection_train.py", *common, *publish, *STEPS], ["selection_train.py", *common, *fetch]]
+    calls.append(["selection_train.py", *common, "--list_maps"])
     target = ["--target", sources / "film", "--methods", "esm-logme,esm-leep", "--n_bootstrap", 0]
     for number, pool in enumerate(pools):
         folder = ["--pool", pool, "--output_dir", tmp_path / f"ranking_{number}"]
@@ -74,6 +79,7 @@ def test_maps_are_published_fetched_and_ranked(base_folder, hub, sources, cache,
     result = hub.run("-c", CALL, *lines, env=hub.env | {"HF_TOKEN": TOKEN, "PYTHONPATH": path})
     assert result.returncode == 0, result.stderr
 
+    assert result.stdout.split() == [f"{OWNER}/ESM_film", f"{OWNER}/ESM_score"], "the names that there are"
     assert f"/{OWNER}/ESM_film" in result.stderr and f"/{OWNER}/ESM_score" in result.stderr
     assert [folder.name for folder in (tmp_path / "fetched" / "esm").iterdir()] == [f"{OWNER}__ESM_film"]
     reports = [json.loads((tmp_path / f"ranking_{n}" / "ranking.json").read_text()) for n in range(3)]
@@ -114,3 +120,22 @@ def test_what_cannot_be_is_said_before_anything_is_written(
 
 def test_a_pattern_asks_for_maps_and_a_name_for_a_dataset():
     assert means_maps("hub:") and means_maps("hub:*glue*") and not means_maps("hub:nyu-mll/glue:rte")
+
+
+@pytest.mark.parametrize(
+    ("written", "base", "fits"),
+    [
+        ("bert-base-uncased", "hf:google-bert/bert-base-uncased", True),
+        ("google-bert/bert-base-uncased", "hf:bert-base-uncased", True),
+        ("google-bert/bert-base-uncased", "hf:bert-base-cased", False),
+    ],
+)
+def test_published_maps_know_their_base_by_name(written, base, fits, base_folder, tmp_path):
+    save_map(tmp_path / "map", build_map("linear", 32, 1), {"base_model_name": written, "task_id": "trec"})
+    source = PooledSource("trec", tmp_path, tmp_path / "map")
+    checkpoint = dataclasses.replace(open_checkpoint(str(base_folder), "--model_checkpoint"), name=base)
+    if fits:
+        assert source.space(checkpoint) == Space("pooler", is_published=True)
+    else:
+        with pytest.raises(UserError, match="the map of trec was made for google-bert/bert-base-uncased"):
+            source.space(checkpoint)
