@@ -115,6 +115,7 @@ ONLY_READ = {
     "python benchmarks/throughput.py": MINUTES,
     "python benchmarks/finetuning.py": MINUTES,
     "python benchmarks/multitask.py": MINUTES,
+    "python benchmarks/ranking.py": MINUTES,
     "python benchmarks/adapters.py": MINUTES,
     "python benchmarks/text.py": MINUTES,
     "python benchmarks/generation.py": MINUTES,
