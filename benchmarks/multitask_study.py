@@ -25,7 +25,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from checkpoints.files import CONFIG, METRICS, as_json, read_evaluations, read_metrics, write_json
+from checkpoints.files import (
+    CONFIG,
+    METRICS,
+    WEIGHTS,
+    as_json,
+    file_digest,
+    read_evaluations,
+    read_metrics,
+    write_json,
+)
 from config.finetuning import FinetuningConfig
 from config.multitask import MultitaskConfig
 from config.presets import arguments_of_run
@@ -143,7 +152,8 @@ def train_cell(model: str, cell: str, seed: int, base: str) -> None:
     row = train_single_tasks(folder, flags) if is_single else train_all_tasks(folder, flags)
     row["curve"] = [(step * n_rows * len(TASKS) // n_tasks, average) for step, average in row["curve"]]
     with open(ROWS, "a", encoding="utf-8") as file:
-        file.write(as_json({"model": model, "cell": cell, "seed": seed} | row) + "\n")
+        about = {"model": model, "cell": cell, "seed": seed, "base": file_digest(Path(base) / WEIGHTS)}
+        file.write(as_json(about | row) + "\n")
 
 
 def train_single_tasks(folder: Path, flags: dict) -> dict:
