@@ -192,12 +192,8 @@ def selection(restarts: int = 3, **overrides) -> dict[str, dict[str, float]]:
     write_review_tasks(tasks)
     pretrained, jobs = language_model(SELECTION_FOLDER, overrides)
     Graph(SELECTION_FOLDER, jobs).run(InOrder(), keep_going=False)
-    training = {"model_checkpoint": str(pretrained)} | overrides
-    training |= {
-        key: value
-        for key, value in read_preset(find_preset("selection_quickstart")).items()
-        if key not in training
-    }
+    preset = read_preset(find_preset("selection_quickstart"))
+    training = preset | {"model_checkpoint": str(pretrained)} | overrides
 
     announce(f"2/4 the truth: fine-tuning on each of {len(SOURCES)} sources, and from there on {TARGET}")
     task_map = {

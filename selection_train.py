@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.encoders import open_encoder
-from checkpoints.files import CHECKPOINTS, WEIGHTS, file_digest, save_weights
+from checkpoints.files import CHECKPOINTS, WEIGHTS, save_weights
 from checkpoints.maps import HEAD, map_sections
 from checkpoints.pretrained import Checkpoint, open_checkpoint
 from config.selection import RepresentationConfig
@@ -38,8 +38,7 @@ from finetuning_model import TransformerWithClfHead
 from finetuning_train import finetune
 from selection.hub import PUBLISHED, fetch_published, find_published, means_maps, names_of_maps, publish
 from selection.jobs import open_pool_graph, write_pool_config
-from selection.pool import WITH_HEAD
-from selection.representations import about_model, represent
+from selection.representations import represent
 from selection.sources import FinetunedSource
 from selection_model import EmbeddingSpaceMap, TextEncoder, build_map, fit_low_rank, fit_ridge
 from tasks.embedding import TaskTexts, embed
@@ -50,6 +49,7 @@ from training.step import LoopOptions, Objective
 from utils import Batch, Run, derive_seed, finish_run, logger, open_folder, show, show_messages, start_run
 
 CLOSED_FORMS = ("ridge", "low_rank")
+WITH_HEAD = ("classification", "regression")  # kinds whose head labels an embedding
 
 
 @notified
@@ -85,8 +85,8 @@ def represent_source(config: RepresentationConfig) -> Metrics:
     source = FinetunedSource.open(config.source, config.dataset_cache)
     if config.represent == "esm":
         return learn_map(config, source, run)
-    tensors = represent(source, config, run)
-    open_folder(run, source=source.reference(run.folder), **about_model(config))
+    tensors, about = represent(source, config, run)
+    open_folder(run, source=source.reference(run.folder), **about)
     save_weights(run.folder / WEIGHTS, tensors)
     return finish_run(run, {"n_numbers": sum(tensor.numel() for tensor in tensors.values())})
 
@@ -221,7 +221,7 @@ def about_source(
     }
     return {
         "base_model_name": base.name.removeprefix("hf:"),
-        "base_sha256": file_digest(base.folder / WEIGHTS),
+        "base_sha256": base.digest,
         "task_id": path if (path := training.dataset_path).startswith("hub:") else file_name(path),
         "task_split": "train",
         "num_examples": n_texts,

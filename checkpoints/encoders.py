@@ -1,4 +1,4 @@
-"""Models that embed texts: of pretrained checkpoints, and of fine-tuned run folders."""
+"""Pretrained models that embed texts."""
 
 import torch
 from torch import nn

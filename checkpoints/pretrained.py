@@ -1,5 +1,6 @@
 """Pretrained checkpoints: our own run folders, and other people's (`families.py`)."""
 
+import functools
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,11 @@ class Checkpoint:
     weights: dict[str, Tensor]
     base: "Checkpoint | None" = None  # the model that the adapters were trained on, if there are adapters
     tuning: dict | None = None  # how they were trained: the fields of a Tuning
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of its weights on disk, of which a large model has gigabytes: computed once."""
+        return file_digest(self.folder / WEIGHTS)
 
 
 def open_start(model_checkpoint: str | None) -> tuple[str, Checkpoint | None]:
@@ -92,7 +98,7 @@ def base_reference(checkpoint: Checkpoint, run_folder: Path) -> dict[str, str]:
         "name": base.name,
         "path": str(folder),
         "relative_path": os.path.relpath(folder, run_folder.resolve()),
-        "sha256": file_digest(folder / WEIGHTS),
+        "sha256": base.digest,
     }
 
 
@@ -106,9 +112,9 @@ def find_base(run_folder: Path, reference: dict[str, str]) -> Checkpoint:
     if not name.startswith(HUB_PREFIX) and not Path(name, WEIGHTS).is_file():
         raise UserError(f"{run_folder} needs the pretrained model {reference['path']}, which is gone")
     checkpoint = open_checkpoint(name, f"the base of {run_folder},")
-    weights_file = checkpoint.folder / WEIGHTS
-    if file_digest(weights_file) != reference["sha256"]:
-        raise UserError(f"{run_folder} was trained on other weights than are in {weights_file} now")
+    if checkpoint.digest != reference["sha256"]:
+        file = checkpoint.folder / WEIGHTS
+        raise UserError(f"{run_folder} was trained on other weights than are in {file} now")
     return replace(checkpoint, name=reference["name"])
 
 

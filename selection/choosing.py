@@ -6,6 +6,7 @@ from pathlib import Path
 from checkpoints.files import CONFIG, WEIGHTS
 from checkpoints.maps import HEAD
 from config.errors import UserError, suggestion
+from config.selection import REPRESENTATIONS
 from selection.methods import CLASSES_ONLY, FUSION, LABEL_SCORES, NAMES, PREDICTION_SCORES
 from selection.pool import PooledSource
 from selection.target import Target
@@ -55,19 +56,18 @@ def missing(name: str, sources: Sequence[PooledSource]) -> UserError | None:
 
 def files_of(name: str, source: PooledSource) -> list[Path]:
     """What a method reads of a source. Raises UserError if it is not there."""
-    if name.startswith("esm-"):
+    if name == "data-size" or name.startswith("esm-"):  # a map's config.json has the size
         if not (source.map_folder / CONFIG).is_file():
             hint = "add it with selection_train.py --represent esm"
             raise UserError(f"there is no map of {source.name}; {hint}")
+        if name == "data-size":
+            return []
         head = [source.map_folder / HEAD] if name.removeprefix("esm-") in PREDICTION_SCORES else []
         return [file for file in (source.map_folder / WEIGHTS, *head) if file.is_file()]
     if name in (*LABEL_SCORES, "few-shot", "frozen-transfer"):
         return [source.run_folder / WEIGHTS]
     kind = {"vocabulary-overlap": "tokens"}.get(name, name)
-    if kind not in ("textemb", "semb", "taskemb", "tokens"):
-        return []
-    source.representation(kind)
-    return [source.pool / kind / source.name / WEIGHTS]
+    return [source.file_of(kind)] if kind in REPRESENTATIONS else []
 
 
 def megabytes(names: Sequence[str], source: PooledSource) -> float:

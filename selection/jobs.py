@@ -65,8 +65,7 @@ def jobs_of_source(
         run_folder, training = folder / "runs" / source, training_of(entry, config, base.name)
         check_training(training, base)
     unfinished = [kind for kind in kinds if not (folder / kind / source / METRICS).is_file()]
-    for kind in kinds:
-        check_same_source(folder / kind / source, run_folder, training)
+    check_same_source([folder / kind / source for kind in kinds], run_folder, training)
     trains = training is not None and bool(unfinished)
     jobs = [Job(f"runs/{source}", finetune, training)] if training and trains else []
     for kind in kinds:
@@ -76,15 +75,17 @@ def jobs_of_source(
     return jobs
 
 
-def check_same_source(folder: Path, run_folder: Path, training: FinetuningConfig | None) -> None:
-    """Raises UserError if a representation was made from another model than it would be now."""
-    about = read_json(folder / CONFIG).get("source") if (folder / CONFIG).is_file() else None
-    if not about:
-        return
-    if training:
-        check_arguments(folder, about["arguments"], training)
-    if (run_folder / METRICS).is_file() and file_digest(run_folder / WEIGHTS) != about["sha256"]:
-        raise UserError(f"{folder} was made from another model than {run_folder} has now; delete it")
+def check_same_source(folders: list[Path], run_folder: Path, training: FinetuningConfig | None) -> None:
+    """Raises UserError if one of the representations was made from another model than it would be now."""
+    begun = [folder for folder in folders if (folder / CONFIG).is_file()]
+    is_there = begun and (run_folder / METRICS).is_file()
+    digest = file_digest(run_folder / WEIGHTS) if is_there else None
+    for folder in begun:
+        about = read_json(folder / CONFIG)["source"]
+        if training:
+            check_arguments(folder, about["arguments"], training)
+        if digest not in (None, about["sha256"]):
+            raise UserError(f"{folder} was made from another model than {run_folder} has now; delete it")
 
 
 def chosen_representations(config: SelectionConfig) -> list[str]:
@@ -108,7 +109,7 @@ def check_pool(folder: Path, base: Checkpoint) -> None:
     about = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if "base" not in about or about.get("script") != "selection_train.py":
         raise UserError(f"--output_dir {folder} holds something else than a pool; name another folder")
-    if about["base"]["sha256"] != file_digest(base.folder / WEIGHTS):
+    if about["base"]["sha256"] != base.digest:
         raise UserError(
             f"the sources in {folder} started from {about['base']['name']}, not from --model_checkpoint"
             f" {base.name}; take another --output_dir"

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from checkpoints.encoders import open_encoder
 from checkpoints.files import CONFIG
 from checkpoints.finetuned import load_finetuned
 from config.errors import UserError
@@ -31,7 +32,7 @@ from config.finetuning import TuningArguments
 from config.presets import read_json
 from config.selection import EvaluationConfig, RankConfig
 from selection.pool import PooledSource, Space
-from selection.representations import sentence_digest, sentence_encoder, task_embedding
+from selection.representations import in_tokens_of, open_sentence_model, task_embedding
 from selection.target import Target, Train
 from selection.views import View, Views
 from selection_logme import LowRankLogME, MappedLogME, score_in_threads
@@ -137,8 +138,9 @@ class EmbeddingSimilarity(Method):
         if name == "textemb":
             embeddings = target.embed_base(Space("mean"))
         else:
-            self.sentence_digest = sentence_digest(sentence_model)
-            embeddings = target.embed(*sentence_encoder(target.texts, sentence_model))
+            model = open_sentence_model(sentence_model)
+            self.sentence_digest = model.digest
+            embeddings = target.embed(open_encoder(model, "mean"), in_tokens_of(model, target.texts))
         self.means = [torch.from_numpy(embeddings[rows].mean(0)) for rows in target.samples]
 
     def scores(self, source: PooledSource) -> list[float]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.encoders import published_pooling
-from checkpoints.files import CONFIG, METRICS, WEIGHTS, file_digest, load_weights
+from checkpoints.files import CONFIG, METRICS, WEIGHTS, load_weights
 from checkpoints.finetuned import load_finetuned
 from checkpoints.maps import HEAD, load_map
 from checkpoints.pretrained import HUB_PREFIX, Checkpoint, find_base, open_checkpoint
@@ -21,8 +21,6 @@ from config.selection import POOLINGS, REPRESENTATIONS
 from finetuning_model import ClfHead, TransformerWithClfHead
 from selection.hub import asks_the_hub, published_maps
 from selection_model import EmbeddingSpaceMap
-
-WITH_HEAD = ("classification", "regression")  # kinds whose head labels an embedding
 
 
 class Space(NamedTuple):
@@ -79,7 +77,7 @@ class PooledSource:
     def check_base(self, base: Checkpoint) -> None:
         """Raises UserError for another base model, whose embeddings would mean nothing to the map."""
         digest, name = self.about.get("base_sha256"), str(self.about.get("base_model_name"))
-        same_weights = digest is None or digest == file_digest(base.folder / WEIGHTS)
+        same_weights = digest is None or digest == base.digest
         same_name = digest is not None or short_name(name) == short_name(base.name)
         if not (same_weights and same_name):
             raise UserError(f"the map of {self.name} was made for {name}, which is not {base.name}")
@@ -101,12 +99,16 @@ class PooledSource:
 
     def representation(self, kind: str) -> dict[str, Tensor]:
         """Raises UserError if it was not made."""
+        return load_weights(self.file_of(kind))
+
+    def file_of(self, kind: str) -> Path:
+        """Where a representation is. Raises UserError if it was not made."""
         folder = self.pool / kind / self.name
         if not (folder / METRICS).is_file():
             raise UserError(
                 f"{self.pool} has no {kind} of {self.name}; add it with selection_train.py --represent {kind}"
             )
-        return load_weights(folder / WEIGHTS)
+        return folder / WEIGHTS
 
     @functools.cached_property
     def run_folder(self) -> Path:
@@ -129,10 +131,8 @@ class PooledSource:
 
     def labeller_of(self, model: TransformerWithClfHead) -> Labeller | None:
         """The head of its model, if that tells the classes of texts apart."""
-        head = model.classification_head
-        if read_json(self.run_folder / CONFIG).get("kind") != "classification" or not isinstance(
-            head, ClfHead
-        ):
+        head, kind = model.classification_head, read_json(self.run_folder / CONFIG).get("kind")
+        if kind != "classification" or not isinstance(head, ClfHead):
             return None
         return Labeller(head.weight.detach().cpu(), head.bias.detach().cpu())
 
@@ -183,5 +183,5 @@ def open_pool(pool: str, model_checkpoint: str | None = None) -> Pool:
 
 def check_same_model(model: Checkpoint, base: Checkpoint, fact: str) -> None:
     """Raises UserError, with a fact about the base, if the model has other weights."""
-    if file_digest(model.folder / WEIGHTS) != file_digest(base.folder / WEIGHTS):
+    if model.digest != base.digest:
         raise UserError(f"{fact}, not from {model.name}")

@@ -8,13 +8,11 @@ from ignite.engine import Engine
 from torch import Tensor
 
 from checkpoints.encoders import open_encoder
-from checkpoints.files import WEIGHTS, file_digest
-from checkpoints.pretrained import open_checkpoint
+from checkpoints.pretrained import Checkpoint, open_checkpoint
 from config.errors import UserError
 from config.selection import RepresentationConfig
 from finetuning_model import TransformerWithClfHead
 from selection.sources import FinetunedSource
-from selection_model import TextEncoder
 from tasks.embedding import TaskTexts, ToDevice, embed
 from tasks.examples import longest_first
 from tasks.task import open_task
@@ -23,49 +21,49 @@ from utils import Run
 GRADIENT_BATCH = 32  # examples whose gradient is squared; the same for sources and targets
 
 
-def about_model(config: RepresentationConfig) -> dict[str, str]:
-    """Which model of sentences it was, for config.json."""
-    return {"sentence_sha256": sentence_digest(config.sentence_model)} if config.represent == "semb" else {}
+def represent(
+    source: FinetunedSource, config: RepresentationConfig, run: Run
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `config.represent` names, unless it is a map, and what config.json says of it.
 
-
-def sentence_digest(model: str | None) -> str:
-    """Raises UserError if no model is named."""
-    if not model:
-        raise UserError("semb needs a model that embeds sentences; name one with --sentence_model")
-    return file_digest(open_checkpoint(model, "--sentence_model").folder / WEIGHTS)
-
-
-def represent(source: FinetunedSource, config: RepresentationConfig, run: Run) -> dict[str, Tensor]:
-    """What `config.represent` names, unless it is a map. Raises UserError if something for it is missing."""
+    Raises UserError if something for it is missing.
+    """
     texts = source.texts(config.n_texts)
+    about: dict[str, str] = {}
     if config.represent == "tokens":
-        return {"token_ids": texts.tokens()}
+        return {"token_ids": texts.tokens()}, about
     if config.represent == "taskemb":
-        return task_embedding(source.model().to(run.device), texts, run.to_device)
+        return task_embedding(source.model().to(run.device), texts, run.to_device), about
     if config.represent == "semb":
-        encoder, texts = sentence_encoder(texts, config.sentence_model)
+        model = open_sentence_model(config.sentence_model)
+        texts, about = in_tokens_of(model, texts), {"sentence_sha256": model.digest}
     else:  # TextEmb (Vu et al. 2020, section 4.1): mean embeddings of the base model
-        encoder = open_encoder(open_checkpoint(config.model_checkpoint, "--model_checkpoint"), "mean")
-    embeddings = embed(encoder.to(run.device), texts, config.valid_batch_size, run.to_device)
-    return {"mean": embeddings.mean(0)}
+        model = open_checkpoint(config.model_checkpoint, "--model_checkpoint")
+    encoder = open_encoder(model, "mean").to(run.device)
+    return {"mean": embed(encoder, texts, config.valid_batch_size, run.to_device).mean(0)}, about
 
 
-def sentence_encoder(texts: TaskTexts, model: str | None) -> tuple[TextEncoder, TaskTexts]:
-    """What SEmb (Poth et al. 2021, section 4.2) embeds with, a model that learned to embed sentences, and the
-    texts in its tokens. Raises UserError if no model is named."""
-    if not model:
+def open_sentence_model(name: str | None) -> Checkpoint:
+    """What SEmb (Poth et al. 2021, section 4.2) embeds with, a model that learned to embed sentences.
+
+    Raises UserError if none is named.
+    """
+    if not name:
         raise UserError("semb needs a model that embeds sentences; name one with --sentence_model")
-    checkpoint = open_checkpoint(model, "--sentence_model")
-    task = open_task(texts.arguments, str(checkpoint.folder))
-    return open_encoder(checkpoint, "mean"), replace(texts, task=task)
+    return open_checkpoint(name, "--sentence_model")
+
+
+def in_tokens_of(model: Checkpoint, texts: TaskTexts) -> TaskTexts:
+    """The same texts for another model."""
+    return replace(texts, task=open_task(texts.arguments, str(model.folder)))
 
 
 def task_embedding(model: TransformerWithClfHead, texts: TaskTexts, to_device: ToDevice) -> dict[str, Tensor]:
     """TaskEmb (Vu et al. 2020, section 4.2), by the names of the transformer's weights that were trained: the
     squared gradients of the fine-tuned model's loss, summed over batches and divided by the examples.
 
-    The paper's code, too, squares the gradients of batches, not of examples, whose squares would be the
-    diagonal of the empirical Fisher information. The head's are left out, since heads differ.
+    The code of Poth et al. (2021), too, squares the gradients of batches, not of examples; those would give
+    the diagonal of the empirical Fisher information. The head's are left out, since heads differ.
     """
     kind = texts.task.kind
     collate = texts.collator(model.config, model.config.num_max_positions, kind.collator_class)

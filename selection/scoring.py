@@ -26,8 +26,8 @@ def score_sources(
 ) -> tuple[dict[str, Scores], dict[str, float]]:
     """The scores by each method, and how many seconds each takes per source, as if it were alone.
 
-    A source for which a method lacks something is named, and has no score by it. Raises UserError if that is
-    so for all sources.
+    A source for which a method lacks something is named, and has no score by it; a method that lacks
+    something for all sources is left out. Raises UserError if no method is left.
     """
     raw: dict[str, list[list[float] | ValueError]] = {method.name: [] for method in methods}
     seconds = dict.fromkeys(raw, 0.0)
@@ -36,8 +36,9 @@ def score_sources(
             outcome, time_taken = score_source(source, method)
             raw[method.name].append(outcome)
             seconds[method.name] += time_taken / len(sources)
-    tell_failures(raw)
-    scores = {method.name: method.combine(as_array(raw[method.name])) for method in methods}
+    left_out = tell_failures(raw)
+    kept = [method for method in methods if method.name not in left_out]
+    scores = {method.name: method.combine(as_array(raw[method.name])) for method in kept}
     if with_fusion:
         scores[FUSION] = fuse({name: found for name, found in scores.items() if name not in NO_VOTE})
         seconds[FUSION] = sum(seconds[name] for name in scores if name not in (FUSION, *NO_VOTE))
@@ -60,17 +61,24 @@ def score_source(source: PooledSource, method: Method) -> tuple[list[float] | Va
         source.forget()
 
 
-def tell_failures(raw: dict[str, list[list[float] | ValueError]]) -> None:
-    """Say once what is missing. Raises UserError if a method has no score at all because of it."""
-    told = set()
+def tell_failures(raw: dict[str, list[list[float] | ValueError]]) -> set[str]:
+    """Say once what is missing; the methods that have no score at all because of it.
+
+    Raises UserError if these are all.
+    """
+    told, left_out = set(), set()
     for name, outcomes in raw.items():
         failures = [outcome for outcome in outcomes if isinstance(outcome, ValueError)]
         if len(failures) == len(outcomes):
-            raise UserError(f"--methods {name}: {failures[0]}")
+            failures = [UserError(f"--methods {name}: {failures[0]}")]
+            left_out.add(name)
+            if len(left_out) == len(raw):
+                raise failures[0]
         for failure in failures:
             if str(failure) not in told:
                 logger.warning(f"left out: {failure}")
             told.add(str(failure))
+    return left_out
 
 
 def as_array(outcomes: list[list[float] | ValueError]) -> Scores:

@@ -104,8 +104,7 @@ def test_a_published_map_is_found_and_fetched(hub, root, run_folder):
         ["fetch", [name]],
         HF_TOKEN=TOKEN,
     )
-    assert url == f"{hub.mirror.url}/{name}"
-    assert found == found_by_short_name == [name]
+    assert url == f"{hub.mirror.url}/{name}" and found == found_by_short_name == [name]
     assert fetched.keys() == {name} and fetched[name].startswith(hub.env["HF_HOME"])
     (loaded, about), x = load_map(Path(fetched[name])), torch.randn(4, 6)
     assert torch.equal(loaded(x), make_map()(x))

@@ -1,6 +1,7 @@
 """Pools that are moved, lack something, or have something that does not fit."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -109,9 +110,8 @@ def test_what_does_not_fit_is_named_and_left_out(
 def test_a_head_that_does_not_fit_is_named(copy, ranked, caplog):
     head = {"weight": torch.ones(2, 5), "bias": torch.ones(2)}
     safetensors.torch.save_file(head, copy / "esm" / "film" / "head.safetensors")
-    with pytest.raises(UserError, match="head.safetensors is no head for embeddings of width 32|leep"):
-        ranked(copy, "esm-leep")
-        raise UserError("leep is undefined for the others, which have no classes")
+    scores = ranked(copy, "esm-leep")
+    assert all(math.isnan(score) for score in scores.values()), "the others have no classes"
     assert "is no head for embeddings of width 32" in caplog.text
 
 
@@ -123,6 +123,18 @@ def test_a_pool_of_adapters_is_ranked_as_any_other(sources, flags, ranked, tmp_p
         assert len(ranked(tmp_path / "pool", method, "--n_steps_few_shot", 4)) == 2, method
     with pytest.raises(UserError, match="frozen-transfer is for whole models, but film is pfeiffer"):
         ranked(tmp_path / "pool", "frozen-transfer")
+
+
+def test_all_means_what_a_small_pool_has_something_for(sources, flags, ranked, tmp_path):
+    options = ["--represent", "tokens", "--tuning", "pfeiffer", "--adapters_dim", 2]
+    names = f"{sources}/film,{sources}/score"
+    call(TRAIN, "--sources", names, *flags, *options, "--output_dir", tmp_path / "pool")
+    ranked(tmp_path / "pool", "vocabulary-overlap", "--methods", "all", "--n_steps_few_shot", 2)
+    report = json.loads((tmp_path / "out" / "ranking.json").read_text())
+    methods = report["seconds_per_source"].keys()
+    assert {"vocabulary-overlap", "logme", "few-shot", "fusion"} <= methods
+    assert not {"esm-logme", "textemb", "data-size"} & methods
+    assert "frozen-transfer" not in report["sources"][0], "it fails for adapters, and the others stay"
 
 
 def test_several_processes_are_refused(pool, sources, flags, tmp_path, monkeypatch):

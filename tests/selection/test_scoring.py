@@ -59,7 +59,10 @@ def test_sources_without_a_score_are_named_and_come_last(caplog):
     assert math.isnan(rows[-1]["one rank"]) and rows[0]["one rank"] == 1
 
 
-def test_a_method_that_lacks_something_for_all_sources_is_an_error():
+def test_a_method_that_lacks_something_for_all_sources_is_left_out_unless_it_is_the_only_one(caplog):
+    methods = [Table("one", {"a": "a has no map"}), Table("two", {"a": [1.0]})]
+    scores, _ = score_sources([Source("a")], methods, with_fusion=True)
+    assert list(scores) == ["two", "fusion"] and "left out: --methods one: a has no map" in caplog.text
     with pytest.raises(UserError, match="--methods one: a has no map"):
         score_sources([Source("a")], [Table("one", {"a": "a has no map"})])
 
