@@ -38,7 +38,7 @@ from selection.methods import FUSION, build_methods
 from selection.pool import Pool, PooledSource, check_same_model, open_pool
 from selection.quality import TOPS, quality
 from selection.ranking_files import align, write_csv
-from selection.scoring import ranks_of, score_sources
+from selection.scoring import Scores, ranks_of, score_sources
 from selection.target import Target
 from utils import logger, show, show_messages
 
@@ -117,6 +117,23 @@ def evaluate_cell(
     cell: Cell, sources: Sequence[PooledSource], pool: Pool, config: EvaluationConfig
 ) -> list[Row]:
     """A row for each method that is defined for the target; the others are named."""
+    scores, costs = score_cell(cell, sources, pool, config)
+    performance = np.array([cell.realised[source.name] for source in sources])
+    rows = []
+    for method, of_method in scores.items():
+        rank = np.nan_to_num(ranks_of(of_method)[:, 0], nan=len(sources))
+        row: Row = {"method": method, "target": cell.target, "seed": cell.training.seed}
+        rows.append(row | quality(rank, performance, cell.realised[NO_TRANSFER]) | costs[method])
+    return rows
+
+
+def score_cell(
+    cell: Cell, sources: Sequence[PooledSource], pool: Pool, config: EvaluationConfig
+) -> tuple[dict[str, Scores], dict[str, dict[str, float]]]:
+    """By method, the scores of the sources for the target, and the costs `ms` and `mb` per source.
+
+    A method that is not defined for the target, or for any source of it, is named and left out.
+    """
     changes = {"model_checkpoint": pool.base.name, "resume": None, "output_dir": None}
     target = Target.open(replace(cell.training, **changes), pool.base, n_samples=0)
     names = []
@@ -127,21 +144,19 @@ def evaluate_cell(
             logger.warning(f"{name} is not defined for {cell.target}, which is {target.texts.task.kind.name}")
     methods = build_methods(target, names, config, finetune)
     scores, seconds = score_sources(sources, methods, with_fusion=FUSION in names)
-    performance = np.array([cell.realised[source.name] for source in sources])
-    rows = []
-    for method, of_method in scores.items():
-        rank = ranks_of(of_method)[:, 0]
-        has_score = ~np.isnan(rank)
-        if not has_score.any():
+    costs = {}
+    for method, of_method in list(scores.items()):
+        scored = [
+            source for source, score in zip(sources, of_method[:, 0], strict=True) if not math.isnan(score)
+        ]
+        if not scored:
             logger.warning(f"{method} is not defined for any source of {cell.target}")
+            del scores[method]
             continue
         reads = [name for name in names if name != FUSION] if method == FUSION else [method]
-        scored = [source for source, is_scored in zip(sources, has_score, strict=True) if is_scored]
-        row: Row = {"method": method, "target": cell.target, "seed": cell.training.seed}
-        row |= quality(np.nan_to_num(rank, nan=len(sources)), performance, cell.realised[NO_TRANSFER])
-        sizes = [megabytes(reads, source) for source in scored]
-        rows.append(row | {"ms": 1000 * seconds[method], "mb": statistics.mean(sizes)})
-    return rows
+        size = statistics.mean(megabytes(reads, source) for source in scored)
+        costs[method] = {"ms": 1000 * seconds[method], "mb": size}
+    return scores, costs
 
 
 # --------------------------------------------------------------------------------------------------- averages

@@ -3,9 +3,9 @@
     python benchmarks/multitask_study.py minilm MODEL_CHECKPOINT DATA [--seeds 42,43,44] [--cells PATTERN]
     python benchmarks/multitask_study.py minilm --table
 
-DATA has a folder for each task that does not install with pip: train, valid and test.jsonl with text,
-text_pair and label, as published. Each cell is a run folder under runs/multitask_study/, which is resumed if
-it was interrupted, and becomes a row of docs/multitask_study.jsonl; a cell that has one is not trained again.
+benchmarks/real_tasks.py says what DATA is. Each cell is a run folder under runs/multitask_study/, which is
+resumed if it was interrupted, and becomes a row of docs/multitask_study.jsonl; a cell that has one is not
+trained again.
 
 2,000 examples of each task are trained on, the same for all seeds. 500 others choose the best evaluation, and
 up to 1,000 others are measured, of the official test split where there is one. As all tasks have the same
@@ -15,7 +15,6 @@ number of examples, the samplers proportional, square_root, temperature and anne
 import argparse
 import fnmatch
 import json
-import random
 import statistics
 import sys
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from real_tasks import TASKS, shuffled_splits, write_task
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from checkpoints.files import (
@@ -33,13 +33,10 @@ from checkpoints.files import (
     file_digest,
     read_evaluations,
     read_metrics,
-    write_json,
 )
 from config.finetuning import FinetuningConfig
 from config.multitask import MultitaskConfig
 from config.presets import arguments_of_run
-from data.sources import open_source
-from data.tables import read_rows
 from finetuning_train import finetune
 from layers.conditional import CA_MTL
 from multitask_train import train_multitask
@@ -48,21 +45,6 @@ FOLDER = Path("runs/multitask_study")
 ROWS = Path("docs/multitask_study.jsonl")
 COSTS = ("n_parameters", "n_steps", "seconds")
 N_ROWS = {"train": 2000, "valid": 500, "test": 1000}
-# The kind, the metric and the longest input of each task.
-TASKS = {
-    "trec": ("classification", "accuracy", 40),
-    "subj": ("classification", "accuracy", 80),
-    "cola": ("classification", "matthews", 48),
-    "rte": ("classification", "accuracy", 128),
-    "tweet_emotion": ("classification", "macro_f1", 80),
-    "tweet_irony": ("classification", "f1", 80),
-    "tweet_offensive": ("classification", "macro_f1", 80),
-    "query_wellformedness": ("regression", "pearson", 40),
-    "rotten_tomatoes": ("classification", "accuracy", 80),
-    "imdb": ("classification", "accuracy", 80),
-}
-FROM_PIP = {"rotten_tomatoes", "imdb"}
-
 # How each model is trained; the same for all of its cells, but for what SINGLE changes for single tasks.
 SHARED = {"valid_batch_size": 64, "attention_dropout": 0.0, "max_norm": 1.0, "warmup_ratio": 0.1}
 MODELS: dict[str, dict] = {
@@ -104,31 +86,13 @@ def rows_per_step(flags: dict) -> int:
 
 def write_tasks(data: Path) -> None:
     """The tasks as folders of JSONL, each beside a JSON file with its keys."""
-    for name, (kind, metric, max_length) in TASKS.items():
-        folder = FOLDER / "tasks" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for split, rows in sample_rows(name, data).items():
-            lines = (json.dumps(row) + "\n" for row in rows)
-            (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-        task = {
-            "dataset_path": str(folder),
-            "kind": kind,
-            "patience_metric": metric,
-            "max_length": max_length,
-        }
-        write_json(folder.with_suffix(".json"), task)
+    for name, task in TASKS.items():
+        write_task(FOLDER / "tasks" / name, task, sample_rows(name, data))
 
 
 def sample_rows(name: str, data: Path) -> dict[str, list[dict]]:
     """N_ROWS rows of each split, always the same. A split that is missing comes out of the training one."""
-    if name in FROM_PIP:
-        rows = {"train": list(open_source(name).rows("train"))}
-    else:
-        files = {split: data / name / f"{split}.jsonl" for split in N_ROWS}
-        rows = {split: list(read_rows(file)) for split, file in files.items() if file.is_file()}
-    for split in rows:
-        rows[split] = list({(row["text"], row.get("text_pair")): row for row in rows[split]}.values())
-        random.Random(f"{name} {split}").shuffle(rows[split])
+    rows = shuffled_splits(name, data)
     for split in N_ROWS.keys() - rows.keys():
         rows[split] = [rows["train"].pop() for _ in range(N_ROWS[split])]
     return {split: rows[split][:n] for split, n in N_ROWS.items()}
@@ -166,12 +130,12 @@ def train_single_tasks(folder: Path, flags: dict) -> dict:
     }
     curves = {task: read_evaluations(folder / task) for task in TASKS}
     averages = [
-        statistics.mean(row[TASKS[task][1]] for task, row in zip(TASKS, rows, strict=True))
+        statistics.mean(row[TASKS[task].metric] for task, row in zip(TASKS, rows, strict=True))
         for rows in zip(*curves.values(), strict=True)
     ]
     total = {key: sum(run[key] for run in metrics.values()) for key in COSTS}
     steps = [row["step"] for row in curves["trec"]]
-    scores = {task: run[f"test_{TASKS[task][1]}"] for task, run in metrics.items()}
+    scores = {task: run[f"test_{TASKS[task].metric}"] for task, run in metrics.items()}
     return total | {"scores": scores, "curve": list(zip(steps, averages, strict=True))}
 
 
@@ -179,7 +143,7 @@ def train_all_tasks(folder: Path, flags: dict) -> dict:
     """One model for all tasks: its test scores, parameters, steps, seconds, and validation averages."""
     files = ",".join(str(FOLDER / "tasks" / f"{task}.json") for task in TASKS)
     metrics = train(train_multitask, MultitaskConfig, folder, flags | {"tasks": files})
-    scores = {task: own[f"test_{TASKS[task][1]}"] for task, own in metrics["tasks"].items()}
+    scores = {task: own[f"test_{TASKS[task].metric}"] for task, own in metrics["tasks"].items()}
     curve = [(row["step"], row["average"]) for row in read_evaluations(folder)]
     return {key: metrics[key] for key in COSTS} | {"scores": scores, "curve": curve}
 

@@ -1,0 +1,165 @@
+"""The study of docs/selection.md: how well does each method rank 26 sources for 9 targets with 200 labels?
+
+    python benchmarks/selection_study.py ours MODEL_CHECKPOINT DATA [--restarts 3] [--sentence_model MODEL]
+    python benchmarks/selection_study.py ours --table
+
+benchmarks/real_tasks.py says what DATA is. A grid of finetuning_transfer.py in runs/selection_study/ is the
+truth. Its sources are those of four pools of selection_train.py, one for each kind of map. Each goes on where
+it was stopped. What was measured goes to docs/selection_transfers.jsonl and docs/selection_rankings.jsonl.
+"""
+
+import argparse
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from selection_tables import RANKINGS, TRANSFERS, print_tables, read_lines
+from selection_tasks import TARGETS, write_study
+
+from checkpoints.files import as_json, atomic_write, read_metrics, write_json
+from config.selection import EvaluationConfig, SelectionConfig
+from config.transfer import TransferConfig
+from experiments.grid_table import TABLE, read_table
+from finetuning_transfer import transfer
+from selection.pool import open_pool
+from selection_evaluate import Cell, cells_of, score_cell, sources_of
+from selection_train import train_sources
+
+FOLDER = Path("runs/selection_study")
+MAPS = ("linear", "ridge", "low_rank", "nonlinear")
+SEED = 42  # of the sources, and of the targets' trainings that rankings look at
+SHARED = {
+    "valid_batch_size": 64,
+    "attention_dropout": 0.0,
+    "max_norm": 1.0,
+    "warmup_ratio": 0.1,
+    "pooling": "mean",
+    "eval_every": 100_000,  # the last step counts, so that nothing is chosen
+    "eval_test": True,
+}
+MODELS: dict[str, dict] = {
+    "ours": SHARED | {"lr": 1e-3, "train_batch_size": 32, "n_epochs": 3, "dropout": 0.2},
+    "minilm": SHARED | {"lr": 1e-4, "train_batch_size": 32, "n_epochs": 2, "precision": "bf16"},
+}
+ON_TARGET: dict[str, dict] = {"ours": {"n_epochs": 10, "train_batch_size": 16}, "minilm": {"n_epochs": 5}}
+# Those that look at the source itself need one pool; what the others look at depends on the kind of map.
+OF_SOURCES = (
+    *("logme", "leep", "nce", "h-score", "knn", "linear", "textemb", "semb", "vocabulary-overlap", "taskemb"),
+    *("data-size", "random", "frozen-transfer", "few-shot"),
+)
+OF_MAPS = ("esm-logme", "esm-leep", "esm-nce", "esm-h-score", "esm-knn", "esm-linear")
+Row = dict[str, Any]
+
+
+def measure_transfers(model: str, base: str, data: Path, restarts: int) -> None:
+    """The truth: what each target reaches from each source, and without one."""
+    sources, targets = write_study(FOLDER / "tasks", data)
+    to = [
+        {"name": file, "metric": f"test_{TARGETS[Path(file).stem].metric}"} | ON_TARGET[model]
+        for file in targets
+    ]
+    defaults = MODELS[model] | {"model_checkpoint": base}
+    write_json(FOLDER / f"{model}.json", {"defaults": defaults, "from": sources, "to": to})
+    grid = FOLDER / model / "grid"
+    transfer(
+        TransferConfig(
+            task_map=f"{FOLDER}/{model}.json",
+            output_dir=str(grid),
+            restarts=restarts,
+            keep_models=False,
+            training={"dataset_cache": str(FOLDER / "cache")},
+        )
+    )
+    rows = []
+    for row in read_table(grid / TABLE):
+        folders = [grid / "cells" / row["source"] / row["target"] / seed for seed in row["seeds"].split()]
+        scores = [(read_metrics(folder) or {})[row["metric"]] for folder in folders]
+        rows.append({"target": row["target"], "source": row["source"], "scores": scores})
+    keep_rows(TRANSFERS, model, rows)
+
+
+def make_pools(model: str, base: str, sentence_model: str | None) -> None:
+    """A pool for each kind of map; the first one has what other methods need as well."""
+    runs = sorted(str(folder) for folder in (FOLDER / model / "grid" / "sources" / str(SEED)).iterdir())
+    everything = "esm,textemb,tokens,taskemb" + (",semb" if sentence_model else "")
+    for kind in MAPS:
+        represent = everything if kind == MAPS[0] else "esm"
+        config = SelectionConfig(
+            sources=",".join(runs),
+            represent=represent,
+            esm=kind,
+            sentence_model=sentence_model,
+            output_dir=str(FOLDER / model / kind),
+            training={"model_checkpoint": base, "dataset_cache": str(FOLDER / "cache")},
+        )
+        train_sources(config)
+
+
+def rank_sources(model: str, methods: list[str], sentence_model: str | None) -> None:
+    """Score the sources for each target by the methods, except those that are finished."""
+    cells = [cell for cell in cells_of(FOLDER / model / "grid") if cell.training.seed == SEED]
+    for cell, kind in itertools.product(cells, MAPS):
+        done = {row["method"] for row in read_lines(RANKINGS, model=model, map=kind, target=cell.target)}
+        asked_for = [name for name in methods if name not in done and (kind == MAPS[0] or name in OF_MAPS)]
+        config = EvaluationConfig(
+            transfer_results=str(FOLDER / model / "grid"),
+            pool=str(FOLDER / model / kind),
+            methods=",".join(asked_for),
+            sentence_model=sentence_model,
+        )
+        if asked_for:
+            rank_for(cell, config, {"model": model, "map": kind, "target": cell.target})
+
+
+def rank_for(cell: Cell, config: EvaluationConfig, about: Row) -> None:
+    """A line for each method that is defined for the target."""
+    pool = open_pool(config.pool)
+    sources = sources_of(cell, pool, config)
+    scores, costs = score_cell(cell, sources, pool, config)
+    names = [source.name for source in sources]
+    rows = [
+        about | {"method": method} | costs[method] | {"scores": dict(zip(names, found[:, 0], strict=True))}
+        for method, found in scores.items()
+    ]
+    with open(RANKINGS, "a", encoding="utf-8") as file:
+        file.writelines(as_json(row) + "\n" for row in rows)
+
+
+def keep_rows(file: Path, model: str, rows: list[Row]) -> None:
+    """Replace what the file has of this model."""
+    rows = [row for row in read_lines(file) if row["model"] != model] + [
+        {"model": model} | row for row in rows
+    ]
+    with atomic_write(file) as tmp_path:
+        tmp_path.write_text("".join(as_json(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def main() -> None:
+    """Measure what is asked for and missing, or print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("model_checkpoint", nargs="?")
+    parser.add_argument("data", nargs="?", type=Path)
+    parser.add_argument("--restarts", type=int, default=3)
+    parser.add_argument("--methods", default=",".join((*OF_MAPS, *OF_SOURCES)))
+    parser.add_argument("--sentence_model")
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    model, base = arguments.model, arguments.model_checkpoint
+    if not arguments.table:
+        measure_transfers(model, base, arguments.data, arguments.restarts)
+        make_pools(model, base, arguments.sentence_model)
+        methods = [
+            name for name in arguments.methods.split(",") if name != "semb" or arguments.sentence_model
+        ]
+        rank_sources(model, methods, arguments.sentence_model)
+    print_tables(model)
+
+
+if __name__ == "__main__":
+    main()
