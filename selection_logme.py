@@ -4,6 +4,7 @@ All that depends on the rows of the task is done once. After that, a map costs a
 matrices of its own size, however many rows and classes there are.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import blas, lapack
+from scipy.linalg import lapack
 from threadpoolctl import threadpool_limits
 
 from selection_scores import Floats, Ridge, as_features, diagonal_ridge, label_columns, log_evidence
@@ -76,14 +77,16 @@ class MappedLogME:
         floor = gram.diagonal().sum() * np.finfo(float).eps  # what rounding makes of zero
         diagonal, off_diagonal, products = tridiagonalize(gram, products)
 
-        def evaluate(t: float) -> Floats:
-            t = max(t, floor)
+        def at(t: float) -> Floats:
             pivots, _, solutions, _ = lapack.dptsv(diagonal + t, off_diagonal, products)
             log_determinant = np.log(pivots / t).sum()
             inner, squares = (products * solutions).sum(0), np.square(solutions).sum(0)
             if is_kernel:  # the solutions are the residuals, divided by t
                 return np.concatenate([[log_determinant], inner - t * squares, t * t * squares + outside])
             return np.concatenate([[log_determinant], squares, self.squares - inner - t * squares])
+
+        def evaluate(t: Floats) -> Floats:
+            return np.stack([at(value) for value in np.maximum(t, floor)])
 
         return log_evidence(SmoothRidge(evaluate, *RANGE_OF_T), self.n, len(self.squares))
 
@@ -153,58 +156,67 @@ class Update:
     """The change of the kernel S Sᵀ that a low-rank map brings, in the coordinates of `LowRankLogME`."""
 
     def __init__(self, base: LowRankLogME, down: Weights, up: Weights, bias: Weights):
-        self.base, self.s = base, base.singular_values[:, None]
-        self.outputs = base.directions @ np.column_stack([up, bias])
-        self.inputs = np.zeros((len(base.ones), len(up[0]) + 1))
-        self.inputs[: len(self.s), :-1] = self.s * (base.directions[: len(self.s)] @ down.T)
+        self.base, self.s, rank = base, base.singular_values[:, None], len(down)
+        rotated = base.directions @ np.column_stack([down.T, up, bias])
+        self.outputs = rotated[:, rank:]
+        self.inputs = np.zeros((len(base.ones), rank + 1))
+        self.inputs[: len(self.s), :-1] = self.s * rotated[: len(self.s), :rank]
         self.inputs[:, -1] = base.ones
-        changed, triangle = np.linalg.qr(self.outputs)
-        self.changed = np.asfortranarray(changed)
-        old = np.zeros((len(base.ones), changed.shape[1]))
-        old[: len(self.s)] = self.s * changed[: len(self.s)]
+        self.changed, triangle = np.linalg.qr(self.outputs)
+        old = np.zeros_like(self.inputs[:, : len(triangle)])
+        old[: len(self.s)] = self.s * self.changed[: len(self.s)]
         new = old + self.inputs @ triangle.T
-        self.stacked = np.asfortranarray(np.column_stack([old, new, base.projected]))
+        self.stacked = np.column_stack([old, new, base.projected])
 
-    def evaluate(self, t: float) -> Floats:
-        """What `SmoothRidge` needs to know: [1 + 2 · columns].
+    def evaluate(self, t: Floats) -> Floats:
+        """What `SmoothRidge` needs to know, [points, 1 + 2 · columns], for t of [points].
+
+        All points at once, in few large operations, which release the interpreter to other threads.
 
         Where the mean of the features is long, I − oldᵀ (S Sᵀ + t)⁻¹ old would cancel: it is formed as
         Dᵀ t (Sᵀ S + t)⁻¹ D.
         """
         base, r = self.base, self.changed.shape[1]
-        t = max(t, base.floor)
-        inverse = 1 / (base.row_squares[:, None] + t)
-        scaled = self.stacked * np.sqrt(inverse)
-        kept = self.changed * np.sqrt(t / (base.column_squares[:, None] + t))
-        left = np.linalg.cholesky(kept.T @ kept)
-        mixed = blas.dtrsm(1.0, left, scaled[:, :r].T @ scaled[:, r:], lower=1)
-        added = scaled[:, r:].T @ scaled[:, r:] + mixed.T @ mixed
-        right = np.linalg.cholesky(added[:r, :r] + np.eye(r))
-        of_new = lapack.dpotrs(right, added[:r, r:], lower=1)[0]
-        of_old = blas.dtrsm(1.0, left, mixed[:, r:] - mixed[:, :r] @ of_new, lower=1, trans_a=1)
-        old, new, labels = np.split(self.stacked, [r, 2 * r], axis=1)
-        solution = inverse * (labels + old @ of_old - new @ of_new)  # the residuals, divided by t
-        weights = self.outputs @ (self.inputs.T @ solution)
-        weights[: len(self.s)] += self.s * solution[: len(self.s)]
-        log_determinant = np.log1p(base.row_squares / t).sum()
-        log_determinant += 2 * np.log(left.diagonal() * right.diagonal()).sum()
-        residuals = t * t * np.square(solution).sum(0) + base.outside
-        return np.concatenate([[log_determinant], np.square(weights).sum(0), residuals])
+        t = np.maximum(t, base.floor)[:, None]
+        inverse = 1 / (base.row_squares + t)
+        kept = weighted_gram(self.changed, t / (base.column_squares + t))
+        gram = weighted_gram(self.stacked, inverse)
+        left = np.linalg.cholesky(kept)
+        mixed = np.linalg.solve(left, gram[:, :r, r:])
+        added = gram[:, r:, r:] + mixed.mT @ mixed
+        right = np.linalg.cholesky(added[:, :r, :r] + np.eye(r))
+        of_new = np.linalg.solve(right.mT, np.linalg.solve(right, added[:, :r, r:]))
+        of_old = np.linalg.solve(left.mT, mixed[:, :, r:] - mixed[:, :, :r] @ of_new)
+        changes, labels = self.stacked[:, : 2 * r], self.stacked[:, 2 * r :]
+        solutions = labels + changes @ np.concatenate([of_old, -of_new], axis=1)
+        solutions *= inverse[:, :, None]  # the residuals, divided by t
+        weights = self.outputs @ (self.inputs.T @ solutions)
+        weights[:, : len(self.s)] += self.s * solutions[:, : len(self.s)]
+        of_update = left.diagonal(axis1=1, axis2=2) * right.diagonal(axis1=1, axis2=2)
+        log_determinants = np.log1p(base.row_squares / t).sum(1) + 2 * np.log(of_update).sum(1)
+        residuals = t * t * np.square(solutions).sum(1) + base.outside
+        return np.column_stack([log_determinants, np.square(weights).sum(1), residuals])
+
+
+def weighted_gram(columns: Floats, weights: Floats) -> Floats:
+    """[points, k, k]: Aᵀ diag(w) A for A [n, k] and each w of [points, n]."""
+    scaled = columns * np.sqrt(weights)[:, :, None]
+    return scaled.mT @ scaled
 
 
 class SmoothRidge:
     """Ridge regressions with any t > 0, from few of them: they are smooth in ln t.
 
-    `evaluate` returns for a t the log determinant, the squared weights and the squared residuals of all
-    columns, [1 + 2 · columns]. It is called for the points of an interval, from `start` to `end` or as far
-    from there in ln t as it takes, when the first t in it is asked for.
+    `evaluate` returns for several t the log determinant, the squared weights and the squared residuals of all
+    columns, [points, 1 + 2 · columns]. It is called for the points of an interval, from `start` to `end` or
+    as far from there in ln t as it takes, when the first t in it is asked for.
 
     All values are sums of functions like 1 / (σ + t), whose poles are at ln t = ln σ ± iπ, at least π off the
     interval. So the error of a Chebyshev polynomial falls exponentially with the number of points. It is
     below 1e-6 of each value, and nearer 1e-8 for spectra without gaps.
     """
 
-    def __init__(self, evaluate: Callable[[float], Floats], start: float, end: float):
+    def __init__(self, evaluate: Callable[[Floats], Floats], start: float, end: float):
         self.evaluate, self.start, self.width = evaluate, math.log(start), math.log(end / start)
         self.n_points = math.ceil(5 + 2.6 * self.width)
         self.coefficients: dict[int, Floats] = {}
@@ -226,13 +238,19 @@ class SmoothRidge:
     def fit(self, interval: int) -> Floats:
         """[points, 2 + 2 · columns]: the coefficients of the values, and of the log determinant's slope."""
         if interval not in self.coefficients:
-            points = chebyshev.chebpts1(self.n_points)
+            points, to_series = chebyshev_points(self.n_points)
             log_t = self.start + self.width * (interval + (points + 1) / 2)
-            values = np.stack([self.evaluate(t) for t in np.exp(log_t)])
-            series = chebyshev.chebfit(points, values, self.n_points - 1)
+            series = to_series @ self.evaluate(np.exp(log_t))
             slope = np.append(chebyshev.chebder(series[:, 0]) * 2 / self.width, 0.0)
             self.coefficients[interval] = np.column_stack([series, slope])
         return self.coefficients[interval]
+
+
+@functools.cache
+def chebyshev_points(n: int) -> tuple[Floats, Floats]:
+    """The points of [−1, 1] where to look at a function, and what makes its series of its values there."""
+    points = chebyshev.chebpts1(n)
+    return points, np.linalg.inv(np.asarray(chebyshev.chebvander(points, n - 1), dtype=np.float64))
 
 
 # -------------------------------------------------------------------------------------- the best of many maps

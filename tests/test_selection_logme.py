@@ -166,9 +166,9 @@ def test_interpolation_in_ln_t_has_six_digits_wherever_it_is_asked():
     eigenvalues, energies = np.concatenate([[0.0], np.geomspace(1e-9, 1e9, 50)]), random.random((51, 300))
     exact = diagonal_ridge(eigenvalues, energies, np.zeros(300))
 
-    def evaluate(t: float) -> np.ndarray:
-        ridge = exact(np.full(300, t))
-        return np.concatenate([ridge.log_determinant[:1], ridge.weights, ridge.residuals])
+    def evaluate(points: np.ndarray) -> np.ndarray:
+        ridges = [exact(np.full(300, t)) for t in points]
+        return np.stack([np.concatenate([r.log_determinant[:1], r.weights, r.residuals]) for r in ridges])
 
     smooth, t = SmoothRidge(evaluate, 0.7, 100), random.permutation(np.geomspace(1e-4, 1e6, 300))
     for values, expected in zip(smooth(t), exact(t), strict=True):
