@@ -110,11 +110,11 @@ def low_rank_map(width: int, rank: int) -> tuple[Array, Array, Array]:
     return down, up, bias
 
 
-def write_map(folder: Path, weight: Array, bias: Array) -> Path:
+def write_map(folder: Path, weight: Array, bias: Array, base_model: str = "bert") -> Path:
     """In the format that both sides read."""
     fitted = LinearMap(len(bias))
     fitted.load_state_dict({"model.weight": torch.from_numpy(weight), "model.bias": torch.from_numpy(bias)})
-    save_map(folder, fitted, {"base_model_name": "bert", "task_id": folder.name})
+    save_map(folder, fitted, {"base_model_name": base_model, "task_id": folder.name})
     return folder
 
 
@@ -129,11 +129,15 @@ class Peer:
 
     def score(self, arrays: Path, folders: list[Path]) -> tuple[float, list[float]]:
         """Seconds and scores."""
+        answer = self.ask({"arrays": str(arrays), "maps": [str(folder) for folder in folders]})
+        return answer["scoring"], answer["scores"]
+
+    def ask(self, request: dict) -> dict:
+        """What ranking_peer.py answers."""
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps([str(arrays), *map(str, folders)]) + "\n")
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        elapsed, scores = json.loads(self.process.stdout.readline())
-        return elapsed, scores
+        return json.loads(self.process.stdout.readline())
 
 
 # ---------------------------------------------------------------------------------------------- measurements
