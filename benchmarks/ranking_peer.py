@@ -47,7 +47,7 @@ def score_maps(folders: list[str], features: torch.Tensor, labels: np.ndarray) -
 
 
 def score_texts(request: dict) -> dict:
-    """Without maps, the library's own function embeds the rows and throws the result away; here it is kept."""
+    """Without maps, the library's own function embeds the rows and throws that away; here it is kept."""
     with open(request["rows"], encoding="utf-8") as file:
         table = Table.from_list([json.loads(line) for line in file])
     dataset, kept = Dataset(table, "text", "label", is_regression=False), []
