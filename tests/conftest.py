@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from helpers.hub_mirror import HubMirror
+from helpers.processes import run_code
 from helpers.runs import SHAPE, STEPS, TOKEN, WORDS, run
 
 from data.sources import open_source
@@ -83,8 +84,8 @@ for request in map(json.loads, sys.argv[1:]):
 print(json.dumps(rows))
 """
 
-    def __init__(self, mirror, home, run):
-        self.mirror, self.run = mirror, run
+    def __init__(self, mirror, home, run_script):
+        self.mirror, self.run_script = mirror, run_script
         (home / "sitecustomize.py").write_text(NO_WAITING)
         self.env = {
             "HF_ENDPOINT": mirror.url,
@@ -93,6 +94,14 @@ print(json.dumps(rows))
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "PYTHONPATH": os.pathsep.join([str(home), str(ROOT)]),
         }
+
+    def run(self, name, *arguments, env=None, cwd=None, timeout=120):
+        """Run a file of the project, or the code after `-c`, in its own process."""
+        if name != "-c":
+            return self.run_script(name, *arguments, env=env, cwd=cwd, timeout=timeout)
+        code, *words = map(str, arguments)
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | self.env | (env or {})
+        return run_code(code, words, environment, cwd or Path.cwd(), timeout)
 
     def load(self, *names, columns=None, **env):
         """The first rows of every split, or the error message, by dataset name; sets `stderr`."""
