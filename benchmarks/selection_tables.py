@@ -180,26 +180,30 @@ def tries(rankings: Rankings) -> list[tuple[Method, ...]]:
     ]
 
 
+def regrets_at_3(parts: tuple[Method, ...], truths: list[Truth], rankings: Rankings) -> np.ndarray:
+    """[targets]; the prior of each is what the others say."""
+    rank = fusion(parts, truths, rankings)
+    return np.array([regret(rank(t), t.scores.mean(1), 3, t.without.mean()) for t in truths])
+
+
 def better_table(truths: list[Truth], rankings: Rankings, n_best: int = 12) -> list[list[str]]:
-    """The mean regret@3 of the published method, of the best tries, and of the try that is the best for the
-    other targets, target by target.
+    """The mean regret@3 of the published method, of the best tries, and of the try that is best for all
+    others, target by target. What chooses it, the prior included, knows nothing of the held-out target.
     """
-    regrets: dict[tuple[Method, ...], np.ndarray] = {}
-    for parts in ((PUBLISHED,), *tries(rankings)):
-        rank = fusion(parts, truths, rankings)
-        regrets[parts] = np.array([regret(rank(t), t.scores.mean(1), 3, t.without.mean()) for t in truths])
-    chosen = []
+    everything = {parts: regrets_at_3(parts, truths, rankings) for parts in ((PUBLISHED,), *tries(rankings))}
+    held_out = []
     for index in range(len(truths)):
-        others = {parts: np.delete(values, index).mean() for parts, values in regrets.items()}
-        best = min(others, key=lambda parts: (others[parts], len(parts)))
-        chosen.append(regrets[best][index])
-    leaders = sorted(regrets, key=lambda parts: (regrets[parts].mean(), len(parts)))[:n_best]
-    rows = {"published": regrets[PUBLISHED,], "chosen by the other targets": np.array(chosen)}
-    rows |= {" + ".join(" ".join(part).strip() for part in parts): regrets[parts] for parts in leaders}
+        others = truths[:index] + truths[index + 1 :]
+        means = {parts: regrets_at_3(parts, others, rankings).mean() for parts in everything}
+        chosen = min(means, key=lambda parts: (means[parts], len(parts)))
+        held_out.append(everything[chosen][index])
+    leaders = sorted(everything, key=lambda parts: (everything[parts].mean(), len(parts)))[:n_best]
+    rows = {"published": everything[PUBLISHED,], "chosen by the other targets": np.array(held_out)}
+    rows |= {" + ".join(" ".join(part).strip() for part in parts): everything[parts] for parts in leaders}
     table = [["", "regret@3", *(truth.target for truth in truths)]]
-    return table + [
-        [name, f"{values.mean():.2f}", *(f"{v:.1f}" for v in values)] for name, values in rows.items()
-    ]
+    for name, values in rows.items():
+        table.append([name, f"{values.mean():.2f}", *(f"{value:.1f}" for value in values)])
+    return table
 
 
 def print_tables(model: str) -> None:
