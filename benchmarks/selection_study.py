@@ -30,6 +30,7 @@ from selection_train import train_sources
 
 FOLDER = Path("runs/selection_study")
 MAPS = ("linear", "ridge", "low_rank", "nonlinear")
+N_TEXTS = 2000  # that represent a source
 SEED = 42  # of the sources, and of the targets' trainings that rankings look at
 SHARED = {
     "valid_batch_size": 64,
@@ -98,6 +99,7 @@ def make_pools(model: str, base: str, sentence_model: str | None) -> None:
             sources=",".join(runs),
             represent=represent,
             esm=kind,
+            n_texts=N_TEXTS,
             sentence_model=sentence_model,
             output_dir=str(FOLDER / model / kind),
             training={"model_checkpoint": base, "dataset_cache": str(FOLDER / "cache")},
