@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import solve as solve_system
 from scipy.stats import rankdata
 from sklearn.covariance import LedoitWolf
 
@@ -16,6 +17,7 @@ Floats = NDArray[np.float64]
 
 MAX_ROUNDS, TOLERANCE = 50, 1e-3  # of the fixed point of LogME
 RIDGES = np.logspace(-4, 4, 17)  # relative to the mean eigenvalue of the features
+MIN_SHRINKAGE = 1e-6  # that leaves a covariance well enough conditioned
 RRF_OFFSET = 60  # of reciprocal rank fusion (Cormack et al. 2009)
 
 
@@ -96,14 +98,20 @@ def log_evidence(solve: Callable[[Floats], Ridge], n: int, n_columns: int) -> fl
 def h_score(features: ArrayLike, labels: ArrayLike) -> float:
     """Regularized H-score (Ibrahim et al. 2022, equation 5): how much of the features' variance the classes
     explain, along all directions alike. The covariances are shrunk as Ledoit & Wolf (2004) do.
+
+    For numbers, which the paper does not have, how much a linear function of the label explains.
     """
-    x, (_, class_ids) = as_features(features, labels), classes_of(labels)
-    x = x - x.mean(0)
+    x, targets = as_features(features, labels), label_columns(labels)
+    x, targets = x - x.mean(0), targets - targets.mean(0)
     shrunk = LedoitWolf(assume_centered=True).fit(x)
-    means = class_means(x, class_ids)[class_ids]
-    between = np.atleast_2d(np.cov(means, rowvar=False)) if len(x) > 1 else np.zeros((x.shape[1],) * 2)
-    inverse = np.linalg.pinv(shrunk.covariance_, rcond=1e-15, hermitian=True)
-    return float((1 - shrunk.shrinkage_) * np.sum(inverse * between))
+    products = targets.T @ x
+    if shrunk.shrinkage_ > MIN_SHRINKAGE and x.any():
+        solutions = solve_system(shrunk.covariance_, products.T, assume_a="pos")
+    else:
+        solutions = np.linalg.pinv(shrunk.covariance_, rcond=1e-15, hermitian=True) @ products.T
+    # The features that the labels predict are T (TᵀT)⁺ TᵀX. This is the trace of their covariance by Σ⁻¹.
+    between = np.sum(np.linalg.pinv(targets.T @ targets, hermitian=True) * (products @ solutions))
+    return float((1 - shrunk.shrinkage_) * between / max(len(x) - 1, 1))
 
 
 def knn(features: ArrayLike, labels: ArrayLike, k: int = 5) -> float:

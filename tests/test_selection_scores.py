@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.linear_model import Ridge
+from sklearn.covariance import LedoitWolf
+from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
 from selection_scores import RIDGES, fuse_ranks, h_score, knn, leep, linear_probe, logme, nce, ranks
@@ -154,8 +155,21 @@ def test_h_score_is_the_trace_of_the_shrunk_covariances(size):
     assert h_score(x + 5, y) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_h_score_of_numbers_is_that_of_what_a_line_predicts_of_the_features(size):
+    n, d, _ = size
+    x, y = features_of(n, d), features_of(n, 1)[:, 0]
+    shrunk = LedoitWolf().fit(x)
+    line = LinearRegression().fit(y[:, None], x)
+    between = np.atleast_2d(np.cov(line.predict(y[:, None]), rowvar=False))
+    expected = (1 - shrunk.shrinkage_) * np.trace(np.linalg.solve(shrunk.covariance_, between))
+    assert h_score(x, y) == pytest.approx(expected, rel=1e-6)
+    assert h_score(x, 7 - 3 * y) == pytest.approx(expected, rel=1e-6)
+
+
 def test_h_score_without_anything_to_tell_apart_is_zero():
     assert h_score(features_of(40, 5), np.zeros(40, dtype=int)) == pytest.approx(0, abs=1e-12)
+    assert h_score(features_of(40, 5), np.zeros(40)) == pytest.approx(0, abs=1e-12)
     assert h_score(np.ones((40, 5)), classes_for(40, 2)) == pytest.approx(0, abs=1e-12)
 
 
@@ -228,7 +242,6 @@ def test_names_of_classes_may_be_words():
         (lambda: logme(np.ones(3), [0, 1, 1]), r"shape \[3\]"),
         (lambda: logme(np.full((2, 2), np.nan), [0, 1]), "must be finite"),
         (lambda: logme(np.ones((2, 2)), [0.5, np.inf]), "finite numbers"),
-        (lambda: h_score(np.ones((2, 2)), [0.5, 0.1]), "classes are needed"),
         (lambda: leep(np.ones((2, 2)), [0, 1]), "add up to 1"),
         (lambda: nce([0, 1, 1], [0, 1]), "3 source labels for 2 labels"),
         (lambda: nce([], []), "classes are needed"),

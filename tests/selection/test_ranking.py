@@ -76,6 +76,7 @@ def test_scores_are_those_of_the_formulas_on_embeddings_and_predictions(name, po
     labels, is_regression = target.labels, name == "score"
     expected = {
         "esm-logme": logme(mapped.numpy(), labels),
+        "esm-h-score": h_score(mapped.numpy(), labels),
         "esm-knn": knn(mapped.numpy(), labels),
         "esm-linear": linear_probe(mapped.numpy(), labels),
     }
@@ -84,7 +85,6 @@ def test_scores_are_those_of_the_formulas_on_embeddings_and_predictions(name, po
     else:
         expected["esm-leep"] = leep(logits.softmax(1).numpy(), labels)
         expected["esm-nce"] = nce(logits.argmax(1).numpy(), labels)
-        expected["esm-h-score"] = h_score(mapped.numpy(), labels)
     for method in build_methods(target, list(expected), parse(SCRIPT), finetune=None):
         method.prepare(source)
         scores = method.scores(source)

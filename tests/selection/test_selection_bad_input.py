@@ -70,7 +70,7 @@ def test_sources_of_another_base_do_not_join_a_pool(pool, sources, flags, pretra
         (["--target", "FILM", "--methods", "logmee"], "--methods logmee is not one of"),
         (["--target", "FILM", "--methods", "esm-logme,fusion"], "name two or more of them"),
         (["--target", "SCORE", "--methods", "nce"], "--methods nce is for classes"),
-        (["--target", "SCORE", "--methods", "esm-h-score"], "--methods esm-h-score is for classes"),
+        (["--target", "SCORE", "--methods", "esm-nce"], "--methods esm-nce is for classes"),
         (
             ["--target", "NAMES", "--methods", "esm-logme"],
             "is tagging, but scores are for classes or numbers",
