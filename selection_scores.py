@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import solve as solve_system
 from scipy.stats import rankdata
-from sklearn.covariance import LedoitWolf
 
 Floats = NDArray[np.float64]
 
@@ -103,15 +102,30 @@ def h_score(features: ArrayLike, labels: ArrayLike) -> float:
     """
     x, targets = as_features(features, labels), label_columns(labels)
     x, targets = x - x.mean(0), targets - targets.mean(0)
-    shrunk = LedoitWolf(assume_centered=True).fit(x)
+    covariance, shrinkage = shrunk_covariance(x)
     products = targets.T @ x
-    if shrunk.shrinkage_ > MIN_SHRINKAGE and x.any():
-        solutions = solve_system(shrunk.covariance_, products.T, assume_a="pos")
+    if shrinkage > MIN_SHRINKAGE and x.any():
+        solutions = solve_system(covariance, products.T, assume_a="pos")
     else:
-        solutions = np.linalg.pinv(shrunk.covariance_, rcond=1e-15, hermitian=True) @ products.T
+        solutions = np.linalg.pinv(covariance, rcond=1e-15, hermitian=True) @ products.T
     # The features that the labels predict are T (TᵀT)⁺ TᵀX. This is the trace of their covariance by Σ⁻¹.
     between = np.sum(np.linalg.pinv(targets.T @ targets, hermitian=True) * (products @ solutions))
-    return float((1 - shrunk.shrinkage_) * between / max(len(x) - 1, 1))
+    return float((1 - shrinkage) * between / max(len(x) - 1, 1))
+
+
+def shrunk_covariance(x: Floats) -> tuple[Floats, float]:
+    """Of centred rows [n, d], towards a multiple of the identity, and by how much: by the share of its squared
+    distance from there that is noise (Ledoit & Wolf 2004, section 3.3).
+    """
+    n, d = x.shape
+    sample = x.T @ x / n
+    variance, square = np.trace(sample) / d, np.square(sample).sum()
+    distance = square - d * variance**2
+    noise = (np.square(np.square(x).sum(1)).mean() - square) / n
+    shrinkage = float(np.clip(noise / distance, 0.0, 1.0)) if distance > 0 else 0.0
+    shrunk = (1 - shrinkage) * sample
+    shrunk.flat[:: d + 1] += shrinkage * variance
+    return shrunk, shrinkage
 
 
 def knn(features: ArrayLike, labels: ArrayLike, k: int = 5) -> float:
