@@ -114,7 +114,7 @@ def h_score(features: ArrayLike, labels: ArrayLike) -> float:
 
 
 def shrunk_covariance(x: Floats) -> tuple[Floats, float]:
-    """Of centred rows [n, d], towards a multiple of the identity, and by how much: by the share of its squared
+    """Of centred rows [n, d], towards a multiple of the identity, and by how much: the share of its squared
     distance from there that is noise (Ledoit & Wolf 2004, section 3.3).
     """
     n, d = x.shape
