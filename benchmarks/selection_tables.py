@@ -17,7 +17,7 @@ from selection_scores import fuse_ranks, ranks
 TRANSFERS, RANKINGS = Path("docs/selection_transfers.jsonl"), Path("docs/selection_rankings.jsonl")
 MEASURES = ("ndcg", "regret@1", "regret@3", "regret@5", "spearman")
 PUBLISHED = ("linear", "esm-logme")  # the kind of map and the method of Schulte et al. (2024)
-MIN_SIGNAL = 3.0  # the deviation over sources, relative to that over seeds
+MIN_RELATION = 3.0
 N_BOOTSTRAP = 1000
 PRIOR = "prior"
 Row = dict[str, Any]
@@ -36,6 +36,11 @@ class Truth(NamedTuple):
     def signal(self) -> tuple[float, float]:
         """The deviation of the means over sources, and that over the seeds of one source."""
         return self.scores.mean(1).std(ddof=1), math.sqrt(self.scores.var(1, ddof=1).mean())
+
+    def relation(self) -> float:
+        """Of the deviation over sources and that of a mean over seeds."""
+        over_sources, over_seeds = self.signal()
+        return over_sources / over_seeds * math.sqrt(self.scores.shape[1])
 
 
 def read_lines(file: Path, **values: str) -> list[Row]:
@@ -61,14 +66,25 @@ def read_truths(model: str, with_relatives: bool) -> list[Truth]:
 
 def signal_table(truths: list[Truth]) -> list[list[str]]:
     table = [
-        ["target", "no transfer", "worst source", "best source", "over sources", "over seeds", "relation"]
+        [
+            "target",
+            "no transfer",
+            "worst source",
+            "best source",
+            "over sources",
+            "over seeds",
+            "of a mean",
+            "relation",
+        ]
     ]
     for truth in truths:
         means = truth.scores.mean(1)
         over_sources, over_seeds = truth.signal()
         best = truth.sources[means.argmax()]
         figures = [f"{truth.without.mean():.3f}", f"{means.min():.3f}", f"{means.max():.3f} ({best})"]
-        figures += [f"{over_sources:.4f}", f"{over_seeds:.4f}", f"{over_sources / over_seeds:.1f}"]
+        of_mean = over_sources / truth.relation()
+        figures += [f"{number:.4f}" for number in (over_sources, over_seeds, of_mean)]
+        figures.append(f"{truth.relation():.1f}")
         table.append([truth.target, *figures])
     return table
 
@@ -213,7 +229,7 @@ def print_tables(model: str) -> None:
         truths = read_truths(model, with_relatives)
         print(f"\n{'with' if with_relatives else 'without'} sources that were made of the target's own task")
         print_markdown(signal_table(truths))
-        rankable = [truth for truth in truths if truth.signal()[0] >= MIN_SIGNAL * truth.signal()[1]]
+        rankable = [truth for truth in truths if truth.relation() >= MIN_RELATION]
         if rankable and rankings.rows:
             print_markdown(method_table(rankable, rankings))
             print_markdown(better_table(rankable, rankings))
