@@ -93,7 +93,7 @@ def write_tasks(data: Path) -> None:
 def sample_rows(name: str, data: Path) -> dict[str, list[dict]]:
     """N_ROWS rows of each split, always the same. A split that is missing comes out of the training one."""
     rows = shuffled_splits(name, data)
-    for split in N_ROWS.keys() - rows.keys():
+    for split in [split for split in N_ROWS if split not in rows]:  # the order of a set would vary
         rows[split] = [rows["train"].pop() for _ in range(N_ROWS[split])]
     return {split: rows[split][:n] for split, n in N_ROWS.items()}
 
