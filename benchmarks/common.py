@@ -81,8 +81,9 @@ def record(name: str, **figures) -> None:
 
 
 def command() -> str:
-    """The command that started this benchmark."""
-    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    """The command that started this benchmark, without where this machine keeps things."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
 def machine() -> str:

@@ -89,7 +89,7 @@ def has_rating(review: Review) -> bool:
 
 def parts_of(rest: Pools) -> dict[str, tuple[RealTask, list[Row]]]:
     """More sources: some labels of a task, fewer rows of it, or other questions about its texts."""
-    halves = [
+    collections = [
         {"text": row["text"], "label": name}
         for rows in zip(*(rest[name][:N_SOURCE] for name in TWEETS), strict=False)
         for name, row in zip(TWEETS, rows, strict=True)
@@ -103,7 +103,7 @@ def parts_of(rest: Pools) -> dict[str, tuple[RealTask, list[Row]]]:
         "trec_people_places": (TASKS["trec"], with_labels(rest["trec"], "HUM", "LOC")),
         "tweet_emotion_joy_sadness": (CLASSES, with_labels(rest["tweet_emotion"], "joy", "sadness")),
         "query_wellformedness_classes": (CLASSES, queries),
-        "tweet_collection": (CLASSES, halves),
+        "tweet_collection": (CLASSES, collections),
         **{f"{name}_{N_PART}": (TASKS[name], rest[name][:N_PART]) for name in few},
     }
 
