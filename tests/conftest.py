@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from helpers.hub_mirror import HubMirror
-from helpers.processes import run_code
+from helpers.processes import run_code, run_file
 from helpers.runs import SHAPE, STEPS, TOKEN, WORDS, run
 
 from data.sources import open_source
@@ -49,19 +49,18 @@ def tiny_vocab(tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run_script():
-    """Run a file of the project, or the code after `-c`, in its own process."""
+    """Run a file of the project in its own process, or the code after `-c` in a new Python."""
 
     def run(name, *arguments, env=None, cwd=None, timeout=120):
-        command = ["-c"] if name == "-c" else [str(ROOT / name)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | (env or {})
-        return subprocess.run(
-            [sys.executable, *command, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env=environment,
-            cwd=cwd,
-            timeout=timeout,
-        )
+        words = list(map(str, arguments))
+        setting = {
+            "env": os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | (env or {}),
+            "cwd": cwd or Path.cwd(),
+            "timeout": timeout,
+        }
+        if name != "-c":
+            return run_file(ROOT / name, words, **setting)
+        return subprocess.run([sys.executable, "-c", *words], capture_output=True, text=True, **setting)
 
     return run
 

@@ -1,46 +1,73 @@
-"""Code in a process of its own, which has torch already: to import it takes longer than most code."""
+"""Scripts and code in processes of their own that have torch already: importing it takes longer than most of
+them do.
+"""
 
+import functools
 import importlib
+import io
 import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
 import traceback
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "ignite.handlers", "safetensors.torch"])
+FORKS.set_forkserver_preload(["torch", "ignite.handlers", "safetensors.torch", "tensorboardX", "scipy.stats"])
 Outcome = subprocess.CompletedProcess[str]
 
 
-def run_code(code: str, arguments: list[str], env: dict[str, str], cwd: Path, timeout: float) -> Outcome:
-    """What `python -c CODE ARGUMENTS` gives in this environment and folder."""
+def run_code(code: str, arguments: list[str], **setting) -> Outcome:
+    """What `python -c CODE ARGUMENTS` gives."""
+    return run_forked(functools.partial(exec, code, {"__name__": "__main__"}), ["-c", *arguments], **setting)
+
+
+def run_file(file: Path, arguments: list[str], **setting) -> Outcome:
+    """What `python FILE ARGUMENTS` gives."""
+    start = functools.partial(runpy.run_path, str(file), run_name="__main__")
+    return run_forked(start, [str(file), *arguments], **setting)
+
+
+def run_forked(
+    start: Callable, argv: list[str], env: Mapping[str, str], cwd: Path, timeout: float, stdin: str = ""
+) -> Outcome:
+    """Call `start` in this environment and folder, with these arguments and this standard input."""
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [f"{folder}/stdout", f"{folder}/stderr"]
-        process = FORKS.Process(target=run_here, args=(code, arguments, env, cwd, outputs))
+        streams = [f"{folder}/{name}" for name in ("stdin", "stdout", "stderr")]
+        for file, content in zip(streams, (stdin, "", ""), strict=True):
+            Path(file).write_text(content)
+        process = FORKS.Process(target=run_here, args=(start, argv, dict(env), cwd, streams))
         process.start()
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
-            raise TimeoutError(f"the code took more than {timeout} seconds")
-        printed = [Path(file).read_text() for file in outputs]
-    return subprocess.CompletedProcess(["-c", *arguments], process.exitcode, *printed)
+            raise subprocess.TimeoutExpired(argv, timeout)
+        printed = [Path(file).read_text() for file in streams[1:]]
+    return subprocess.CompletedProcess(argv, process.exitcode, *printed)
 
 
-def run_here(code: str, arguments: list[str], env: dict[str, str], cwd: Path, outputs: list[str]) -> None:
+def run_here(start: Callable, argv: list[str], env: dict[str, str], cwd: Path, streams: list[str]) -> None:
     """Become that process."""
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    for stream, file in zip((1, 2), outputs, strict=True):
-        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), stream)
-    sys.path[:0] = env["PYTHONPATH"].split(os.pathsep)
+    for stream, file in enumerate(streams):
+        os.dup2(os.open(file, os.O_RDWR | os.O_APPEND), stream)
+    sys.stdin = io.TextIOWrapper(os.fdopen(0, "rb"))  # multiprocessing has closed it
+    if env.get("PYTHONWARNINGS") == "ignore":
+        warnings.simplefilter("ignore")
+    folders = env["PYTHONPATH"].split(os.pathsep)
+    sys.path[:0] = folders
     sys.modules.pop("sitecustomize", None)
-    importlib.import_module("sitecustomize")  # that of PYTHONPATH, as at a start of Python
-    sys.argv = ["-c", *arguments]
+    if any(Path(folder, "sitecustomize.py").is_file() for folder in folders):
+        importlib.import_module("sitecustomize")  # as at a start of Python
+    sys.argv = argv
     try:
-        exec(code, {"__name__": "__main__"})
+        start()
     except Exception:
         traceback.print_exc()
         sys.exit(1)

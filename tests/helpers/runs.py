@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 
 from config.command_line import parse_argv
+from helpers.processes import run_file
 
 ROOT = Path(__file__).parents[2]
 WORDS = [
@@ -49,14 +50,17 @@ def launch(module: str) -> list[str]:
 
 
 def run(
-    script: str, *arguments, launcher: Sequence[str] = (), check=True, stdin=None
+    script: str, *arguments, launcher: Sequence[str] = (), check=True, stdin=""
 ) -> subprocess.CompletedProcess:
-    """Run a script as a user would, on one core."""
-    command = [sys.executable, *launcher, str(ROOT / script), *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    result = subprocess.run(
-        command, input=stdin, capture_output=True, text=True, timeout=240, env=environment
-    )
+    """Run a script in a process of its own, on one core."""
+    words, timeout = list(map(str, arguments)), 240
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
+    if launcher:
+        command = [sys.executable, *launcher, str(ROOT / script), *words]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+    else:
+        setting = {"env": environment, "cwd": Path.cwd(), "timeout": timeout, "stdin": stdin}
+        result = run_file(ROOT / script, words, **setting)
     assert not check or result.returncode == 0, result.stderr
     return result
 

@@ -225,6 +225,18 @@ def test_rankings_are_compared_with_what_transfers_gave(grid, grid_pool, cache):
     assert "method" in printed and "regret@3" in printed and "targets" in printed
 
 
+def test_an_evaluation_keeps_the_rows_of_earlier_ones(grid, grid_pool):
+    def methods_of_rows() -> list[str]:
+        return [row["method"] for row in read_csv(grid / "selection.csv")]
+
+    call(EVALUATE, grid, "--pool", grid_pool, "--methods", "vocabulary-overlap")
+    before = methods_of_rows()
+    call(EVALUATE, grid, "--pool", grid_pool, "--methods", "data-size")
+    assert methods_of_rows() == [*before, "data-size", "data-size"]
+    call(EVALUATE, grid, "--pool", grid_pool, "--methods", "vocabulary-overlap")
+    assert sorted(methods_of_rows()) == sorted([*before, "data-size", "data-size"])
+
+
 def test_without_flags_an_evaluation_takes_the_methods_that_the_pool_has_something_for(grid, grid_pool):
     call(EVALUATE, grid, "--pool", grid_pool)
     methods = {row["method"] for row in read_csv(grid / "selection.csv")}
