@@ -46,6 +46,7 @@ QUALITY = ("ndcg", *(f"regret@{k}" for k in TOPS), "spearman")
 MEASURES = (*QUALITY, "ms", "mb")
 DIGITS = {"spearman": 2, "ms": 2, "mb": 3}
 RESULTS = "selection.csv"  # in the folder of the grid
+KEY = ("pool", "method", "target", "seed")
 Row = dict[str, Any]
 
 
@@ -75,7 +76,7 @@ def evaluate_rankings(config: EvaluationConfig) -> dict[str, dict[str, float]]:
     for cell in cells:
         rows += evaluate_cell(cell, sources[cell.target], pool, config)
         if rows:
-            write_csv(grid / RESULTS, rows)  # after each, since methods that train take their time
+            write_results(grid / RESULTS, rows)  # after each, since methods that train take their time
     if not rows:
         raise UserError(f"none of the methods is defined for the targets of {grid}")
     print_tables(rows)
@@ -122,7 +123,7 @@ def evaluate_cell(
     rows = []
     for method, of_method in scores.items():
         rank = np.nan_to_num(ranks_of(of_method)[:, 0], nan=len(sources))
-        row: Row = {"method": method, "target": cell.target, "seed": cell.training.seed}
+        row: Row = dict(zip(KEY, (config.pool, method, cell.target, cell.training.seed), strict=True))
         rows.append(row | quality(rank, performance, cell.realised[NO_TRANSFER]) | costs[method])
     return rows
 
@@ -157,6 +158,18 @@ def score_cell(
         size = statistics.mean(megabytes(reads, source) for source in scored)
         costs[method] = {"ms": 1000 * seconds[method], "mb": size}
     return scores, costs
+
+
+def write_results(file: Path, rows: Sequence[Row]) -> None:
+    """Write the rows, and those that are in the file about other pools, methods, targets or seeds."""
+
+    def key(row: Row) -> list[str]:
+        return [str(row[name]) for name in KEY]
+
+    known = [key(row) for row in rows]
+    earlier = read_table(file) if file.is_file() else []
+    others = [row for row in earlier if row.keys() == rows[0].keys() and key(row) not in known]
+    write_csv(file, [*others, *rows])
 
 
 # --------------------------------------------------------------------------------------------------- averages
