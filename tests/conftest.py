@@ -100,7 +100,7 @@ print(json.dumps(rows))
             return self.run_script(name, *arguments, env=env, cwd=cwd, timeout=timeout)
         code, *words = map(str, arguments)
         environment = os.environ | {"OMP_NUM_THREADS": "1"} | self.env | (env or {})
-        return run_code(code, words, environment, cwd or Path.cwd(), timeout)
+        return run_code(code, words, env=environment, cwd=cwd or Path.cwd(), timeout=timeout)
 
     def load(self, *names, columns=None, **env):
         """The first rows of every split, or the error message, by dataset name; sets `stderr`."""

@@ -207,18 +207,23 @@ def published(tmp_path_factory):
 
 TRAIN = """
 import json, sys
+import finetuning_train
 from config.command_line import parse_arguments
-from finetuning_train import FinetuningConfig, finetune, open_task
 folder, vocab, *names = sys.argv[1:]
+open_task = finetuning_train.open_task
+def keep_task(*arguments):
+    global task
+    task = open_task(*arguments)
+    return task
+finetuning_train.open_task = keep_task
 for name in names:
-    config = parse_arguments(FinetuningConfig, "", [
+    config = parse_arguments(finetuning_train.FinetuningConfig, "", [
         f"tasks/{name}", "--model_checkpoint", "none", "--tokenizer", vocab,
         "--num_layers", "1", "--embed_dim", "16", "--hidden_dim", "16", "--num_heads", "2",
         "--num_max_positions", "512", "--train_batch_size", "4", "--n_steps", "1", "--no-eval_test",
         "--dataset_cache", folder + "/cache", "--output_dir", folder + "/" + name])
     try:
-        metrics = finetune(config)
-        task = open_task(config, vocab)
+        metrics = finetuning_train.finetune(config)
         row = next(iter(task.rows("train")))
         result = {"metrics": metrics, "metric": config.patience_metric, "labels": task.kind.label_names,
                   "row": row, "texts": task.reader.texts(row)[:4]}
