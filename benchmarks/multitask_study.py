@@ -62,10 +62,12 @@ N_EVALUATIONS = {"minilm": 4, "ours": 6}
 def cells_of(model: str) -> dict[str, dict]:
     """The cells of a model, each with its own flags."""
     n_rows = rows_per_step(MODELS[model])
+    uncertainty = {"sampling": "uncertainty", "uncertainty_candidates": n_rows // 4}
     samplings: dict[str, dict] = {
         "sequential": {},
         "uniform": {"sampling": "uniform"},
-        "uncertainty": {"sampling": "uncertainty", "uncertainty_candidates": n_rows // 4},
+        "uncertainty": uncertainty,
+        "uncertainty, equal shares": uncertainty | {"uncertainty_equal_shares": True},
     }
     without = {part: ",".join(other for other in CA_MTL if other != part) for part in CA_MTL}
     longer = {"n_epochs": 3 * MODELS[model]["n_epochs"]}

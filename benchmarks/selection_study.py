@@ -20,6 +20,7 @@ from selection_tables import RANKINGS, TRANSFERS, print_tables, read_lines
 from selection_tasks import TARGETS, write_study
 
 from checkpoints.files import as_json, atomic_write, read_metrics, write_json
+from checkpoints.pretrained import open_checkpoint
 from config.selection import EvaluationConfig, SelectionConfig
 from config.transfer import TransferConfig
 from experiments.grid_table import TABLE, read_table
@@ -86,7 +87,7 @@ def measure_transfers(model: str, base: str, data: Path, restarts: int) -> None:
         folders = [grid / "cells" / row["source"] / row["target"] / seed for seed in row["seeds"].split()]
         scores = [(read_metrics(folder) or {})[row["metric"]] for folder in folders]
         rows.append({"target": row["target"], "source": row["source"], "scores": scores})
-    keep_rows(TRANSFERS, model, rows)
+    keep_rows(TRANSFERS, {"model": model, "base": open_checkpoint(base, "the base").digest}, rows)
 
 
 def make_pools(model: str, base: str, sentence_model: str | None) -> None:
@@ -110,6 +111,8 @@ def make_pools(model: str, base: str, sentence_model: str | None) -> None:
 def rank_sources(model: str, methods: list[str], sentence_model: str | None) -> None:
     """Score the sources for each target by the methods, except those that are finished."""
     cells = [cell for cell in cells_of(FOLDER / model / "grid") if cell.training.seed == SEED]
+    base = open_checkpoint(str(cells[0].training.model_checkpoint), "the base").digest
+    about = {"model": model, "base": base}
     for cell, kind in itertools.product(cells, MAPS):
         done = {row["method"] for row in read_lines(RANKINGS, model=model, map=kind, target=cell.target)}
         asked_for = [name for name in methods if name not in done and (kind == MAPS[0] or name in OF_MAPS)]
@@ -120,7 +123,7 @@ def rank_sources(model: str, methods: list[str], sentence_model: str | None) -> 
             sentence_model=sentence_model,
         )
         if asked_for:
-            rank_for(cell, config, {"model": model, "map": kind, "target": cell.target})
+            rank_for(cell, config, about | {"map": kind, "target": cell.target})
 
 
 def rank_for(cell: Cell, config: EvaluationConfig, about: Row) -> None:
@@ -137,11 +140,10 @@ def rank_for(cell: Cell, config: EvaluationConfig, about: Row) -> None:
         file.writelines(as_json(row) + "\n" for row in rows)
 
 
-def keep_rows(file: Path, model: str, rows: list[Row]) -> None:
+def keep_rows(file: Path, about: Row, rows: list[Row]) -> None:
     """Replace what the file has of this model."""
-    rows = [row for row in read_lines(file) if row["model"] != model] + [
-        {"model": model} | row for row in rows
-    ]
+    others = [row for row in read_lines(file) if row["model"] != about["model"]]
+    rows = others + [about | row for row in rows]
     with atomic_write(file) as tmp_path:
         tmp_path.write_text("".join(as_json(row) + "\n" for row in rows), encoding="utf-8")
 

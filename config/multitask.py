@@ -61,6 +61,9 @@ class MultitaskConfig(FinetuningArguments):
     uncertainty_every: int = flag(
         1, "choose the rows of so many optimizer steps at once: cheaper, but less picky", least=1
     )
+    uncertainty_equal_shares: bool = flag(
+        False, "as many rows of each task, those that the model is least sure of; not in the paper"
+    )
     uncertainty_proxy: str | None = flag(
         None,
         "regression=classification: the tasks whose scores those without an entropy take, with commas "

@@ -167,13 +167,14 @@ def task_probabilities(
 class UncertaintySampler(TaskSampler):
     """MT-Uncertainty (Pilault et al. 2021, section 2.2): trains on what the model is least sure of.
 
-    Of `n_candidates` examples of every task, those with the highest scores make the next `every` steps. The
-    tasks without an entropy, regressions, take the scores of the candidates of their `proxies`, or the mean
-    of the other tasks.
+    Of `n_candidates` examples of every task, those with the highest scores make the next `every` steps; with
+    `equal_shares`, as many of each task. The tasks without an entropy, regressions, take the scores of the
+    candidates of their `proxies`, or the mean of the other tasks.
     """
 
     n_candidates: int = field(kw_only=True)
     every: int = 1
+    equal_shares: bool = False
     proxies: dict[int, int] = field(default_factory=dict)  # number of a task → of its proxy
     waiting: dict[int, Chosen] = field(default_factory=dict)  # step → what it will train on
 
@@ -192,7 +193,11 @@ class UncertaintySampler(TaskSampler):
         self.entropy_sum += entropies.mean(1)
         self.n_passes += 1
         scores = uncertainty_scores(entropies, self.proxies)
-        best = np.argsort(-scores.flatten(), kind="stable")[: self.every * self.rows_per_step]
+        order = np.argsort(-scores.flatten(), kind="stable")
+        if self.equal_shares:  # the first of each task, then the second of each, …
+            places = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1).flatten()
+            order = order[np.argsort(places[order], kind="stable")]
+        best = order[: self.every * self.rows_per_step]
         chosen = [best[number :: self.every] for number in range(self.every)]
         return {step + number: (tasks[rows], indices.flatten()[rows]) for number, rows in enumerate(chosen)}
 
@@ -253,7 +258,13 @@ def build_sampler(
             f"{every * rows_per_step} rows of {every} optimizer steps; raise it, or lower --uncertainty_every"
         )
     proxies = read_proxies(config.uncertainty_proxy, streams)
-    return UncertaintySampler(*arguments, n_candidates=n_candidates, every=every, proxies=proxies)
+    return UncertaintySampler(
+        *arguments,
+        n_candidates=n_candidates,
+        every=every,
+        equal_shares=config.uncertainty_equal_shares,
+        proxies=proxies,
+    )
 
 
 def read_proxies(given: str | None, streams: list[TaskStream]) -> dict[int, int]:

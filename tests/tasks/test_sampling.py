@@ -261,6 +261,21 @@ def test_the_highest_scores_of_all_candidates_make_the_next_steps_each_once(ever
             assert Counter(step) == Counter(best[number::every])
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_with_equal_shares_each_task_gives_its_least_sure_examples(every):
+    sampler, model = unsure_sampler(every, regressions=()), Unsure()
+    sampler.equal_shares = True
+    chosen = [rows(sampler, number, model) for number in range(every)]
+    tasks, indices = model.calls[0]
+    entropies = np.nan_to_num(Unsure()(tasks, indices)).reshape(3, 20)
+    counts = Counter(task for step in chosen for task, _ in step)
+    assert max(counts.values()) - min(counts.values()) <= 1 and sum(counts.values()) == 8 * every
+    for task, n in counts.items():
+        least_sure = indices.reshape(3, 20)[task][np.argsort(-entropies[task], kind="stable")[:n]]
+        own = [index for step in chosen for other, index in step if other == task]
+        assert sorted(own) == sorted(least_sure)
+
+
 def torch_round_trip(state: dict) -> dict:
     file = io.BytesIO()
     torch.save({"batches": state}, file)
