@@ -1,6 +1,6 @@
-"""The study of docs/selection.md: how well does each method rank 26 sources for 9 targets with 200 labels?
+"""The study of docs/selection.md: how well does each method rank 26 sources for 7 targets with 200 labels?
 
-    python benchmarks/selection_study.py ours MODEL_CHECKPOINT DATA [--restarts 3] [--sentence_model MODEL]
+    python benchmarks/selection_study.py ours MODEL_CHECKPOINT DATA [--restarts 6] [--sentence_model MODEL]
     python benchmarks/selection_study.py ours --table
 
 benchmarks/real_tasks.py says what DATA is. A grid of finetuning_transfer.py in runs/selection_study/ is the
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("model", choices=ON_SOURCE)
     parser.add_argument("model_checkpoint", nargs="?")
     parser.add_argument("data", nargs="?", type=Path)
-    parser.add_argument("--restarts", type=int, default=3)
+    parser.add_argument("--restarts", type=int, default=6)
     parser.add_argument("--methods", default=",".join((*OF_MAPS, *OF_SOURCES)))
     parser.add_argument("--sentence_model")
     parser.add_argument("--table", action="store_true")
