@@ -129,14 +129,15 @@ def evaluate_cell(
 
 
 def score_cell(
-    cell: Cell, sources: Sequence[PooledSource], pool: Pool, config: EvaluationConfig
+    cell: Cell, sources: Sequence[PooledSource], pool: Pool, config: EvaluationConfig, n_samples: int = 0
 ) -> tuple[dict[str, Scores], dict[str, dict[str, float]]]:
-    """By method, the scores of the sources for the target, and the costs `ms` and `mb` per source.
+    """By method, the scores of the sources for the target, and for `n_samples` samples of its rows, and the
+    costs `ms` and `mb` per source.
 
     A method that is not defined for the target, or for any source of it, is named and left out.
     """
     changes = {"model_checkpoint": pool.base.name, "resume": None, "output_dir": None}
-    target = Target.open(replace(cell.training, **changes), pool.base, n_samples=0)
+    target = Target.open(replace(cell.training, **changes), pool.base, n_samples)
     names = []
     for name in chosen_names(config.methods, target, sources, config.sentence_model):
         if is_defined(name, target):

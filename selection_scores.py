@@ -39,6 +39,16 @@ def logme(features: ArrayLike, labels: ArrayLike) -> float:
     )
 
 
+def centred_logme(features: ArrayLike, labels: ArrayLike) -> float:
+    """LogME of the features minus their mean, which all texts share, and which says nothing of their labels.
+
+    Not published: the prior of LogME measures the length of a direction in the features, and the longest one
+    of embeddings is their mean.
+    """
+    x = as_features(features, labels)
+    return logme(x - x.mean(0), labels)
+
+
 class Ridge(NamedTuple):
     """What LogME has to know of ridge regressions of columns of labels y on features F, with ridges t.
 

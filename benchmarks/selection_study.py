@@ -16,16 +16,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import numpy as np
 from selection_tables import RANKINGS, TRANSFERS, print_tables, read_lines
 from selection_tasks import TARGETS, write_study
 
 from checkpoints.files import as_json, atomic_write, read_metrics, write_json
 from checkpoints.pretrained import open_checkpoint
+from config.flags import replace
 from config.selection import EvaluationConfig, SelectionConfig
 from config.transfer import TransferConfig
 from experiments.grid_table import TABLE, read_table
 from finetuning_transfer import transfer
+from selection.methods import LABEL_SCORES
 from selection.pool import open_pool
+from selection.scoring import Scores, ranks_of
 from selection_evaluate import Cell, cells_of, score_cell, sources_of
 from selection_train import train_sources
 
@@ -50,12 +54,14 @@ ON_TARGET: dict[str, dict] = {
     "ours": {"lr": 3e-4, "train_batch_size": 16, "n_epochs": 5, "dropout": 0.1, "eval_every": 10_000},
     "minilm": {"lr": 1e-4, "train_batch_size": 16, "n_epochs": 5, "eval_every": 10_000},
 }
+OF_TRAININGS = ("taskemb", "frozen-transfer", "few-shot")  # what they say does not come from rows alone
 # Those that look at the source itself need one pool; what the others look at depends on the kind of map.
 OF_SOURCES = (
-    *("logme", "leep", "nce", "h-score", "knn", "linear", "textemb", "semb", "vocabulary-overlap", "taskemb"),
-    *("data-size", "random", "frozen-transfer", "few-shot"),
+    *("logme", "centred-logme", "leep", "nce", "h-score", "knn", "linear"),
+    *("textemb", "semb", "vocabulary-overlap", "data-size", "random", *OF_TRAININGS),
 )
-OF_MAPS = ("esm-logme", "esm-leep", "esm-nce", "esm-h-score", "esm-knn", "esm-linear")
+OF_MAPS = tuple(f"esm-{score}" for score in LABEL_SCORES)
+N_SAMPLES = 12  # of the target's rows
 Row = dict[str, Any]
 
 
@@ -127,15 +133,23 @@ def rank_sources(model: str, methods: list[str], sentence_model: str | None) -> 
 
 
 def rank_for(cell: Cell, config: EvaluationConfig, about: Row) -> None:
-    """A line for each method that is defined for the target."""
+    """A line for each method that is defined for the target: its costs, the scores of the sources, and their
+    ranks when the target's rows are drawn again."""
     pool = open_pool(config.pool)
     sources = sources_of(cell, pool, config)
     scores, costs = score_cell(cell, sources, pool, config)
-    names = [source.name for source in sources]
-    rows = [
-        about | {"method": method} | costs[method] | {"scores": dict(zip(names, found[:, 0], strict=True))}
-        for method, found in scores.items()
-    ]
+    drawn_again = [name for name in scores if name not in (*OF_TRAININGS, "data-size")]
+    samples: dict[str, Scores] = {}
+    if drawn_again:
+        again = replace(config, methods=",".join(drawn_again))
+        samples, _ = score_cell(cell, sources, pool, again, N_SAMPLES)
+    rows = []
+    for method, found in scores.items():
+        ranked = np.nan_to_num(ranks_of(samples.get(method, found)), nan=len(sources)).astype(int)
+        row = about | {"method": method} | costs[method]
+        row["scores"] = {source.name: score for source, score in zip(sources, found[:, 0], strict=True)}
+        row["ranks"] = {source.name: own.tolist() for source, own in zip(sources, ranked, strict=True)}
+        rows.append(row)
     with open(RANKINGS, "a", encoding="utf-8") as file:
         file.writelines(as_json(row) + "\n" for row in rows)
 

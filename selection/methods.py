@@ -2,7 +2,8 @@
 
 | method | compares | needs |
 |---|---|---|
-| logme, h-score, knn, linear | the target's labels with embeddings by the fine-tuned model | runs |
+| logme, centred-logme, h-score, | the target's labels with embeddings by the fine-tuned model | runs |
+| knn, linear | | |
 | leep, nce | the target's labels with the classes that the fine-tuned model predicts | runs |
 | esm-… | the same, with the map in place of the model, and the source's head on top | esm |
 | textemb, semb, taskemb | mean embeddings of texts, or gradients, by the cosine | the same |
@@ -36,9 +37,11 @@ from selection.representations import in_tokens_of, open_sentence_model, task_em
 from selection.target import Target, Train
 from selection.views import View, Views
 from selection_logme import LowRankLogME, MappedLogME, score_in_threads
-from selection_scores import fuse_ranks, h_score, knn, leep, linear_probe, logme, nce, ranks
+from selection_scores import centred_logme, fuse_ranks, h_score, knn, leep, linear_probe, logme, nce, ranks
 
-FEATURE_SCORES: dict[str, Callable] = {"logme": logme, "h-score": h_score, "knn": knn, "linear": linear_probe}
+CENTRED = "centred-logme"
+FEATURE_SCORES: dict[str, Callable] = {"logme": logme, CENTRED: centred_logme, "h-score": h_score}
+FEATURE_SCORES |= {"knn": knn, "linear": linear_probe}
 LEAVE_ONE_OUT = ("knn", "linear")  # copies of a row would give its label away
 FAST_LOGME = {"linear": MappedLogME, "low_rank": LowRankLogME}  # by the architecture of the map
 PREDICTION_SCORES = ("leep", "nce")
@@ -93,9 +96,12 @@ class LabelMethod(Method):
         if not self.is_mapped:
             return
         base, labels, key = self.views.base(source), self.target.labels, self.key_of(source)
-        if self.name == "esm-logme" and key[0] in FAST_LOGME and key not in self.fast_scores:
-            prepared = [FAST_LOGME[key[0]](base[rows], labels[rows]) for rows in self.target.samples]
-            self.fast_scores[key] = [logme_of.score for logme_of in prepared]
+        is_fast = self.score in ("logme", CENTRED) and key[0] in FAST_LOGME
+        if is_fast and key not in self.fast_scores:
+            samples = [(base[rows], labels[rows]) for rows in self.target.samples]
+            if self.score == CENTRED:  # a map of centred embeddings is centred, without its bias
+                samples = [(features - features.mean(0), own) for features, own in samples]
+            self.fast_scores[key] = [FAST_LOGME[key[0]](*sample).score for sample in samples]
         source.forget()
 
     def key_of(self, source: PooledSource) -> tuple[str, Space]:
@@ -103,7 +109,8 @@ class LabelMethod(Method):
 
     def scores(self, source: PooledSource) -> list[float]:
         if self.fast_scores and (scores := self.fast_scores.get(self.key_of(source))):
-            weights = source.map_weights()
+            *weights, bias = source.map_weights()
+            weights.append(0 * bias if self.score == CENTRED else bias)
             return score_in_threads(lambda sample: scores[sample](*weights), range(len(scores))).tolist()
         view = self.views.of(source, self.is_mapped)
         if self.score in PREDICTION_SCORES:

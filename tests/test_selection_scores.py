@@ -8,7 +8,18 @@ from sklearn.covariance import LedoitWolf
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
-from selection_scores import RIDGES, fuse_ranks, h_score, knn, leep, linear_probe, logme, nce, ranks
+from selection_scores import (
+    RIDGES,
+    centred_logme,
+    fuse_ranks,
+    h_score,
+    knn,
+    leep,
+    linear_probe,
+    logme,
+    nce,
+    ranks,
+)
 
 # Rows, columns, classes: full rank with many rows, more features than rows, one row per feature.
 SIZES = [(60, 7, 3), (200, 24, 2), (20, 50, 4), (30, 30, 2), (5, 1, 2)]
@@ -92,6 +103,12 @@ def test_logme_of_no_features_at_all_and_of_constant_numbers():
         expected.append((math.log(beta) - beta * n_class / 40 - math.log(2 * math.pi)) / 2)
     assert logme(np.zeros((40, 3)), y) == pytest.approx(np.mean(expected), rel=1e-6)
     assert math.isfinite(logme(features_of(40, 3), np.full(40, 0.5)))
+
+
+def test_what_all_rows_share_means_nothing_to_centred_logme():
+    x, y = features_of(50, 6), np.arange(50) % 3
+    assert centred_logme(x + 7, y) == pytest.approx(centred_logme(x, y)) != pytest.approx(logme(x, y))
+    assert centred_logme(x - x.mean(0), y) == pytest.approx(logme(x - x.mean(0), y))
 
 
 def test_better_features_have_a_higher_logme():
@@ -220,7 +237,7 @@ def test_proxies_find_what_is_there_and_only_that(score):
     assert score(features_of(400, 4), numbers) < 0.05
 
 
-@pytest.mark.parametrize("score", [logme, h_score, knn, linear_probe])
+@pytest.mark.parametrize("score", [logme, centred_logme, h_score, knn, linear_probe])
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_very_few_rows_have_scores(score, n):
     assert math.isfinite(score(features_of(n, 4), np.arange(n) % 2))
@@ -230,7 +247,7 @@ def test_very_few_rows_have_scores(score, n):
 def test_names_of_classes_may_be_words():
     x, y = features_of(30, 4), classes_for(30, 3)
     words = np.array(["no", "perhaps", "yes"])[y]
-    for score in (logme, h_score, knn, linear_probe):
+    for score in (logme, centred_logme, h_score, knn, linear_probe):
         assert score(x, words) == score(x, y)
     assert nce(words, words) == 0
 

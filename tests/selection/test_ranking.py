@@ -76,6 +76,7 @@ def test_scores_are_those_of_the_formulas_on_embeddings_and_predictions(name, po
     labels, is_regression = target.labels, name == "score"
     expected = {
         "esm-logme": logme(mapped.numpy(), labels),
+        "esm-centred-logme": logme((mapped - mapped.mean(0)).numpy(), labels),
         "esm-h-score": h_score(mapped.numpy(), labels),
         "esm-knn": knn(mapped.numpy(), labels),
         "esm-linear": linear_probe(mapped.numpy(), labels),
