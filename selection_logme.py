@@ -43,7 +43,7 @@ class MappedLogME:
 
     def __init__(self, features: ArrayLike, labels: ArrayLike, rank: int | None = None):
         x, targets = as_features(features, labels), label_columns(labels)
-        q, r = np.linalg.qr(np.column_stack([x, np.ones(len(x))]))
+        q, r = np.linalg.qr(np.column_stack([np.ones(len(x)), x]))
         self.block = BLOCK
         if rank is not None and rank < len(r):
             u, singular_values, vt = np.linalg.svd(r, full_matrices=False)
@@ -62,11 +62,11 @@ class MappedLogME:
     def map_base(self, weight: Weights, bias: Weights) -> Weights:
         """[rank, e]: A, in single precision, as everywhere. Its Gram matrix needs double, since the mean of
         embeddings is so much longer than what tells them apart."""
-        base, constant = self.base[:, :-1], np.outer(self.base[:, -1], bias)
+        base, constant = self.base[:, 1:], np.outer(self.base[:, 0], bias)
         if not self.block:
             return base @ weight.T + constant
-        starts = range(0, len(base), self.block)  # left of a block of rows, R is zero
-        return np.concatenate([base[i : i + self.block, i:] @ weight[:, i:].T for i in starts]) + constant
+        blocks = [(i, max(i - 1, 0)) for i in range(0, len(base), self.block)]  # left of j, R is zero
+        return np.concatenate([base[i : i + self.block, j:] @ weight[:, j:].T for i, j in blocks]) + constant
 
     def evidence(self, gram: Floats, products: Floats, is_kernel: bool) -> float:
         """The mean over the columns of labels, for AᵀA with AᵀQᵀy, or, as a kernel, for AAᵀ with Qᵀy.
@@ -123,15 +123,15 @@ class LowRankLogME:
 
     def __init__(self, features: ArrayLike, labels: ArrayLike):
         x, targets = as_features(features, labels), label_columns(labels)
-        q, r = np.linalg.qr(np.column_stack([x, np.ones(len(x))]))
-        u, self.singular_values, vt = np.linalg.svd(r[:, :-1])
+        q, r = np.linalg.qr(np.column_stack([np.ones(len(x)), x]))
+        u, self.singular_values, vt = np.linalg.svd(r[:, 1:])
         self.directions, self.n = vt, len(x)  # double precision, for labels that a map fits perfectly
-        self.ones, self.projected = u.T @ r[:, -1], u.T @ (q.T @ targets)
+        self.ones, self.projected = u.T @ r[:, 0], u.T @ (q.T @ targets)
         self.outside = np.maximum(np.square(targets).sum(0) - np.square(self.projected).sum(0), 0.0)
         rest = np.zeros(max(len(r), x.shape[1]) - len(self.singular_values))
         squares = np.square(np.concatenate([self.singular_values, rest]))
         self.row_squares, self.column_squares = squares[: len(r)], squares[: x.shape[1]]
-        self.floor = squares[0] * np.finfo(float).eps * len(squares)  # what rounding makes of zero
+        self.floor = squares[0] * np.finfo(float).eps ** 1.5  # far below the square of any feature that is one
         self.range_of_t = self.find_range_of_t()
 
     def find_range_of_t(self) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from selection_logme import LowRankLogME, MappedLogME, SmoothRidge, rank_maps, score_in_threads
+from selection_logme import LowRankLogME, MappedLogME, SmoothRidge, Update, rank_maps, score_in_threads
 from selection_scores import diagonal_ridge, logme
 
 # Rows, columns, classes: full rank with many rows, more features than rows, one row per feature.
@@ -146,6 +146,19 @@ def test_updates_of_embeddings_with_a_long_mean():
         for scale in (0.01, 1.0):
             update = update_of(96, 16, scale)
             assert scorer.score(*update) == pytest.approx(logme(updated(x, *update), y), rel=1e-6)
+
+
+def test_ridges_far_below_the_square_of_a_long_mean():
+    """Labels that more features than distinct rows fit perfectly, as those of rows drawn again, ask for them."""
+    n, d = 60, 80
+    rows = np.random.default_rng(4).integers(n, size=n)
+    x, y = (1000 + features_of(n, d))[rows], classes_for(n, 3)[rows]
+    down, up, bias = update_of(d, 4)
+    scorer = LowRankLogME(x, y)
+    t = 1e-16 * scorer.row_squares.max()
+    s = np.linalg.svd(updated(x, down, up, bias), compute_uv=False)[: len(np.unique(rows))]
+    log_determinant = Update(scorer, down, up, bias).evaluate(np.array([t]))[0, 0]
+    assert log_determinant == pytest.approx(np.log1p(s**2 / t).sum(), rel=1e-6)
 
 
 @pytest.mark.parametrize("size", SIZES)
