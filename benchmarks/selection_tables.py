@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +17,11 @@ TRANSFERS, RANKINGS = Path("docs/selection_transfers.jsonl"), Path("docs/selecti
 MEASURES = ("ndcg", "regret@1", "regret@3", "regret@5", "spearman")
 PUBLISHED = ("linear", "esm-logme")  # the kind of map and the method of Schulte et al. (2024)
 MIN_RELATION = 3.0
-N_BOOTSTRAP = 1000
-PRIOR = "prior"
+N_BOOTSTRAP = 400
 Row = dict[str, Any]
 Method = tuple[str, str]  # the kind of map and the name
-Ranker = Callable[["Truth"], np.ndarray]
+Parts = tuple[Method, ...]  # what is fused
+PRIOR: Method = ("", "prior")
 
 
 class Truth(NamedTuple):
@@ -36,6 +35,11 @@ class Truth(NamedTuple):
     def signal(self) -> tuple[float, float]:
         """The deviation of the means over sources, and that over the seeds of one source."""
         return self.scores.mean(1).std(ddof=1), math.sqrt(self.scores.var(1, ddof=1).mean())
+
+    def with_seeds_of(self, random: np.random.Generator) -> "Truth":
+        """With as many seeds, drawn with replacement."""
+        chosen = random.integers(self.scores.shape[1], size=self.scores.shape[1])
+        return self._replace(scores=self.scores[:, chosen], without=self.without[chosen])
 
     def relation(self) -> float:
         """Of the deviation over sources and that of a mean over seeds."""
@@ -105,10 +109,10 @@ class Rankings:
         return (*method, target) in self.rows
 
     def rank(self, method: Method, truth: Truth) -> np.ndarray:
-        """[sources]; those without a score come last."""
-        scores = self.rows[*method, truth.target]["scores"]
-        numbers = [scores.get(name) for name in truth.sources]
-        return ranks([-math.inf if number is None else number for number in numbers])
+        """[draws, sources]: by the target's rows drawn again, or by all if that makes no difference."""
+        by_source = self.rows[*method, truth.target]["ranks"]
+        draws = np.array([by_source[name] for name in truth.sources]).T
+        return np.stack([ranks(-draw) for draw in (draws[1:] if len(draws) > 1 else draws)])
 
     def cost(self, method: Method, key: str) -> float:
         """The mean over targets of `ms` or `mb`."""
@@ -116,7 +120,7 @@ class Rankings:
 
 
 def method_table(truths: list[Truth], rankings: Rankings) -> list[list[str]]:
-    """The mean of each measure over targets, with the interval of 95 % over targets and seeds."""
+    """The mean of each measure over targets and draws, with the interval of 95 % over these and seeds."""
     table = [["map", "method", "targets", *MEASURES, "ms", "MB"]]
     for method in rankings.methods:
         ranked = [
@@ -129,77 +133,72 @@ def method_table(truths: list[Truth], rankings: Rankings) -> list[list[str]]:
 
 
 def intervals(ranked: list[tuple[Truth, np.ndarray]]) -> list[str]:
-    """The mean of each measure, and its interval when targets and their seeds are drawn again."""
+    """The mean of each measure, and its interval when targets, their seeds and their rows are drawn again."""
     random = np.random.default_rng(0)
-    n_seeds = ranked[0][0].scores.shape[1]
-    everything = mean_quality(ranked, np.tile(np.arange(n_seeds), (len(ranked), 1)))
+    of_targets = [np.nanmean([measures(rank, truth) for rank in draws], axis=0) for truth, draws in ranked]
     samples = []
     for _ in range(N_BOOTSTRAP):
         drawn = [ranked[index] for index in random.integers(len(ranked), size=len(ranked))]
-        samples.append(mean_quality(drawn, random.integers(n_seeds, size=(len(drawn), n_seeds))))
+        found = [measures(random.choice(draws), truth.with_seeds_of(random)) for truth, draws in drawn]
+        samples.append(np.nanmean(found, axis=0))
     low, high = np.nanpercentile(np.array(samples), (2.5, 97.5), axis=0)
     digits = [2 if measure == "spearman" else 1 for measure in MEASURES]
     return [
         f"{mean:.{n}f} ({a:.{n}f} to {b:.{n}f})"
-        for mean, a, b, n in zip(everything, low, high, digits, strict=True)
+        for mean, a, b, n in zip(np.nanmean(of_targets, axis=0), low, high, digits, strict=True)
     ]
 
 
-def mean_quality(ranked: list[tuple[Truth, np.ndarray]], seeds: np.ndarray) -> list[float]:
-    """The mean of each measure over targets, by the mean scores with these seeds, [targets, seeds]."""
-    of_targets = []
-    for (truth, rank), chosen in zip(ranked, seeds, strict=True):
-        of_target = quality(rank, truth.scores[:, chosen].mean(1), truth.without[chosen].mean())
-        of_targets.append([of_target[measure] for measure in MEASURES])
-    return np.nanmean(of_targets, axis=0).tolist()
+def measures(rank: np.ndarray, truth: Truth) -> list[float]:
+    """MEASURES of a ranking, by the mean scores over seeds."""
+    found = quality(rank, truth.scores.mean(1), truth.without.mean())
+    return [found[measure] for measure in MEASURES]
 
 
 # ------------------------------------------------------------------------------- is one better than the paper
 
 
 def rank_by_prior(truth: Truth, truths: list[Truth]) -> np.ndarray:
-    """By how good the sources are for the other targets, in deviations of each of these."""
+    """[1, sources]: by how good they are for the other targets, in deviations of each of these."""
     standings: dict[str, list[float]] = {name: [] for name in truth.sources}
     for other in truths:
         means = other.scores.mean(1)
         for name, value in zip(other.sources, (means - means.mean()) / means.std(), strict=True):
             if other.target != truth.target and name in standings:
                 standings[name].append(value)
-    return ranks([statistics.mean(values) if values else -math.inf for values in standings.values()])
+    return ranks([statistics.mean(values) if values else -math.inf for values in standings.values()])[None]
 
 
-def fusion(parts: tuple[Method, ...], truths: list[Truth], rankings: Rankings) -> Ranker:
-    """Of the methods that are defined for the target, the prior among them."""
-
-    def rank(truth: Truth) -> np.ndarray:
-        defined = [part for part in parts if part[1] == PRIOR or rankings.has(part, truth.target)]
-        each = [
-            rank_by_prior(truth, truths) if part[1] == PRIOR else rankings.rank(part, truth)
-            for part in defined
-        ]
-        return ranks(fuse_ranks(each)) if each else rankings.rank(PUBLISHED, truth)
-
-    return rank
-
-
-def tries(rankings: Rankings) -> list[tuple[Method, ...]]:
-    """Methods and fusions of up to three that cost at most twice what the published method does."""
-    cheap = [method for method in rankings.methods if method[1] not in ("random", "data-size")]
-    cheap.append(("", PRIOR))
-    cost = {method: rankings.cost(method, "ms") if method[1] != PRIOR else 0.0 for method in cheap}
-    limit = 2 * cost[PUBLISHED]
-    return [
-        parts
-        for n in (1, 2, 3)
-        for parts in itertools.combinations(cheap, n)
-        if sum(cost[part] for part in parts) <= limit
-    ]
+def fused(parts: Parts, truth: Truth, truths: list[Truth], rankings: Rankings) -> np.ndarray:
+    """[draws, sources]: of the methods that are defined for the target, the prior among them."""
+    each = [
+        rank_by_prior(truth, truths) if part == PRIOR else rankings.rank(part, truth)
+        for part in parts
+        if part == PRIOR or rankings.has(part, truth.target)
+    ] or [rankings.rank(PUBLISHED, truth)]
+    if len(each) == 1:
+        return each[0]
+    n_draws = max(map(len, each))
+    whole = [np.resize(draws, (n_draws, draws.shape[1])) for draws in each]
+    return np.stack([ranks(fuse_ranks(np.stack(draw))) for draw in zip(*whole, strict=True)])
 
 
-def regrets_at_3(parts: tuple[Method, ...], truths: list[Truth], rankings: Rankings) -> np.ndarray:
-    """[targets]; the prior of each is what the others say."""
-    rank = fusion(parts, truths, rankings)
-    return np.array([regret(rank(t), t.scores.mean(1), 3, t.without.mean()) for t in truths])
+def tries(rankings: Rankings) -> list[Parts]:
+    """Methods, and fusions of two, that cost at most twice what the published method does."""
+    cheap = [method for method in rankings.methods if method[1] not in ("random", "data-size")] + [PRIOR]
+    cost = {method: rankings.cost(method, "ms") if method != PRIOR else 0.0 for method in cheap}
+    every = [parts for n in (1, 2) for parts in itertools.combinations(cheap, n)]
+    return [parts for parts in every if sum(cost[part] for part in parts) <= 2 * cost[PUBLISHED]]
+
+
+def regrets_at_3(parts: Parts, truths: list[Truth], rankings: Rankings) -> np.ndarray:
+    """[targets], each the mean over draws; the prior of each is what the others say."""
+
+    def of_target(truth: Truth) -> float:
+        draws = fused(parts, truth, truths, rankings)
+        return statistics.mean(regret(rank, truth.scores.mean(1), 3, truth.without.mean()) for rank in draws)
+
+    return np.array([of_target(truth) for truth in truths])
 
 
 def better_table(truths: list[Truth], rankings: Rankings, n_best: int = 12) -> list[list[str]]:
@@ -210,7 +209,12 @@ def better_table(truths: list[Truth], rankings: Rankings, n_best: int = 12) -> l
     held_out = []
     for index in range(len(truths)):
         others = truths[:index] + truths[index + 1 :]
-        means = {parts: regrets_at_3(parts, others, rankings).mean() for parts in everything}
+        means = {
+            parts: (
+                regrets_at_3(parts, others, rankings) if PRIOR in parts else np.delete(all_, index)
+            ).mean()
+            for parts, all_ in everything.items()
+        }
         chosen = min(means, key=lambda parts: (means[parts], len(parts)))
         held_out.append(everything[chosen][index])
     leaders = sorted(everything, key=lambda parts: (everything[parts].mean(), len(parts)))[:n_best]

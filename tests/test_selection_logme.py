@@ -149,7 +149,7 @@ def test_updates_of_embeddings_with_a_long_mean():
 
 
 def test_ridges_far_below_the_square_of_a_long_mean():
-    """Labels that more features than distinct rows fit perfectly, as those of rows drawn again, ask for them."""
+    """Labels that more features than distinct rows fit perfectly, as of rows drawn again, ask for them."""
     n, d = 60, 80
     rows = np.random.default_rng(4).integers(n, size=n)
     x, y = (1000 + features_of(n, d))[rows], classes_for(n, 3)[rows]
