@@ -42,7 +42,6 @@ from selection_scores import centred_logme, fuse_ranks, h_score, knn, leep, line
 CENTRED = "centred-logme"
 FEATURE_SCORES: dict[str, Callable] = {"logme": logme, CENTRED: centred_logme, "h-score": h_score}
 FEATURE_SCORES |= {"knn": knn, "linear": linear_probe}
-LEAVE_ONE_OUT = ("knn", "linear")  # copies of a row would give its label away
 FAST_LOGME = {"linear": MappedLogME, "low_rank": LowRankLogME}  # by the architecture of the map
 PREDICTION_SCORES = ("leep", "nce")
 CLASSES_ONLY = ("nce",)
@@ -115,9 +114,8 @@ class LabelMethod(Method):
         view = self.views.of(source, self.is_mapped)
         if self.score in PREDICTION_SCORES:
             return self.scores_of_predictions(view)
-        samples, score = self.target.samples, FEATURE_SCORES[self.score]
-        samples = [np.unique(rows) for rows in samples] if self.score in LEAVE_ONE_OUT else samples
-        return [score(view.embeddings[rows], self.target.labels[rows]) for rows in samples]
+        score = FEATURE_SCORES[self.score]
+        return [score(view.embeddings[rows], self.target.labels[rows]) for rows in self.target.samples]
 
     def scores_of_predictions(self, view: View) -> list[float]:
         """Of a regression, how well the logits of the source's classes fit it."""
@@ -165,8 +163,7 @@ class VocabularyOverlap(Method):
         super().__init__(name, target)
         texts = target.texts
         self.tokens = [
-            dataclasses.replace(texts, chosen=texts.chosen[rows]).tokens().numpy()
-            for rows in map(np.unique, target.samples)
+            dataclasses.replace(texts, chosen=texts.chosen[rows]).tokens().numpy() for rows in target.samples
         ]
 
     def scores(self, source: PooledSource) -> list[float]:

@@ -28,7 +28,9 @@ Train = Callable[[FinetuningConfig], Metrics]
 
 @dataclass
 class Target:
-    """Labelled texts, and samples of them: all, then as many with replacement, for the spread of scores."""
+    """Labelled texts, and samples of them for the spread of scores: all, then those that a bootstrap draws, each
+    once, since scores fit copies of a row all too well.
+    """
 
     training: FinetuningConfig  # of the target, from the base model
     base: Checkpoint
@@ -44,7 +46,7 @@ class Target:
         n_rows = training.train_subset_size or len(task.train)
         texts = TaskTexts(task, choose_subset(task.train.labels, n_rows, training.seed), training)
         random, n = np.random.default_rng(training.seed), len(texts.chosen)
-        samples = [np.arange(n), *(random.integers(n, size=n) for _ in range(n_samples))]
+        samples = [np.arange(n), *(np.unique(random.integers(n, size=n)) for _ in range(n_samples))]
         return cls(training, base, texts, samples, choose_device(training.device))
 
     @property
