@@ -28,14 +28,12 @@ Train = Callable[[FinetuningConfig], Metrics]
 
 @dataclass
 class Target:
-    """Labelled texts, and samples of them for the spread of scores: all, then those that a bootstrap draws, each
-    once, since scores fit copies of a row all too well.
-    """
+    """Labelled texts, and samples of them for the spread of scores."""
 
     training: FinetuningConfig  # of the target, from the base model
     base: Checkpoint
     texts: TaskTexts
-    samples: list[np.ndarray]  # indices of rows
+    samples: list[np.ndarray]  # indices of rows: of all, then of those that a bootstrap draws, each once
     device: torch.device
     _embeddings: dict[Space, np.ndarray] = field(default_factory=dict)
 
