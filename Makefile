@@ -15,7 +15,7 @@ selection: $(VENV)/installed
 	$(BIN)/python quickstart.py --selection
 
 test: $(VENV)/installed-for-tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/installed-for-slow-tests
 	$(BIN)/python -m pytest -m slow
