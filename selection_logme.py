@@ -131,9 +131,8 @@ class LowRankLogME:
         rest = np.zeros(max(len(r), x.shape[1]) - len(self.singular_values))
         squares = np.square(np.concatenate([self.singular_values, rest]))
         self.row_squares, self.column_squares = squares[: len(r)], squares[: x.shape[1]]
-        self.floor = (
-            squares[0] * np.finfo(float).eps ** 1.5
-        )  # far below the square of any feature that is one
+        # Labels that copies of rows fit perfectly ask for t far below what rounding makes of this square.
+        self.floor = squares[0] * np.finfo(float).eps ** 1.5
         self.range_of_t = self.find_range_of_t()
 
     def find_range_of_t(self) -> tuple[float, float]:

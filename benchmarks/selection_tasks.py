@@ -18,10 +18,7 @@ N_SOURCE, N_PART = 4000, 500
 N_TARGET = {"train": 200, "valid": 200, "test": 1000}  # the last is cut to what a task has
 NUMBERS, CLASSES = RealTask("regression", "pearson", 80), RealTask("classification", "accuracy", 80)
 TARGETS = {name: task for name, task in TASKS.items() if name not in ("cola", "rte")} | {"rating": NUMBERS}
-NOTHING_TO_RANK = (
-    "tweet_irony",
-    "tweet_offensive",
-)  # their rows are held out, but they are no targets any more
+NOTHING_TO_RANK = ("tweet_irony", "tweet_offensive")  # no targets any more, but their rows are still held out
 TWEETS = ("tweet_emotion", "tweet_irony", "tweet_offensive")
 Row = dict[str, Any]
 Pools = dict[str, list[Row]]
