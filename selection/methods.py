@@ -10,7 +10,7 @@
 | vocabulary-overlap | the tokens that occur, by the Jaccard index | tokens |
 | frozen-transfer, few-shot | nothing: a new head, or all, is trained on the target for a few steps | runs |
 | data-size, random | nothing | |
-| fusion | the ranks by all other methods that are asked for | |
+| fusion | the ranks by all other methods that are asked for, but random | |
 """
 
 import dataclasses
