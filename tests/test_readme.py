@@ -116,6 +116,7 @@ ONLY_READ = {
     "python benchmarks/finetuning.py": MINUTES,
     "python benchmarks/multitask.py": MINUTES,
     "python benchmarks/ranking.py": MINUTES,
+    "python benchmarks/selection_study.py ours --table": MINUTES,
     "python benchmarks/ranking_total.py": MINUTES,
     "python benchmarks/adapters.py": MINUTES,
     "python benchmarks/text.py": MINUTES,
