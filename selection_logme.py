@@ -23,6 +23,7 @@ Weights = NDArray[np.float32]
 # Of 1,400 maps of 768 columns that AdamW had trained, the 50 best for each of three tasks were among the 67
 # with the best scores of that rank; of rank 128, among 133.
 ROUGH_RANK = 256
+N_DEVIATIONS = 5  # with 3, one of the first 50 of 1,500 maps was missed where the best are nearly equal
 RANGE_OF_T = (0.3, 300.0)  # where most rounds of LogME take place
 BLOCK = 128  # rows of a triangular matrix that are multiplied together
 
@@ -289,8 +290,8 @@ def rank_maps(
         workers: threads.
 
     Rough scores choose who gets an exact one: twice as many as wanted, and then whoever would be among the
-    best if its rough score were too low by the mean error so far and three standard deviations. That is no
-    proof, but a rule that asks for more where rough scores are worse.
+    best if its rough score were too low by the mean error so far and N_DEVIATIONS standard deviations. That
+    is no proof, but a rule that asks for more where rough scores are worse.
     """
     scores, is_exact = score_in_threads(rough, range(n_maps), workers), np.zeros(n_maps, dtype=bool)
     by_rough = np.argsort(-scores, kind="stable")
@@ -302,7 +303,7 @@ def rank_maps(
         scores[chosen], is_exact[chosen] = found, True
         rest = by_rough[~is_exact[by_rough]]
         bar = np.sort(scores[is_exact])[::-1][:n_best].min()
-        plausible = rest[scores[rest] + errors.mean() + 3 * errors.std() > bar]
+        plausible = rest[scores[rest] + errors.mean() + N_DEVIATIONS * errors.std() > bar]
         chosen = plausible[:n_best]  # a few at a time, since each may raise the bar
     order = np.lexsort([-scores, ~is_exact])
     return Ranking(order, scores, is_exact)
