@@ -164,10 +164,10 @@ def score_cell(
 def write_results(file: Path, rows: Sequence[Row]) -> None:
     """Write the rows, and those that are in the file about other pools, methods, targets or seeds."""
 
-    def key(row: Row) -> list[str]:
-        return [str(row[name]) for name in KEY]
+    def key(row: Row) -> tuple[str, ...]:
+        return tuple(str(row[name]) for name in KEY)
 
-    known = [key(row) for row in rows]
+    known = set(map(key, rows))
     earlier = read_table(file) if file.is_file() else []
     others = [row for row in earlier if row.keys() == rows[0].keys() and key(row) not in known]
     write_csv(file, [*others, *rows])

@@ -206,6 +206,16 @@ def test_the_first_are_those_with_the_highest_exact_scores(noise):
     assert {0.0: 20, 0.1: 20, 1.0: 100, 100.0: 350}[noise] <= n_exact <= {0.0: 20, 0.1: 60}.get(noise, 400)
 
 
+def test_the_first_are_right_although_those_that_look_best_do_so_by_chance():
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        exact = random.normal(size=1500)
+        rough = exact + 0.3 * random.normal(size=1500)
+        ranking = rank_maps(lambda n, rough=rough: rough[n], lambda n, exact=exact: exact[n], 1500)
+        assert ranking.order[:50].tolist() == np.argsort(-exact)[:50].tolist()
+        assert ranking.is_exact.sum() < 750
+
+
 def test_few_maps_all_have_exact_scores_and_none_have_no_ranking():
     ranking = rank_maps(lambda number: -number, lambda number: number, 3, n_best=2)
     assert ranking.order.tolist() == [2, 1, 0] and ranking.is_exact.all()

@@ -62,6 +62,13 @@ def open_target(path, pool, cache, **flags) -> Target:
     return Target.open(training, base, n_samples=2)
 
 
+def test_samples_have_no_row_twice(pool, sources, cache):
+    every, *samples = open_target(sources / "film", pool, cache).samples
+    assert every.tolist() == list(range(len(every))) and len(samples) == 2
+    for rows in samples:
+        assert len(set(rows.tolist())) == len(rows) and 0.5 < len(rows) / len(every) < 0.75
+
+
 @pytest.mark.parametrize("name", ["film", "score"])
 def test_scores_are_those_of_the_formulas_on_embeddings_and_predictions(name, pool, sources, cache):
     """Of a classification and of a regression, each computed step by step from the files of the pool."""
