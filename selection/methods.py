@@ -35,7 +35,7 @@ from config.selection import EvaluationConfig, RankConfig
 from selection.pool import PooledSource, Space
 from selection.representations import in_tokens_of, open_sentence_model, task_embedding
 from selection.target import Target, Train
-from selection.views import View, Views
+from selection.views import Views
 from selection_logme import LowRankLogME, MappedLogME, score_in_threads
 from selection_scores import centred_logme, fuse_ranks, h_score, knn, leep, linear_probe, logme, nce, ranks
 
@@ -111,17 +111,15 @@ class LabelMethod(Method):
             *weights, bias = source.map_weights()
             weights.append(0 * bias if self.score == CENTRED else bias)
             return score_in_threads(lambda sample: scores[sample](*weights), range(len(scores))).tolist()
-        view = self.views.of(source, self.is_mapped)
         if self.score in PREDICTION_SCORES:
-            return self.scores_of_predictions(view)
-        score = FEATURE_SCORES[self.score]
+            return self.scores_of_predictions(self.views.logits(source, self.is_mapped))
+        view, score = self.views.of(source, self.is_mapped), FEATURE_SCORES[self.score]
         return [score(view.embeddings[rows], self.target.labels[rows]) for rows in self.target.samples]
 
-    def scores_of_predictions(self, view: View) -> list[float]:
-        """Of a regression, how well the logits of the source's classes fit it."""
-        if view.labeller is None:
+    def scores_of_predictions(self, logits: NDArray | None) -> list[float]:
+        """Of logits [rows, classes]; for a regression, how well they fit it."""
+        if logits is None:
             return [math.nan]
-        logits = view.labeller.logits(view.embeddings)
         labels, samples = self.target.labels, self.target.samples
         if self.target.is_regression:
             return [logme(logits[rows], labels[rows]) for rows in samples]

@@ -1,6 +1,7 @@
 """A pool of sources, as phase 2 reads it."""
 
 import functools
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.encoders import published_pooling
-from checkpoints.files import CONFIG, METRICS, WEIGHTS, load_weights
+from checkpoints.files import CONFIG, METRICS, WEIGHTS, file_digest, load_weights
 from checkpoints.finetuned import load_finetuned
 from checkpoints.maps import HEAD, load_map
 from checkpoints.pretrained import HUB_PREFIX, Checkpoint, find_base, open_checkpoint
@@ -124,6 +125,12 @@ class PooledSource:
             f"the fine-tuned model of {self.name} is not in {self.pool}; methods that start with esm- do "
             "without it"
         )
+
+    @functools.cached_property
+    def model_digest(self) -> str:
+        """SHA-256 of the fine-tuned model: of its weights, and of how they are to be read."""
+        files = (self.run_folder / WEIGHTS, self.run_folder / CONFIG)
+        return hashlib.sha256(" ".join(file_digest(file) for file in files).encode()).hexdigest()
 
     def model(self) -> TransformerWithClfHead:
         """The fine-tuned model."""

@@ -8,6 +8,7 @@ import torch
 
 from config.errors import UserError
 from selection.pool import Labeller, PooledSource
+from selection.predictions import Predictions, file_of_predictions, read_predictions, write_predictions
 from selection.target import Target
 from selection_model import TextEncoder
 
@@ -39,6 +40,24 @@ class Views:
         view = View(embeddings, labeller, time.perf_counter() - started)
         self.latest[mapped] = source.name, view
         return view
+
+    def logits(self, source: PooledSource, mapped: bool) -> np.ndarray | None:
+        """[rows, classes], of the source's classes; None if it has none. The model's own are written to the
+        pool, and read from there next time.
+
+        Raises UserError if the map or the model is missing or damaged.
+        """
+        file = None if mapped else file_of_predictions(source, self.target)
+        if file and (written := read_predictions(file)):
+            self.saved_seconds += written.seconds
+            return written.logits
+        embeddings, labeller, seconds = self.of(source, mapped)
+        if labeller is None:
+            return None
+        logits = labeller.logits(embeddings)
+        if file:
+            write_predictions(file, Predictions(logits, seconds))
+        return logits
 
     def take_saved_seconds(self) -> float:
         seconds, self.saved_seconds = self.saved_seconds, 0.0

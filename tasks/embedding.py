@@ -1,6 +1,7 @@
 """Embeddings of the examples of a task, whatever its kind."""
 
 import functools
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -52,6 +53,17 @@ class TaskTexts:
         collate = collator_class.for_model(shape, self.task.tokenizer, length, self.arguments.truncation)
         collate.segments = collate.segments and self.segments
         return collate
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that a model sees of them."""
+        reading = self.arguments.max_length, self.arguments.truncation, self.segments
+        digest = hashlib.sha256(repr((self.task.kind.name, *reading)).encode())
+        for index in self.chosen:
+            for text in self.examples[index]:
+                ids = np.asarray(text, dtype=np.int64)
+                digest.update(np.int64(len(ids)).tobytes() + ids.tobytes())
+        return digest.hexdigest()
 
     def tokens(self) -> Tensor:
         """The ids of the tokens that occur, sorted."""
