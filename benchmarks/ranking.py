@@ -5,19 +5,14 @@
 ENVIRONMENT is one with hf-dataset-selector 0.2.0 (tests/checkpoints/test_dataset_selector.py says with which
 other packages); without the flag, it is left out. One measurement is per map and varies rows, width and
 classes; the other ranks maps from disk, and writes 2.4 MB for each to a temporary folder.
-
-The embeddings are as uneven as those of BERT's pooler: a long mean, and a spectrum that decays. The maps are
-what ten epochs of AdamW make of a random matrix: least squares along the directions that the data has, noise
-where it has little, and still the random matrix elsewhere.
 """
 
 import argparse
-import json
 import resource
 import statistics
-import subprocess
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,16 +21,14 @@ import numpy as np
 import torch
 from common import ROOT, median_ratio, record, seconds, side_by_side
 from numpy.typing import NDArray
+from ranking_maps import Array, Domain, Peer, low_rank_map, write_map
 from scipy.linalg import lapack
 from threadpoolctl import threadpool_limits
 
 from checkpoints.files import WEIGHTS, load_weights
-from checkpoints.maps import save_map
 from selection_logme import ROUGH_RANK, LowRankLogME, MappedLogME, Ranking, rank_maps, score_in_threads
-from selection_model import LinearMap
 from selection_scores import logme
 
-Array = NDArray[np.float32]
 PLOT = ROOT / "docs" / "selection_speed.png"
 ROUNDS, N_CALLS, N_PEER_CALLS, N_BEST = 5, 8, 2, 50
 WORKERS = torch.get_num_threads()
@@ -45,99 +38,6 @@ CASES += [STANDARD | {"rows": n} for n in (250, 4000)]
 CASES += [STANDARD | {"width": n} for n in (384, 1024)]
 CASES += [STANDARD | {"classes": n} for n in (6, 50)]
 RANKS = (16, 32, 64)
-
-
-# ----------------------------------------------------------------------------------------------------- inputs
-
-
-class Domain:
-    """Texts of one kind: where their embeddings lie, and what a map learns from them."""
-
-    def __init__(self, width: int, seed: int):
-        random = np.random.default_rng(seed)
-        model = np.random.default_rng(0)  # the mean and the classes are the same everywhere
-        self.mean, self.class_direction = model.normal(size=(2, width)).astype(np.float32)
-        mixing = np.eye(width) + 0.3 * random.normal(size=(width, width)) / width**0.5
-        self.directions = np.linalg.qr(mixing)[0].astype(np.float32)
-        number = np.arange(1, width + 1, dtype=np.float32)
-        self.scales = number**-0.2 * np.exp(-number / (0.3 * width))  # as of sentences in MiniLM's layers
-
-    def embeddings(self, n: int, seed: int) -> Array:
-        """[n, width]."""
-        random = np.random.default_rng(seed)
-        coordinates = random.normal(size=(n, len(self.scales))).astype(np.float32) * self.scales
-        return np.tanh(coordinates @ self.directions + self.mean)
-
-    def linear_map(self, seed: int, n: int = 2000) -> tuple[Array, Array]:
-        """W and b of a source with n texts: training changed some directions, and one that tells the target's
-        classes apart, by a little or a lot.
-
-        Along a direction of variance λ, λ / (λ + ridge) is learned, and the rest of the random start remains.
-        Maps that AdamW trained for 10 epochs had learned half of it at directions 100 to 250, by their rows.
-        """
-        random, width = np.random.default_rng(seed), len(self.scales)
-        rank, size = int(random.integers(1, 64)), random.uniform(0, 1, 2) ** 2
-
-        def normal(*shape: int) -> Array:
-            return random.standard_normal(shape, dtype=np.float32)
-
-        learned = self.scales**2 / (self.scales**2 + np.float32(0.001 * 30 ** random.random()))
-        start = (2 * random.random((width, width), dtype=np.float32) - 1) / np.float32(width**0.5)
-        update = np.float32(size[0] / width**0.5) * normal(width, rank) @ normal(rank, width)
-        update += np.outer(
-            normal(width), np.float32(size[1] / width**0.5) * self.directions @ self.class_direction
-        )
-        noise = normal(width, width) * (np.float32(0.1 / n**0.5) * learned / self.scales)
-        weight = start * (1 - learned) + (self.directions.T + update) * learned + noise
-        return weight @ self.directions, normal(width) / np.float32(10)
-
-    def labels(self, features: Array, n_classes: int) -> NDArray[np.int64]:
-        """[n]: by quantiles of a direction, with noise."""
-        logits = features @ self.class_direction
-        logits += logits.std() * np.random.default_rng(1).normal(size=len(logits)).astype(np.float32)
-        return logits.argsort().argsort() * n_classes // len(logits)
-
-
-def low_rank_map(width: int, rank: int) -> tuple[Array, Array, Array]:
-    """V, U and b."""
-    random = np.random.default_rng(2)
-    arrays = (
-        random.normal(size=(rank, width)),
-        random.normal(size=(width, rank)) * 0.3,
-        random.normal(size=width),
-    )
-    down, up, bias = (array.astype(np.float32) / width**0.5 for array in arrays)
-    return down, up, bias
-
-
-def write_map(folder: Path, weight: Array, bias: Array, base_model: str = "bert") -> Path:
-    """In the format that both sides read."""
-    fitted = LinearMap(len(bias))
-    fitted.load_state_dict({"model.weight": torch.from_numpy(weight), "model.bias": torch.from_numpy(bias)})
-    save_map(folder, fitted, {"base_model_name": base_model, "task_id": folder.name})
-    return folder
-
-
-class Peer:
-    """hf-dataset-selector in a process of its own, which waits while we are measured."""
-
-    def __init__(self, python: str, folder: Path):
-        command, pipe = [python, str(ROOT / "benchmarks" / "ranking_peer.py")], subprocess.PIPE
-        self.process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, text=True, cwd=folder
-        )  # for its log
-
-    def score(self, arrays: Path, folders: list[Path]) -> tuple[float, list[float]]:
-        """Seconds and scores."""
-        answer = self.ask({"arrays": str(arrays), "maps": [str(folder) for folder in folders]})
-        return answer["scoring"], answer["scores"]
-
-    def ask(self, request: dict) -> dict:
-        """What ranking_peer.py answers."""
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
 
 
 # ---------------------------------------------------------------------------------------------- measurements
@@ -182,7 +82,17 @@ def measure_case(case: dict[str, int], peer: Peer | None, folder: Path) -> dict[
         if peer
         else {},
         "relative_error": errors,
+        "MiB": round(peak_memory(lambda: MappedLogME(features, labels).score(weight, bias)), 1),
     }
+
+
+def peak_memory(work: Callable[[], object]) -> float:
+    """In MiB, of the arrays that it allocates."""
+    tracemalloc.start()
+    work()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak / 2**20
 
 
 def floors(exact: MappedLogME, weight: Array) -> dict[str, Callable[[], object]]:
@@ -250,10 +160,10 @@ def measure_ranking(n_maps: int, n_peer: int, peer: Peer | None, folder: Path) -
         return time.perf_counter() - started, ranking
 
     sizes = sorted({min(n, n_maps) for n in (100, 300, 600, 1000)} - {n_maps})
-    by_size = {n: ranking_of(n)[0] for n in sizes}
-    elapsed, ranking = ranking_of(n_maps)
-    by_size[n_maps] = elapsed
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    by_size, peaks = {}, {}
+    for n in [*sizes, n_maps]:  # ascending, since a peak never falls
+        elapsed, ranking = ranking_of(n)
+        by_size[n], peaks[n] = elapsed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     started = time.perf_counter()
     truth = score_in_threads(scores_with(MappedLogME(features, labels)), range(n_maps), WORKERS)
     figures: dict[str, object] = {
@@ -263,7 +173,7 @@ def measure_ranking(n_maps: int, n_peer: int, peer: Peer | None, folder: Path) -
         "seconds_by_number_of_maps": by_size,
         "exact_scores": int(ranking.is_exact.sum()),
         "same_first": ranking.order[:N_BEST].tolist() == np.argsort(-truth, kind="stable")[:N_BEST].tolist(),
-        "peak_GiB": round(peak, 2),
+        "peak_GiB_by_number_of_maps": peaks,
     }
     if peer:
         np.savez(folder / "arrays.npz", features=features, labels=labels)
@@ -280,41 +190,51 @@ def measure_ranking(n_maps: int, n_peer: int, peer: Peer | None, folder: Path) -
 def print_table(results: list[tuple[dict[str, int], dict]]) -> None:
     """Milliseconds per map, and how many maps we score in the time of the peer's one."""
     names = list(results[0][1]["milliseconds"])
-    print("\n| rows | width | classes |", " | ".join(names), "|\n" + "|---" * (3 + len(names)) + "|")
+    print("\n| rows | width | classes |", " | ".join(names), "| MiB |\n" + "|---" * (4 + len(names)) + "|")
     for case, result in results:
         cells = [
             f"{time} ({result['ratio'][name]} ×)" if name in result["ratio"] else str(time)
             for name, time in result["milliseconds"].items()
         ]
-        print("|", " | ".join([*map(str, case.values()), *cells]), "|")
+        print("|", " | ".join([*map(str, case.values()), *cells, str(result["MiB"])]), "|")
 
 
 def plot(results: list[tuple[dict[str, int], dict]], ranking: dict) -> None:
-    """Milliseconds per map over the rows, and seconds over the number of maps."""
+    """Time and memory per map over the rows, and over the number of maps."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    (time_of_rows, memory_of_rows), (time_of_maps, memory_of_maps) = figure.subplots(2, 2)
     rest = {key: value for key, value in STANDARD.items() if key != "rows"}
-    over_rows = sorted(
-        ((case["rows"], result) for case, result in results if case | rest == case), key=lambda pair: pair[0]
-    )
-    for name in over_rows[0][1]["milliseconds"]:
+    by_rows = {case["rows"]: result for case, result in results if case | rest == case}
+    rows = sorted(by_rows)
+    for name in by_rows[rows[0]]["milliseconds"]:
         if name not in ("R Wᵀ", "AᵀA", "tridiagonal"):
-            times = [result["milliseconds"][name] for _, result in over_rows]
-            left.loglog([rows for rows, _ in over_rows], times, marker="o", label=name)
-    left.set_xticks([rows for rows, _ in over_rows], [f"{rows:,}" for rows, _ in over_rows], minor=False)
-    left.set_xticks([], minor=True)
-    left.set(xlabel="rows of the task", ylabel="ms per map", title="768 columns, 2 classes")
+            times = [by_rows[n]["milliseconds"][name] for n in rows]
+            time_of_rows.loglog(rows, times, marker="o", label=name)
+    memory_of_rows.loglog(rows, [by_rows[n]["MiB"] for n in rows], marker="o")
     sizes = ranking["seconds_by_number_of_maps"]
-    right.loglog(list(sizes), list(sizes.values()), marker="o", label=f"the first {N_BEST}")
+    time_of_maps.loglog(list(sizes), list(sizes.values()), marker="o", label=f"the first {N_BEST}")
     if "peer_seconds_per_map" in ranking:
         peer_times = [size * ranking["peer_seconds_per_map"] for size in sizes]
-        right.loglog(list(sizes), peer_times, marker="o", label="hf-dataset-selector")
-    right.set(xlabel="maps on disk", ylabel="seconds", title="1,000 rows, 768 columns, 2 classes")
-    for axes in (left, right):
+        time_of_maps.loglog(list(sizes), peer_times, marker="o", label="hf-dataset-selector")
+    memory_of_maps.semilogx(list(sizes), list(ranking["peak_GiB_by_number_of_maps"].values()), marker="o")
+    memory_of_maps.set_ylim(0)
+    labels = {
+        time_of_rows: ("rows of the task", "ms per map"),
+        memory_of_rows: ("rows of the task", "MiB of arrays"),
+        time_of_maps: ("maps on disk", "seconds"),
+        memory_of_maps: ("maps on disk", "GiB of the whole process"),
+    }
+    for axes, (below, beside) in labels.items():
+        axes.set(xlabel=below, ylabel=beside)
+        ticks = rows if below.startswith("rows") else list(sizes)
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
+        axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
-        axes.legend()
+    for axes in (time_of_rows, time_of_maps):
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    figure.suptitle("768 columns, 2 classes; below, 1,000 rows")
     figure.savefig(PLOT, dpi=120)
 
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 from common import record
-from ranking import N_BEST, WORKERS, Domain, Peer, write_map
+from ranking import N_BEST, WORKERS
+from ranking_maps import Domain, Peer, write_map
 
 from checkpoints.files import CONFIG, METRICS, WEIGHTS, load_weights, write_json
 from checkpoints.pretrained import base_reference, open_checkpoint

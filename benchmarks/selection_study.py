@@ -65,9 +65,12 @@ N_SAMPLES = 12  # of the target's rows
 Row = dict[str, Any]
 
 
-def measure_transfers(model: str, base: str, data: Path, restarts: int) -> None:
+def measure_transfers(
+    model: str, base: str, data: Path, restarts: int, wanted_sources: str | None, wanted_targets: str | None
+) -> None:
     """The truth: what each target reaches from each source, and without one."""
     sources, targets = write_study(FOLDER / "tasks", data)
+    sources, targets = chosen(sources, wanted_sources), chosen(targets, wanted_targets)
     metrics = {Path(file).stem: TARGETS[Path(file).stem].metric for file in targets}
     task_map = {
         "defaults": SHARED | {"model_checkpoint": base},
@@ -94,6 +97,11 @@ def measure_transfers(model: str, base: str, data: Path, restarts: int) -> None:
         scores = [(read_metrics(folder) or {})[row["metric"]] for folder in folders]
         rows.append({"target": row["target"], "source": row["source"], "scores": scores})
     keep_rows(TRANSFERS, {"model": model, "base": open_checkpoint(base, "the base").digest}, rows)
+
+
+def chosen(files: list[str], names: str | None) -> list[str]:
+    """Those with these names, with commas between, or all."""
+    return [file for file in files if names is None or Path(file).stem in names.split(",")]
 
 
 def make_pools(model: str, base: str, sentence_model: str | None) -> None:
@@ -173,11 +181,14 @@ def main() -> None:
     parser.add_argument("--restarts", type=int, default=6)
     parser.add_argument("--methods", default=",".join((*OF_MAPS, *OF_SOURCES)))
     parser.add_argument("--sentence_model")
+    parser.add_argument("--sources", help="only these of the 26, with commas between")
+    parser.add_argument("--targets", help="only these of the 7")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     model, base = arguments.model, arguments.model_checkpoint
     if not arguments.table:
-        measure_transfers(model, base, arguments.data, arguments.restarts)
+        wanted = arguments.sources, arguments.targets
+        measure_transfers(model, base, arguments.data, arguments.restarts, *wanted)
         make_pools(model, base, arguments.sentence_model)
         methods = [
             name for name in arguments.methods.split(",") if name != "semb" or arguments.sentence_model

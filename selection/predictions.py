@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from checkpoints.files import load_weights, save_weights
 from config.errors import UserError
@@ -44,6 +45,6 @@ def read_predictions(file: Path) -> Predictions | None:
 def write_predictions(file: Path, predictions: Predictions) -> None:
     """They are computed again next time if the pool cannot be written to."""
     logits, seconds = predictions
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
         save_weights(file, {"logits": torch.from_numpy(logits), "seconds": torch.tensor(seconds)})
