@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 from helpers.runs import (
+    ALONE,
     NO_DROPOUT,
     ROOT,
     SHAPE,
@@ -100,7 +101,8 @@ def test_adapters_store_what_they_trained_and_find_their_base(finetuning, pretra
     stored = safetensors.torch.load_file(folder / "model.safetensors")
     assert sum(tensor.numel() for tensor in stored.values()) == final["n_trained"] < final["n_parameters"] / 2
     assert final["valid_accuracy"] > 0.8
-    predicted = run("finetuning_predict.py", folder, "a good film", "a bad film").stdout.splitlines()
+    texts = ["a good film", "a bad film"]
+    predicted = run("finetuning_predict.py", folder, *texts, launcher=ALONE).stdout.splitlines()
     assert [json.loads(line)["label"] for line in predicted] == ["pos", "neg"]
 
     base = pretrained / "model.safetensors"

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.runs import NO_DROPOUT, assert_resumes_exactly, call, evaluations, launch, metrics, run
+from helpers.runs import ALONE, NO_DROPOUT, assert_resumes_exactly, call, evaluations, launch, metrics, run
 
 from config.model import TransformerConfig
 from pretraining_model import TransformerWithLMHead
@@ -137,7 +137,8 @@ def test_two_processes_equal_one(launcher, objective, pretraining, tmp_path):
 def test_generation_continues_a_prompt(pretrained):
     options = ["--n_tokens", 12, "--n_samples", 2, "--seed", 3]
     first, second = (
-        run("pretraining_generate.py", pretrained, "the film", *options).stdout for _ in range(2)
+        run("pretraining_generate.py", pretrained, "the film", *options, launcher=launcher).stdout
+        for launcher in ([], ALONE)
     )
     assert first == second
     assert len(first.splitlines()) == 2 and all(line.startswith("the film ") for line in first.splitlines())

@@ -3,7 +3,7 @@
 import torch
 import transformers
 from helpers.published import MODELS, padded_batch
-from helpers.runs import call, run
+from helpers.runs import ALONE, call, run
 
 from checkpoints.pretrained import load_pretrained
 from data.tokenization import load_tokenizer
@@ -35,7 +35,7 @@ def test_an_exported_checkpoint_is_loaded_by_transformers(folder, tmp_path):
 
 def test_our_own_model_can_be_exported(corpus, cache, pretraining, tmp_path):
     call("pretraining_train.py", *pretraining, "--n_steps", 2, "--output_dir", tmp_path / "run")
-    call("export.py", tmp_path / "run", tmp_path / "exported")
+    run("export.py", tmp_path / "run", tmp_path / "exported", launcher=ALONE)
     model, tokenizer = load_pretrained(tmp_path / "run", "RUN_FOLDER")
     exported = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "exported").eval()
     input_ids = torch.tensor([tokenizer.encode("the film was good and so on")])

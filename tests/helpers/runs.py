@@ -41,6 +41,7 @@ MAIN = {
     "export.py": ("ExportConfig", "export"),
 }
 TOKEN = "s3cret-token"  # in an address to notify: it must not appear anywhere
+ALONE = ["-u"]  # as a launcher: in a Python that has imported nothing yet, as a user starts it
 NO_DROPOUT = ["--dropout", 0, "--attention_dropout", 0]
 
 

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from helpers.grids import start
 from helpers.pools import NAMES
-from helpers.runs import call, parse, run
+from helpers.runs import ALONE, call, parse, run
 
 from checkpoints.maps import load_map
 from config.errors import UserError
@@ -130,7 +130,7 @@ def test_a_short_ranking_names_and_shows_the_best(pool, sources, flags, tmp_path
         "--output_dir",
         tmp_path / "out",
     ]
-    result = run(SCRIPT, "--target", sources / "score", "--pool", pool, *flags, *options)
+    result = run(SCRIPT, "--target", sources / "score", "--pool", pool, *flags, *options, launcher=ALONE)
     lines = result.stderr.splitlines()
     header = next(index for index, line in enumerate(lines) if line.startswith("rank"))
     assert lines[header].split() == ["rank", "source", "esm-logme", "spread", "textemb"]
@@ -207,7 +207,8 @@ def read_csv(file) -> list[dict]:
 
 def test_rankings_are_compared_with_what_transfers_gave(grid, grid_pool, cache):
     """Each figure of the file is worked out again from the table of the grid and the scores of the pool."""
-    printed = run(EVALUATE, grid, "--pool", grid_pool, "--methods", "esm-logme,textemb,fusion").stderr
+    methods = ["--methods", "esm-logme,textemb,fusion"]
+    printed = run(EVALUATE, grid, "--pool", grid_pool, *methods, launcher=ALONE).stderr
     rows, table = read_csv(grid / "selection.csv"), read_csv(grid / "results.csv")
     assert [(row["method"], row["seed"]) for row in rows] == [
         (method, seed) for seed in ("42", "43") for method in ("esm-logme", "textemb", "fusion")
