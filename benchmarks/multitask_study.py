@@ -1,7 +1,7 @@
 """The study of docs/multitask.md: single-task, plain multi-task and CA-MTL models of ten small tasks.
 
     python benchmarks/multitask_study.py minilm MODEL_CHECKPOINT DATA [--seeds 42,43,44] [--cells PATTERN]
-    python benchmarks/multitask_study.py minilm --table
+    python benchmarks/multitask_study.py minilm --table       # and draw docs/multitask_curves.png
 
 benchmarks/real_tasks.py says what DATA is. Each cell is a run folder under runs/multitask_study/, which is
 resumed if it was interrupted, and becomes a row of docs/multitask_study.jsonl; a cell that has one is not
@@ -22,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import numpy as np
 from real_tasks import TASKS, shuffled_splits, write_task
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -42,7 +43,7 @@ from layers.conditional import CA_MTL
 from multitask_train import train_multitask
 
 FOLDER = Path("runs/multitask_study")
-ROWS = Path("docs/multitask_study.jsonl")
+ROWS, PLOT = Path("docs/multitask_study.jsonl"), Path("docs/multitask_curves.png")
 COSTS = ("n_parameters", "n_steps", "seconds")
 N_ROWS = {"train": 2000, "valid": 500, "test": 1000}
 # How each model is trained; the same for all of its cells, but for what SINGLE changes for single tasks.
@@ -57,6 +58,9 @@ SINGLE: dict[str, dict] = {"minilm": {}, "ours": {"lr": 1e-3, "gradient_accumula
 LOWER_HALF = {"minilm": "0-2", "ours": "0"}  # of the layers
 LONGER = ("single", "plain sequential", "ca_mtl sequential")  # also trained three times as long
 N_EVALUATIONS = {"minilm": 4, "ours": 6}
+TITLES = {"ours": "a small language model, 2 × 256", "minilm": "MiniLM, 6 × 384"}
+SAMPLINGS = ("sequential", "uncertainty", "uncertainty, equal shares")
+CURVES = ("single", *(f"{kind} {name}" for kind in ("plain", "ca_mtl") for name in SAMPLINGS), "lora")
 
 
 def cells_of(model: str) -> dict[str, dict]:
@@ -215,6 +219,31 @@ def mean_scores(rows: list[dict]) -> dict[str, float]:
     return {task: statistics.mean(row["scores"][task] for row in rows) for task in TASKS}
 
 
+# ------------------------------------------------------------------------------------------------- the curves
+
+
+def draw_curves() -> None:
+    """The average on validation against the examples that were trained on, for each model a plot: means over
+    the seeds, and one deviation to both sides where there are several."""
+    from matplotlib.figure import Figure
+
+    rows = read_rows_of_study()
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
+    for axes, model in zip(figure.subplots(1, 2), ("ours", "minilm"), strict=True):
+        for color, cell in enumerate(CURVES):
+            curves = [row["curve"] for row in rows if (row["model"], row["cell"]) == (model, cell)]
+            if curves:
+                examples, averages = np.array(curves)[0, :, 0], np.array(curves)[:, :, 1]
+                mean, deviation = averages.mean(0), averages.std(0, ddof=min(1, len(curves) - 1))
+                label = f"{cell} ({len(curves)} seed{'s' * (len(curves) > 1)})"
+                axes.plot(examples, mean, marker="o", markersize=3, color=f"C{color}", label=label)
+                axes.fill_between(examples, mean - deviation, mean + deviation, color=f"C{color}", alpha=0.15)
+        axes.set(title=TITLES[model], xlabel="examples, of all tasks", ylabel="average on validation")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(PLOT, dpi=120)
+
+
 # Attention on a CPU has no fast backward pass in bfloat16, which is what fused kernels would use.
 @sdpa_kernel(SDPBackend.MATH)
 def train_cells(model: str, cells: list[str], seeds: list[int], base: str) -> None:
@@ -241,6 +270,8 @@ def main() -> None:
         write_tasks(arguments.data)
         cells = fnmatch.filter(cells_of(arguments.model), arguments.cells)
         train_cells(arguments.model, cells, seeds, arguments.model_checkpoint)
+    else:
+        draw_curves()
     print_table(arguments.model)
 
 
