@@ -60,7 +60,8 @@ LONGER = ("single", "plain sequential", "ca_mtl sequential")  # also trained thr
 N_EVALUATIONS = {"minilm": 4, "ours": 6}
 TITLES = {"ours": "a small language model, 2 × 256", "minilm": "MiniLM, 6 × 384"}
 SAMPLINGS = ("sequential", "uncertainty", "uncertainty, equal shares")
-CURVES = ("single", *(f"{kind} {name}" for kind in ("plain", "ca_mtl") for name in SAMPLINGS), "lora")
+CURVES = ("single", *(f"{kind} {name}" for kind in ("plain", "ca_mtl") for name in SAMPLINGS))
+CURVES += ("lora", "lora uncertainty, equal shares")
 
 
 def cells_of(model: str) -> dict[str, dict]:
@@ -80,7 +81,9 @@ def cells_of(model: str) -> dict[str, dict]:
     cells |= {f"ca_mtl {name}": flags for name, flags in samplings.items()}
     cells |= {f"ca_mtl without {part}": {"conditioning": parts} for part, parts in without.items()}
     cells |= {f"{cell}, three times as long": cells[cell] | longer for cell in LONGER}
-    return cells | {"ca_mtl frozen": {"freeze_layers": LOWER_HALF[model]}, "lora": {"conditioning": "lora"}}
+    lora = {"lora": {"conditioning": "lora"}}
+    lora["lora uncertainty, equal shares"] = samplings["uncertainty, equal shares"] | lora["lora"]
+    return cells | {"ca_mtl frozen": {"freeze_layers": LOWER_HALF[model]}} | lora
 
 
 def rows_per_step(flags: dict) -> int:
