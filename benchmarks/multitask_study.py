@@ -212,7 +212,7 @@ def table_row(cell: str, rows: list[dict], single: dict[str, float], one_model: 
         f"{worst} {scores[worst] - single[worst]:+.3f}",
         f"{rows[0]['n_parameters'] / one_model:.2f}",
         f"{rows[0]['curve'][-1][0]:,}",
-        f"{statistics.mean(row['seconds'] for row in rows):.0f}",
+        f"{statistics.median(row['seconds'] for row in rows):.0f}",
         *(f"{scores[task]:.3f}" for task in TASKS),
     ]
 
