@@ -104,12 +104,14 @@ def chosen(files: list[str], names: str | None) -> list[str]:
     return [file for file in files if names is None or Path(file).stem in names.split(",")]
 
 
-def make_pools(model: str, base: str, sentence_model: str | None) -> None:
+def make_pools(
+    model: str, base: str, kinds: list[str], methods: list[str], sentence_model: str | None
+) -> None:
     """A pool for each kind of map; the first one has what other methods need as well."""
     runs = sorted(str(folder) for folder in (FOLDER / model / "grid" / "sources" / str(SEED)).iterdir())
-    everything = "esm,textemb,tokens,taskemb" + (",semb" if sentence_model else "")
-    for kind in MAPS:
-        represent = everything if kind == MAPS[0] else "esm"
+    everything = ",".join(["esm", "textemb", "tokens", *({"taskemb", "semb"} & set(methods))])
+    for kind in kinds:
+        represent = everything if kind == kinds[0] else "esm"
         config = SelectionConfig(
             sources=",".join(runs),
             represent=represent,
@@ -122,14 +124,14 @@ def make_pools(model: str, base: str, sentence_model: str | None) -> None:
         train_sources(config)
 
 
-def rank_sources(model: str, methods: list[str], sentence_model: str | None) -> None:
+def rank_sources(model: str, kinds: list[str], methods: list[str], sentence_model: str | None) -> None:
     """Score the sources for each target by the methods, except those that are finished."""
     cells = [cell for cell in cells_of(FOLDER / model / "grid") if cell.training.seed == SEED]
     base = open_checkpoint(str(cells[0].training.model_checkpoint), "the base").digest
     about = {"model": model, "base": base}
-    for cell, kind in itertools.product(cells, MAPS):
+    for cell, kind in itertools.product(cells, kinds):
         done = {row["method"] for row in read_lines(RANKINGS, model=model, map=kind, target=cell.target)}
-        asked_for = [name for name in methods if name not in done and (kind == MAPS[0] or name in OF_MAPS)]
+        asked_for = [name for name in methods if name not in done and (kind == kinds[0] or name in OF_MAPS)]
         config = EvaluationConfig(
             transfer_results=str(FOLDER / model / "grid"),
             pool=str(FOLDER / model / kind),
@@ -180,6 +182,7 @@ def main() -> None:
     parser.add_argument("data", nargs="?", type=Path)
     parser.add_argument("--restarts", type=int, default=6)
     parser.add_argument("--methods", default=",".join((*OF_MAPS, *OF_SOURCES)))
+    parser.add_argument("--maps", default=",".join(MAPS))
     parser.add_argument("--sentence_model")
     parser.add_argument("--sources", help="only these of the 26, with commas between")
     parser.add_argument("--targets", help="only these of the 7")
@@ -189,11 +192,10 @@ def main() -> None:
     if not arguments.table:
         wanted = arguments.sources, arguments.targets
         measure_transfers(model, base, arguments.data, arguments.restarts, *wanted)
-        make_pools(model, base, arguments.sentence_model)
-        methods = [
-            name for name in arguments.methods.split(",") if name != "semb" or arguments.sentence_model
-        ]
-        rank_sources(model, methods, arguments.sentence_model)
+        sentence_model, kinds = arguments.sentence_model, arguments.maps.split(",")
+        methods = [name for name in arguments.methods.split(",") if name != "semb" or sentence_model]
+        make_pools(model, base, kinds, methods, sentence_model)
+        rank_sources(model, kinds, methods, sentence_model)
     print_tables(model)
 
 
