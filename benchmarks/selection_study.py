@@ -109,7 +109,8 @@ def make_pools(
 ) -> None:
     """A pool for each kind of map; the first one has what other methods need as well."""
     runs = sorted(str(folder) for folder in (FOLDER / model / "grid" / "sources" / str(SEED)).iterdir())
-    everything = ",".join(["esm", "textemb", "tokens", *({"taskemb", "semb"} & set(methods))])
+    asked_for = [name for name in ("taskemb", "semb") if name in methods]
+    everything = ",".join(["esm", "textemb", "tokens", *asked_for])
     for kind in kinds:
         represent = everything if kind == kinds[0] else "esm"
         config = SelectionConfig(
