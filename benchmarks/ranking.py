@@ -161,7 +161,7 @@ def measure_ranking(n_maps: int, n_peer: int, peer: Peer | None, folder: Path) -
 
     sizes = sorted({min(n, n_maps) for n in (100, 300, 600, 1000)} - {n_maps})
     by_size, peaks = {}, {}
-    for n in [*sizes, n_maps]:  # ascending, since a peak never falls
+    for n in [*sizes, n_maps]:  # ascending, for the peaks
         elapsed, ranking = ranking_of(n)
         by_size[n], peaks[n] = elapsed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     started = time.perf_counter()
@@ -250,16 +250,17 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         peer = Peer(args.python, Path(name)) if args.python else None
+        # Before all that needs more memory, since the peak of a process never falls.
+        ranking = measure_ranking(args.n_maps, args.n_peer, peer, Path(name))
+        record("selection: ranking", **ranking)
         results = []
         for case in CASES:
             results.append((case, measure_case(case, peer, Path(name))))
             title = ", ".join(f"{value} {key}" for key, value in case.items())
             record(f"selection: {title}", **results[-1][1])
         record("selection: threads", **measure_threads())
-        ranking = measure_ranking(args.n_maps, args.n_peer, peer, Path(name))
         if peer:
             peer.process.terminate()
-    record("selection: ranking", **ranking)
     print_table(results)
     if args.plot:
         plot(results, ranking)

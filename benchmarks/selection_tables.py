@@ -243,7 +243,8 @@ def print_tables(model: str) -> None:
         rankable = [truth for truth in truths if truth.relation() >= MIN_RELATION]
         if rankable and rankings.rows:
             print_markdown(method_table(rankable, rankings))
-            print_markdown(better_table(rankable, rankings))
+            if {PUBLISHED, OURS} <= set(rankings.methods):
+                print_markdown(better_table(rankable, rankings))
 
 
 def print_markdown(table: list[list[str]]) -> None:
