@@ -219,7 +219,7 @@ def plot(results: list[tuple[dict[str, int], dict]], ranking: dict) -> None:
         peer_times = [size * ranking["peer_seconds_per_map"] for size in sizes]
         time_of_maps.loglog(list(sizes), peer_times, marker="o", label="hf-dataset-selector")
     memory_of_maps.semilogx(list(sizes), list(ranking["peak_GiB_by_number_of_maps"].values()), marker="o")
-    memory_of_maps.set_ylim(0)
+    memory_of_maps.set_ylim(0, 2)
     labels = {
         time_of_rows: ("rows of the task", "ms per map"),
         memory_of_rows: ("rows of the task", "MiB of arrays"),
