@@ -154,10 +154,8 @@ def learning_rate_scales(model: MultitaskTransformer, config: MultitaskConfig) -
     (docs/multitask.md).
     """
     lr = config.conditioning_lr
-    if lr is None:
-        lr = (
-            config.lr if config.add_task else min(config.lr, PAPER_LR)
-        )  # one more task moves its vector alone
+    if lr is None:  # one more task moves nothing but its own vector
+        lr = config.lr if config.add_task else min(config.lr, PAPER_LR)
     return dict.fromkeys(model.conditioning_parameters(), lr / config.lr if config.lr else 1.0)
 
 

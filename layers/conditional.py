@@ -108,7 +108,8 @@ class ConditionalAttention(SelfAttention):
         seq, task_ids = hidden_states.size(1), self.task_bias.condition.task_ids
         task_bias = self.task_bias(seq)  # small, as there are few tasks: examples take their rows of it
         if query_positions is None:
-            bias = task_bias[task_ids].unsqueeze(1)
+            is_shared = len(task_bias) == 1  # then all examples can read the same
+            bias = (task_bias if is_shared else task_bias[task_ids]).unsqueeze(1)
         else:
             bias = task_bias[task_ids, query_positions][:, None, None]
         if attention_mask is None and self.causal:

@@ -248,8 +248,9 @@ def build_sampler(
     """The sampler of `--sampling`. Raises UserError for flags that it cannot follow."""
     arguments = (streams, config.sampling, rows_per_step // draws_per_step, draws_per_step, config.seed)
     if config.sampling != "uncertainty":
-        if config.uncertainty_proxy:
-            raise UserError("--uncertainty_proxy is for --sampling uncertainty")
+        for name in sorted(config.explicit_flags):
+            if name.startswith("uncertainty_"):
+                raise UserError(f"--{name} is for --sampling uncertainty")
         return TaskSampler(*arguments, config.n_epochs, config.sampling_temperature)
     n_candidates, every = config.uncertainty_candidates or rows_per_step, config.uncertainty_every
     if n_candidates * len(streams) < every * rows_per_step:

@@ -101,6 +101,7 @@ UNCERTAINTY = ["--sampling", "uncertainty"]
         (["--freeze_layers", "one"], ["--freeze_layers one: write layers like 0-4"]),
         (["--freeze_layers", "0-99999999999999"], ["--freeze_layers", "the model's layers are 0 to 1"]),
         (["--uncertainty_proxy", "number=film"], ["--uncertainty_proxy is for --sampling uncertainty"]),
+        (["--uncertainty_equal_shares"], ["--uncertainty_equal_shares is for --sampling uncertainty"]),
         ([*UNCERTAINTY, "--uncertainty_proxy", "numbr=film"], ["'numbr'", "did you mean number?"]),
         ([*UNCERTAINTY, "--uncertainty_proxy", "film=number"], ["film=number: a regression takes"]),
         ([*UNCERTAINTY, "--uncertainty_proxy", "number"], ["--uncertainty_proxy number", "write task=proxy"]),

@@ -207,7 +207,9 @@ def test_a_killed_run_with_uncertainty_resumes_exactly(multitask, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampling", ["sequential", "annealed"])
+@pytest.mark.parametrize(
+    "sampling", ["sequential", "proportional", "annealed", "square_root", "uniform", "temperature"]
+)
 def test_a_killed_run_resumes_exactly(sampling, multitask, tmp_path):
     assert_sampling_resumes_exactly(tmp_path, *multitask, "--sampling", sampling, "--n_epochs", 2)
 

@@ -325,7 +325,6 @@ def test_the_flags_make_the_sampler():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"sampling": "uniform", "uncertainty_proxy": "small=large"}, ["--uncertainty_proxy", "uncertainty"]),
         ({"uncertainty_candidates": 2}, ["--uncertainty_candidates 2", "8 rows", "--uncertainty_every"]),
         ({"uncertainty_every": 4}, ["--uncertainty_candidates 8", "32 rows of 4 optimizer steps"]),
         ({"uncertainty_proxy": "smal=large"}, ["'smal'", "did you mean small?"]),
