@@ -62,6 +62,8 @@ TITLES = {"ours": "a small language model, 2 × 256", "minilm": "MiniLM, 6 × 38
 SAMPLINGS = ("sequential", "uncertainty", "uncertainty, equal shares")
 CURVES = ("single", *(f"{kind} {name}" for kind in ("plain", "ca_mtl") for name in SAMPLINGS))
 CURVES += ("lora", "lora uncertainty, equal shares")
+# Okabe and Ito's, which colour-blind readers can tell apart.
+COLORS = {"single": "#000000", "plain": "#E69F00", "ca_mtl": "#0072B2", "lora": "#009E73"}
 
 
 def cells_of(model: str) -> dict[str, dict]:
@@ -233,16 +235,19 @@ def draw_curves() -> None:
     rows = read_rows_of_study()
     figure = Figure(figsize=(13, 4.5), layout="constrained")
     for axes, model in zip(figure.subplots(1, 2), ("ours", "minilm"), strict=True):
-        for color, cell in enumerate(CURVES):
+        for cell in CURVES:
             curves = [row["curve"] for row in rows if (row["model"], row["cell"]) == (model, cell)]
             if curves:
                 examples, averages = np.array(curves)[0, :, 0], np.array(curves)[:, :, 1]
                 mean, deviation = averages.mean(0), averages.std(0, ddof=min(1, len(curves) - 1))
                 label = f"{cell} ({len(curves)} seed{'s' * (len(curves) > 1)})"
-                axes.plot(examples, mean, marker="o", markersize=3, color=f"C{color}", label=label)
-                axes.fill_between(examples, mean - deviation, mean + deviation, color=f"C{color}", alpha=0.15)
+                color = COLORS[cell.split()[0]]
+                style = "--" if "equal shares" in cell else ":" if "uncertainty" in cell else "-"
+                axes.plot(examples, mean, style, marker="o", markersize=3, color=color, label=label)
+                axes.fill_between(examples, mean - deviation, mean + deviation, color=color, alpha=0.1)
         axes.set(title=TITLES[model], xlabel="examples, of all tasks", ylabel="average on validation")
         axes.grid(alpha=0.3)
+        axes.locator_params(axis="x", nbins=5)
         axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(PLOT, dpi=120)
 
