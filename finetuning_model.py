@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from config.constants import IGNORE_INDEX
 from config.model import TransformerConfig
 from layers.adapters import Tuning, apply_tuning, is_added, is_fused
-from pretraining_model import LanguageModel, at_positions, initialize
+from pretraining_attention import at_positions
+from pretraining_model import LanguageModel, initialize
 
 HEAD_PREFIX = "classification_head."  # of the names of its weights
 

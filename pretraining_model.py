@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from config.constants import IGNORE_INDEX
 from config.errors import UserError
 from config.model import TransformerConfig
+from pretraining_attention import KeyValueCache, SelfAttention, at_positions, causal_mask_at, expand_mask
 from pretraining_loss import chunked_cross_entropy, sample_vocabulary
 
 # By the names of the transformers library. gelu_new is GPT-2's, approximated by tanh; gelu is BERT's.
@@ -26,46 +27,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "swish": nn.SiLU,
     "tanh": nn.Tanh,
 }
-
-
-class SelfAttention(nn.Module):
-    """Multi-head scaled dot-product self-attention (Vaswani et al. 2017, section 3.2)."""
-
-    def __init__(self, config: TransformerConfig):
-        super().__init__()
-        self.num_heads, self.causal, self.dropout = config.num_heads, config.causal, config.attention_dropout
-        self.query_key_value = nn.Linear(config.embed_dim, 3 * config.embed_dim)
-        self.projection = nn.Linear(config.embed_dim, config.embed_dim)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        past: "KeyValueCache | None" = None,
-        query_positions: Tensor | None = None,
-    ) -> Tensor:
-        """[batch, seq, embed] → [batch, seq, embed], or [batch, 1, embed] at the `query_positions` [batch].
-
-        The boolean `attention_mask` broadcasts to [batch, heads, query, key].
-        """
-        heads = self.query_key_value(hidden_states).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = heads.unbind(2)  # each [batch, seq, heads, head_dim]
-        query = at_positions(query, query_positions)
-        query, key, value = (states.transpose(1, 2) for states in (query, key, value))
-        is_causal = self.causal and attention_mask is None
-        if past is not None:
-            if self in past:
-                past_key, past_value = past[self]
-                key, value = torch.cat((past_key, key), dim=2), torch.cat((past_value, value), dim=2)
-                is_causal = False  # the one new token sees all of the past
-            past[self] = key, value
-        dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout, is_causal)
-        return self.projection(attended.transpose(1, 2).flatten(2))
-
-
-# The keys and values [batch, heads, seq, head_dim] of the tokens so far, by attention module.
-KeyValueCache = dict[SelfAttention, tuple[Tensor, Tensor]]
 
 
 class FeedForward(nn.Sequential):
@@ -189,17 +150,31 @@ class Transformer(nn.Module):
         Raises UserError if the sequence is longer than the positions.
         """
         n_past = next(iter(past.values()))[0].size(2) if past else 0
-        hidden_states = self.embed(input_ids, attention_mask, token_type_ids, n_past)
+        embeddings = self.embed(input_ids, attention_mask, token_type_ids, n_past)
+        return self.encode(embeddings, attention_mask, past, query_positions)
+
+    def encode(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past: KeyValueCache | None = None,
+        query_positions: Tensor | None = None,
+    ) -> Tensor:
+        """What `forward` does with the embeddings, [batch, seq, embed]."""
         mask = None if attention_mask is None else expand_mask(attention_mask, self.config.causal)
         for layer in self.layers[:-1]:
             hidden_states = self.run_layer(layer, hidden_states, mask, past)
         if query_positions is not None and self.config.causal:
-            mask = causal_mask_at(query_positions, input_ids.size(1), mask)
+            mask = causal_mask_at(query_positions, hidden_states.size(1), mask)
         last_layer = self.layers[-1]
         return self.final_norm(self.run_layer(last_layer, hidden_states, mask, past, query_positions))
 
     def embed(
-        self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None, n_past: int
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        n_past: int = 0,
     ) -> Tensor:
         """The sum of the embeddings, [batch, seq, embed], of tokens that follow `n_past` earlier ones."""
         end = n_past + input_ids.size(1)
@@ -222,31 +197,6 @@ class Transformer(nn.Module):
         if self.gradient_checkpointing and self.training:
             return checkpoint(layer, *inputs, use_reentrant=False)
         return layer(*inputs)
-
-
-def at_positions(states: Tensor, positions: Tensor | None) -> Tensor:
-    """[batch, seq, …] → [batch, 1, …] at one of the `positions` [batch] in each row; None: all of them."""
-    if positions is None:
-        return states
-    return states[torch.arange(len(positions), device=positions.device), positions].unsqueeze(1)
-
-
-def expand_mask(attention_mask: Tensor, causal: bool) -> Tensor:
-    """[batch, seq] → which keys each query may attend to, broadcastable to [batch, heads, query, key]."""
-    mask = attention_mask.bool()[:, None, None, :]
-    if causal:
-        seq = attention_mask.size(1)
-        mask = mask & torch.ones(seq, seq, dtype=torch.bool, device=attention_mask.device).tril()
-        # A padding token on the left would have nothing to attend to, and a softmax over nothing is NaN.
-        mask = mask | torch.eye(seq, dtype=torch.bool, device=attention_mask.device)
-    return mask
-
-
-def causal_mask_at(positions: Tensor, seq: int, mask: Tensor | None) -> Tensor:
-    """The rows of a causal mask (None: without padding) for one query per example, [batch, 1, 1, key]."""
-    if mask is not None:
-        return at_positions(mask.transpose(1, 2), positions)
-    return (torch.arange(seq, device=positions.device) <= positions.unsqueeze(1))[:, None, None]
 
 
 class OutputTransform(nn.Sequential):

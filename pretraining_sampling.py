@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pretraining_model import KeyValueCache, LanguageModel
+from pretraining_attention import KeyValueCache
+from pretraining_model import LanguageModel
 
 
 @torch.inference_mode()

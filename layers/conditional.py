@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretraining_model import SelfAttention, Transformer, TransformerLayer, initialize
+from pretraining_attention import SelfAttention
+from pretraining_model import Transformer, TransformerLayer, initialize
 
 CA_MTL = ("alignment", "attention", "norm", "bottleneck")
 PARTS = (*CA_MTL, "lora")

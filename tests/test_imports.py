@@ -15,7 +15,8 @@ LAYERS = {
     "checkpoints.files": ["config"],
     "utils": ["config", "checkpoints.files"],
     "pretraining_loss": ["config"],
-    "pretraining_model": ["pretraining_loss"],
+    "pretraining_attention": ["config"],
+    "pretraining_model": ["pretraining_attention", "pretraining_loss"],
     "pretraining_sampling": ["pretraining_model"],
     "layers": ["pretraining_model"],
     "finetuning_model": ["layers"],
@@ -116,7 +117,10 @@ def test_there_are_no_circles():
 
 @pytest.mark.parametrize(
     "model",
-    ["pretraining_loss", "pretraining_model", "pretraining_sampling", "finetuning_model", "multitask_model"],
+    [
+        *("pretraining_attention", "pretraining_loss", "pretraining_model", "pretraining_sampling"),
+        *("finetuning_model", "multitask_model"),
+    ],
 )
 def test_models_touch_no_file_no_network_and_no_run(model):
     assert not {one.split(".")[0] for one in imports(model)} & NOT_IN_MODELS

@@ -35,7 +35,8 @@ from layers.conditional import (
     is_conditional,
 )
 from multitask_model import TaskEmbeddings
-from pretraining_model import SelfAttention, Transformer, TransformerLayer, expand_mask
+from pretraining_attention import SelfAttention, expand_mask
+from pretraining_model import Transformer, TransformerLayer
 
 SHAPE = TransformerConfig(61, 32, 48, 24, 4, 3, 0.0, 0.0)
 # (embed_dim, max_length): N = d / L divides L, does not, is 1; L does not divide d, is d, is longer than d.
