@@ -1,6 +1,7 @@
 """The heads of fine-tuning: for texts, choices, tags, answers and dependency trees."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -194,6 +195,7 @@ class TransformerWithClfHead(LanguageModel):
     def __init__(self, config: TransformerConfig, head: HeadConfig):
         super().__init__(config)
         self.head = head
+        self.adversarial_epsilon = 0.0  # how far training inputs move, relative to their norm
         self.classification_head = self.head_class(config, head)
         apply_tuning(self.transformer, head.tuning, head.initializer_range)
 
@@ -226,16 +228,30 @@ class TransformerWithClfHead(LanguageModel):
         mask = None if self.config.causal else flat_mask
         only_cls = head.reads_only_cls and lm_labels is None
         query_positions = cls_positions(flat_mask, self.config.causal) if only_cls else None
-        hidden_states = self.transformer(
-            input_ids, mask, query_positions=query_positions, token_type_ids=token_type_ids
-        )
-        logits = head.score(hidden_states, flat_mask, inputs).float()
+
+        def encode(embeddings: Tensor) -> tuple[Tensor, Tensor]:
+            states = self.transformer.encode(embeddings, mask, query_positions=query_positions)
+            return states, head.score(states, flat_mask, inputs).float()
+
+        embeddings = self.transformer.embed(input_ids, mask, token_type_ids)
+        if labels is not None and self.is_adversarial_turn():
+            change = worst_change(embeddings, flat_mask, lambda x: head.loss(encode(x)[1], labels, inputs))
+            embeddings = embeddings + self.adversarial_epsilon * change
+        hidden_states, logits = encode(embeddings)
         if labels is None:
             return logits
         losses = {"clf": head.loss(logits, labels, inputs)}
         if lm_labels is not None:
             losses["lm"] = self.loss(hidden_states, lm_labels.flatten(0, -2))
         return losses
+
+    def is_adversarial_turn(self) -> bool:
+        """Whether to train on moved inputs: in half of the micro-batches, by chance.
+
+        The paper adds up the losses of moved and unmoved inputs, which takes more time for the same number of
+        examples.
+        """
+        return self.training and self.adversarial_epsilon > 0 and bool(torch.rand(()) < 0.5)
 
 
 MODEL_CLASSES: dict[str, type[TransformerWithClfHead]] = {"TransformerWithClfHead": TransformerWithClfHead}
@@ -257,6 +273,19 @@ class TransformerWithParserHead(TransformerWithClfHead):
     """Transformer that draws dependency trees."""
 
     head_class = ParserHead
+
+
+def worst_change(embeddings: Tensor, attention_mask: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """Of all changes as large as the embeddings, the one that raises the loss most, to first order.
+
+    It is ‖x‖ g / ‖g‖ for embeddings x [batch, seq, embed] at which `loss`, summed over the batch, has the
+    gradient g; the norms are over a sequence (Miyato, Dai & Goodfellow 2017, equation 3, where embeddings are
+    normalized, and ‖x‖ is a constant).
+    """
+    x = embeddings.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(x), x)
+    size = (x * attention_mask.unsqueeze(-1)).norm(dim=(1, 2), keepdim=True)
+    return size * gradient / gradient.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)
 
 
 def cls_positions(attention_mask: Tensor, causal: bool) -> Tensor:

@@ -67,6 +67,7 @@ def finetune_once(config: FinetuningConfig) -> dict[str, float]:
     task = open_task(config, choose_tokenizer(config, checkpoint))
     model = build_model(config, task.kind.model_class, task.kind.num_outputs, len(task.tokenizer), checkpoint)
     model.transformer.gradient_checkpointing = config.gradient_checkpointing
+    model.adversarial_epsilon = config.adversarial_epsilon
     optimizers = build_optimizers(model.to(run.device), config)
     best = best_weights(config, task, model, run)
     n_parameters, n_trained = count_parameters(model)

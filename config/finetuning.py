@@ -204,6 +204,12 @@ class FinetuningConfig(TaskArguments, FinetuningArguments, EngineArguments):
     lm_loss_coef: float = flag(
         0.0, "weight of the auxiliary language-modelling loss; 0: not computed", least=0
     )
+    adversarial_epsilon: float = flag(
+        0.0,
+        "adversarial training: in half of the micro-batches, move the embeddings by this share of their norm "
+        "to where the classification loss is higher",
+        least=0,
+    )
     mlm_probability: float = flag(
         0.15, "fraction of the tokens to predict, for the auxiliary loss of an mlm model", least=0.001, most=1
     )

@@ -230,8 +230,8 @@ def test_prediction_reads_arguments_files_and_standard_input_in_order(finetuned,
 
 
 def test_a_killed_run_resumes_to_the_same_weights(finetuning, tmp_path):
-    """With dropout on; it evaluates every 30 steps, where there is a checkpoint too."""
-    assert_resumes_exactly("finetuning_train.py", tmp_path, *finetuning)
+    """With dropout and adversarial turns; it evaluates every 30 steps, where there is a checkpoint too."""
+    assert_resumes_exactly("finetuning_train.py", tmp_path, *finetuning, "--adversarial_epsilon", 0.05)
 
 
 def test_a_task_that_is_longer_than_the_model_is_cut_and_told(finetuning, tmp_path, caplog):
