@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart multitask selection check test test-slow lint bench clean
+.PHONY: quickstart multitask selection tutorial check test test-slow lint bench clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python quickstart.py
@@ -13,6 +13,10 @@ multitask: $(VENV)/installed
 
 selection: $(VENV)/installed
 	$(BIN)/python quickstart.py --selection
+
+# Executes each chapter (or CHAPTERS="3 4") and stores what it shows; its trainings are in runs/tutorial/.
+tutorial: $(VENV)/installed-for-tutorial
+	$(BIN)/python docs/tutorial/build.py $(CHAPTERS)
 
 test: $(VENV)/installed-for-tests
 	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow"
@@ -50,6 +54,11 @@ $(VENV)/installed-for-tests: tests/requirements.txt $(VENV)/installed
 # 70 MB of experiment trackers, which no other target needs.
 $(VENV)/installed-for-slow-tests: requirements-trackers.txt $(VENV)/installed-for-tests
 	$(BIN)/python -m pip install --quiet -r requirements-trackers.txt
+	touch $@
+
+# 30 MB of notebook machinery, which no other target needs.
+$(VENV)/installed-for-tutorial: requirements-tutorial.txt $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -r requirements-tutorial.txt
 	touch $@
 
 $(VENV)/installed-for-benchmarks: benchmarks/requirements.txt $(VENV)/installed

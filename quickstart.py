@@ -104,7 +104,7 @@ def comparison(summary: dict[str, float], results: dict[str, dict]) -> str:
         f"Perplexity per word on held-out reviews: {summary['word_ppl_before']:,.0f} before pretraining,"
         f" {summary['word_ppl_after']:,.0f} after ({summary['seconds_pretraining']:.0f} s).",
         "",
-        f"Accuracy on 5,000 held-out reviews after training on {summary['n_labels']:,} labelled ones:",
+        f"Accuracy on 5,000 held-out reviews after training on {summary['n_labels']:,} labeled ones:",
         "",
         f"    {'':26}{'accuracy':>10}{'weights trained':>18}{'time':>8}",
     ]

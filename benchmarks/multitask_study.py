@@ -83,6 +83,9 @@ def cells_of(model: str) -> dict[str, dict]:
     cells |= {f"ca_mtl {name}": flags for name, flags in samplings.items()}
     cells |= {f"ca_mtl without {part}": {"conditioning": parts} for part, parts in without.items()}
     cells |= {f"{cell}, three times as long": cells[cell] | longer for cell in LONGER}
+    fast = {"conditioning_lr": MODELS[model]["lr"]}  # a hundred times the default of 2e-5 for the small model
+    cells["bottleneck alone, at lr"] = fast | {"conditioning": "bottleneck"}
+    cells["attention and bottleneck, at lr"] = fast | {"conditioning": "attention,bottleneck"}
     lora = {"lora": {"conditioning": "lora"}}
     lora["lora uncertainty, equal shares"] = samplings["uncertainty, equal shares"] | lora["lora"]
     return cells | {"ca_mtl frozen": {"freeze_layers": LOWER_HALF[model]}} | lora

@@ -17,7 +17,7 @@ from helpers.runs import MAIN, ROOT, SHAPE, STEPS, call, config_class_of, parse
 
 from config.flags import ALIASES
 
-DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = DOCS[0].read_text(encoding="utf-8")
 SOURCES = {".py", ".md", ".toml", ".cff"}
 NOT_OURS = {"train.py"}  # nanoGPT's
@@ -107,6 +107,7 @@ ONLY_READ = {
     "make quickstart": MINUTES,
     "make multitask": MINUTES,
     "make selection": MINUTES,
+    "make tutorial": MINUTES,
     "make test": MINUTES,
     "make bench NANOGPT=path": MINUTES,
     "python benchmarks/tfidf.py": MINUTES,
