@@ -14,7 +14,6 @@ number of examples, the samplers proportional, square_root, temperature and anne
 
 import argparse
 import fnmatch
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import numpy as np
+from multitask_tables import ROWS, draw_curves, print_tables, read_rows
 from real_tasks import TASKS, shuffled_splits, write_task
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -43,7 +42,6 @@ from layers.conditional import CA_MTL
 from multitask_train import train_multitask
 
 FOLDER = Path("runs/multitask_study")
-ROWS, PLOT = Path("docs/multitask_study.jsonl"), Path("docs/multitask_curves.png")
 COSTS = ("n_parameters", "n_steps", "seconds")
 N_ROWS = {"train": 2000, "valid": 500, "test": 1000}
 # How each model is trained; the same for all of its cells, but for what SINGLE changes for single tasks.
@@ -58,12 +56,6 @@ SINGLE: dict[str, dict] = {"minilm": {}, "ours": {"lr": 1e-3, "gradient_accumula
 LOWER_HALF = {"minilm": "0-2", "ours": "0"}  # of the layers
 LONGER = ("single", "plain sequential", "ca_mtl sequential")  # also trained three times as long
 N_EVALUATIONS = {"minilm": 4, "ours": 6}
-TITLES = {"ours": "a small language model, 2 × 256", "minilm": "MiniLM, 6 × 384"}
-SAMPLINGS = ("sequential", "uncertainty", "uncertainty, equal shares")
-CURVES = ("single", *(f"{kind} {name}" for kind in ("plain", "ca_mtl") for name in SAMPLINGS))
-CURVES += ("lora", "lora uncertainty, equal shares")
-# Okabe and Ito's, which colour-blind readers can tell apart.
-COLORS = {"single": "#000000", "plain": "#E69F00", "ca_mtl": "#0072B2", "lora": "#009E73"}
 
 
 def cells_of(model: str) -> dict[str, dict]:
@@ -117,7 +109,7 @@ def sample_rows(name: str, data: Path) -> dict[str, list[dict]]:
 
 def train_cell(model: str, cell: str, seed: int, base: str) -> None:
     """Train a cell, unless it has a row."""
-    if any((row["model"], row["cell"], row["seed"]) == (model, cell, seed) for row in read_rows_of_study()):
+    if any((row["model"], row["cell"], row["seed"]) == (model, cell, seed) for row in read_rows()):
         return
     flags: dict = {"seed": seed, "model_checkpoint": base, "dataset_cache": str(FOLDER / "cache")}
     flags |= MODELS[model] | cells_of(model)[cell]
@@ -172,87 +164,7 @@ def train(function: Callable, config_class: type, folder: Path, flags: dict) -> 
     return metrics
 
 
-def read_rows_of_study() -> list[dict]:
-    """What was measured, a row for each cell."""
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.is_file() else []
-
-
-# -------------------------------------------------------------------------------------------------- the table
-
-
-def print_table(model: str) -> None:
-    """For each cell the average score and its deviation over the seeds, and what it costs."""
-    rows = [row for row in read_rows_of_study() if row["model"] == model]
-    trained = {row["cell"] for row in rows}
-    cells = [cell for cell in cells_of(model) if cell in trained]
-    by_cell = {cell: [row for row in rows if row["cell"] == cell] for cell in cells}
-    if "single" not in by_cell:
-        sys.exit("the table compares with the models of single tasks; train them with --cells single")
-    single = mean_scores(by_cell["single"])
-    one_model = by_cell["single"][0]["n_parameters"] / len(TASKS)
-    columns = [
-        "",
-        "seeds",
-        "average",
-        "worst task against single",
-        "parameters",
-        "examples",
-        "seconds",
-        *TASKS,
-    ]
-    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-    for cell, found in by_cell.items():
-        print("| " + " | ".join(table_row(cell, found, single, one_model)) + " |")
-
-
-def table_row(cell: str, rows: list[dict], single: dict[str, float], one_model: float) -> list[str]:
-    averages = [statistics.mean(row["scores"].values()) for row in rows]
-    deviation = f" ± {statistics.stdev(averages):.4f}" if len(averages) > 1 else ""
-    scores = mean_scores(rows)
-    worst = min(TASKS, key=lambda task: scores[task] - single[task])
-    return [
-        cell,
-        str(len(rows)),
-        f"{statistics.mean(averages):.4f}{deviation}",
-        f"{worst} {scores[worst] - single[worst]:+.3f}",
-        f"{rows[0]['n_parameters'] / one_model:.2f}",
-        f"{rows[0]['curve'][-1][0]:,}",
-        f"{statistics.median(row['seconds'] for row in rows):.0f}",
-        *(f"{scores[task]:.3f}" for task in TASKS),
-    ]
-
-
-def mean_scores(rows: list[dict]) -> dict[str, float]:
-    """The mean over the seeds of each task's score."""
-    return {task: statistics.mean(row["scores"][task] for row in rows) for task in TASKS}
-
-
-# ------------------------------------------------------------------------------------------------- the curves
-
-
-def draw_curves() -> None:
-    """The average on validation against the examples that were trained on, for each model a plot: means over
-    the seeds, and one deviation to both sides where there are several."""
-    from matplotlib.figure import Figure
-
-    rows = read_rows_of_study()
-    figure = Figure(figsize=(13, 4.5), layout="constrained")
-    for axes, model in zip(figure.subplots(1, 2), ("ours", "minilm"), strict=True):
-        for cell in CURVES:
-            curves = [row["curve"] for row in rows if (row["model"], row["cell"]) == (model, cell)]
-            if curves:
-                examples, averages = np.array(curves)[0, :, 0], np.array(curves)[:, :, 1]
-                mean, deviation = averages.mean(0), averages.std(0, ddof=min(1, len(curves) - 1))
-                label = f"{cell} ({len(curves)} seed{'s' * (len(curves) > 1)})"
-                color = COLORS[cell.split()[0]]
-                style = "--" if "equal shares" in cell else ":" if "uncertainty" in cell else "-"
-                axes.plot(examples, mean, style, marker="o", markersize=3, color=color, label=label)
-                axes.fill_between(examples, mean - deviation, mean + deviation, color=color, alpha=0.1)
-        axes.set(title=TITLES[model], xlabel="examples, of all tasks", ylabel="average on validation")
-        axes.grid(alpha=0.3)
-        axes.locator_params(axis="x", nbins=5)
-        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(PLOT, dpi=120)
+# ------------------------------------------------------------------------------------------------ the study
 
 
 # Attention on a CPU has no fast backward pass in bfloat16, which is what fused kernels would use.
@@ -283,7 +195,7 @@ def main() -> None:
         train_cells(arguments.model, cells, seeds, arguments.model_checkpoint)
     else:
         draw_curves()
-    print_table(arguments.model)
+    print_tables(arguments.model, list(cells_of(arguments.model)))
 
 
 if __name__ == "__main__":
