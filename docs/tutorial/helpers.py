@@ -26,11 +26,12 @@ SMALL = {"n_steps": 4, "max_length": 24, "num_max_positions": 24, "valid_batch_s
 
 # Chapter 2 trains the quickstart's language model for a third of its steps; all later ones start from there.
 PRETRAINING = {"dataset_path": REVIEWS, "n_steps": 400, "eval_every": 100, "log_every": 2}
+PRETRAINING |= {"embed_dim": 32, "hidden_dim": 32} if SHORT else {}
 
 # Okabe and Ito's colors, for colour-blind readers; styles and markers tell the lines apart in print.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")
+STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (5, 3)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 plt.rcParams |= {
     "axes.prop_cycle": plt.cycler(color=COLORS, linestyle=STYLES, marker=MARKERS),
     "axes.spines.top": False,
