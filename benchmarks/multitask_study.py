@@ -13,14 +13,17 @@ number of examples, the samplers proportional, square_root, temperature and anne
 """
 
 import argparse
+import contextlib
 import fnmatch
 import statistics
 import sys
-from collections.abc import Callable
+import unittest.mock
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import torch
 from multitask_tables import ROWS, draw_curves, print_tables, read_rows
 from real_tasks import TASKS, shuffled_splits, write_task
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -39,6 +42,7 @@ from config.multitask import MultitaskConfig
 from config.presets import arguments_of_run
 from finetuning_train import finetune
 from layers.conditional import CA_MTL
+from multitask_model import TaskEmbeddings
 from multitask_train import train_multitask
 
 FOLDER = Path("runs/multitask_study")
@@ -53,6 +57,7 @@ MODELS: dict[str, dict] = {
     | {"pooling": "cls_mean_max", "dropout": 0.3},
 }
 SINGLE: dict[str, dict] = {"minilm": {}, "ours": {"lr": 1e-3, "gradient_accumulation_steps": 1}}
+CONTROL = "ca_mtl, the same z for all"  # of the ablation: all weights are there, but do not know the task
 LOWER_HALF = {"minilm": "0-2", "ours": "0"}  # of the layers
 LONGER = ("single", "plain sequential", "ca_mtl sequential")  # also trained three times as long
 N_EVALUATIONS = {"minilm": 4, "ours": 6}
@@ -75,6 +80,7 @@ def cells_of(model: str) -> dict[str, dict]:
     cells |= {f"ca_mtl {name}": flags for name, flags in samplings.items()}
     cells |= {f"ca_mtl without {part}": {"conditioning": parts} for part, parts in without.items()}
     cells |= {f"{cell}, three times as long": cells[cell] | longer for cell in LONGER}
+    cells[CONTROL] = {}
     fast = {"conditioning_lr": MODELS[model]["lr"]}  # a hundred times the default of 2e-5 for the small model
     cells["bottleneck alone, at lr"] = fast | {"conditioning": "bottleneck"}
     cells["attention and bottleneck, at lr"] = fast | {"conditioning": "attention,bottleneck"}
@@ -119,11 +125,21 @@ def train_cell(model: str, cell: str, seed: int, base: str) -> None:
     n_batches = -(-N_ROWS["train"] // flags["train_batch_size"]) * flags["n_epochs"] * n_tasks
     n_steps = n_batches * flags["train_batch_size"] // n_rows
     flags["eval_every"] = -(-n_steps // N_EVALUATIONS[model])
-    row = train_single_tasks(folder, flags) if is_single else train_all_tasks(folder, flags)
+    with same_z_for_all() if cell == CONTROL else contextlib.nullcontext():
+        row = train_single_tasks(folder, flags) if is_single else train_all_tasks(folder, flags)
     row["curve"] = [(step * n_rows * len(TASKS) // n_tasks, average) for step, average in row["curve"]]
     with open(ROWS, "a", encoding="utf-8") as file:
         about = {"model": model, "cell": cell, "seed": seed, "base": file_digest(Path(base) / WEIGHTS)}
         file.write(as_json(about | row) + "\n")
+
+
+@contextlib.contextmanager
+def same_z_for_all() -> Iterator[None]:
+    """Models whose tasks all have z = 0."""
+    forward = TaskEmbeddings.forward
+    no_z = lambda self, names: torch.zeros_like(forward(self, names))  # noqa: E731
+    with unittest.mock.patch.object(TaskEmbeddings, "forward", no_z):
+        yield
 
 
 def train_single_tasks(folder: Path, flags: dict) -> dict:

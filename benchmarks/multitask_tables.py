@@ -22,6 +22,8 @@ PAIRS = [
     ("lora", "plain sequential"),
     ("lora", REFERENCE),
     ("ca_mtl frozen", REFERENCE),
+    ("ca_mtl, the same z for all", "plain sequential"),
+    (REFERENCE, "ca_mtl, the same z for all"),
     *((f"ca_mtl without {part}", REFERENCE) for part in ("alignment", "attention", "norm", "bottleneck")),
     *((f"{part}, at lr", REFERENCE) for part in ("bottleneck alone", "attention and bottleneck")),
     *((f"plain {sampling}", "plain sequential") for sampling in SAMPLINGS[1:]),
