@@ -14,7 +14,7 @@ multitask: $(VENV)/installed
 selection: $(VENV)/installed
 	$(BIN)/python quickstart.py --selection
 
-# Executes each chapter (or CHAPTERS="3 4") and stores what it shows; its trainings are in runs/tutorial/.
+# Executes each chapter (or CHAPTERS="1 2") and stores what it shows; its trainings are in runs/tutorial/.
 tutorial: $(VENV)/installed-for-tutorial
 	$(BIN)/python docs/tutorial/build.py $(CHAPTERS)
 

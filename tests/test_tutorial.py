@@ -78,6 +78,7 @@ def test_excerpts_are_the_source_as_it_is_now(chapter):
     cells = json.loads(chapter.with_suffix(".ipynb").read_text(encoding="utf-8"))["cells"]
     outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
     excerpts = ["".join(data["text/markdown"]) for data in outputs if "text/markdown" in data]
+    assert excerpts
     for excerpt in excerpts:
         code = excerpt.removeprefix("```python\n").removesuffix("```")
         _, *pieces = EXCERPT.split(code)

@@ -1,7 +1,7 @@
 """Execute chapters, and store what they show in their notebooks: `make tutorial`.
 
 python docs/tutorial/build.py              all of them
-python docs/tutorial/build.py 3 4          some, by their numbers
+python docs/tutorial/build.py 1 2          some, by their numbers
 """
 
 import sys
@@ -24,7 +24,8 @@ def build(chapter: Path) -> None:
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"  # otherwise random
         logs = {"stderr"}  # progress is for those who wait
-        cell["outputs"] = [output for output in cell.get("outputs", []) if output.get("name") not in logs]
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [output for output in cell["outputs"] if output.get("name") not in logs]
     with atomic_write(chapter.with_suffix(".ipynb")) as tmp_path:
         tmp_path.write_text(jupytext.writes(notebook, "ipynb"), encoding="utf-8")
 

@@ -12,9 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from config.flags import replace
 from config.groups import RunArguments
-from config.presets import load_preset
 from experiments.graph import Metrics, train_or_resume
-from pretraining_train import PretrainingConfig, pretrain
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(os.environ.get("TUTORIAL_FOLDER", "runs/tutorial"))  # of the run folders
@@ -24,7 +22,7 @@ SHORT = os.environ.get("TUTORIAL") == "short"
 REVIEWS = str(FOLDER / "few_reviews") if SHORT else "imdb"
 SMALL = {"n_steps": 4, "max_length": 24, "num_max_positions": 24, "valid_batch_size": 256}
 
-# Chapter 2 trains the quickstart's language model for a third of its steps; all later ones start from there.
+# Chapter 2 trains the quickstart's language model for a third of its steps.
 PRETRAINING = {"dataset_path": REVIEWS, "n_steps": 400, "eval_every": 100, "log_every": 2}
 PRETRAINING |= {"embed_dim": 32, "hidden_dim": 32} if SHORT else {}
 
@@ -76,15 +74,7 @@ def train(name: str, function: Callable[..., Metrics], config: RunArguments) -> 
     if SHORT:
         names = {field.name for field in dataclasses.fields(config)}
         config = replace(config, **{key: value for key, value in SMALL.items() if key in names})
-        if getattr(config, "restarts", 1) > 2:
-            config = replace(config, restarts=2)
     return train_or_resume(function, config, FOLDER / name)
-
-
-def language_model() -> Path:
-    """The run folder of chapter 2's model, which is trained if it is not there."""
-    train("pretrained", pretrain, load_preset(PretrainingConfig, "quickstart_pretrain", **PRETRAINING))
-    return FOLDER / "pretrained"
 
 
 def training_curve(run_folder: Path, scalar: str = "training/loss") -> tuple[list[int], list[float]]:
