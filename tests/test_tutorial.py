@@ -62,6 +62,9 @@ def test_the_notebook_is_that_of_the_text_file(chapter):
     cells = json.loads(chapter.with_suffix(".ipynb").read_text(encoding="utf-8"))["cells"]
     shown = [(cell["cell_type"] == "markdown", "".join(cell["source"]).strip()) for cell in cells]
     assert shown == cells_of(chapter), "run `make tutorial`"
+    assert all(
+        ("outputs" in cell) == (cell["cell_type"] == "code") for cell in cells
+    )  # else it is no notebook
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert outputs and not [output for output in outputs if output["output_type"] == "error"]
 
