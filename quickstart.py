@@ -1,7 +1,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """Pretrain a small language model on movie reviews, and transfer it to tasks.
 
-python quickstart.py                 fine-tune it three ways: `make quickstart`
+python quickstart.py                 classify reviews, with it and without: `make quickstart`
 python quickstart.py --multitask     learn eight tasks with one model: `make multitask`
 python quickstart.py --selection     say which of six tasks should come first: `make selection`
 
@@ -19,7 +19,11 @@ from config.flags import Arguments, flag
 class QuickstartConfig(Arguments):
     title = "quickstart"
 
-    multitask: bool = flag(False, "learn eight tasks with one model, instead of one task three ways")
+    labels: str = flag(
+        "2000", "learn from so many labels, or from each of several numbers with commas between them"
+    )
+    restarts: int = flag(1, "train so many times, and report means and deviations", least=1)
+    multitask: bool = flag(False, "learn eight tasks with one model, instead of one task")
     selection: bool = flag(False, "rank six source tasks for a target, and see whether the ranking was right")
 
 
@@ -27,19 +31,28 @@ if __name__ == "__main__":
     config = parse_arguments(QuickstartConfig, __doc__)  # before the slow imports: --help answers at once
 
 import dataclasses
+import itertools
+import math
+import statistics
 import sys
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from checkpoints.files import read_evaluations, read_metrics, write_json
+from config.errors import UserError
+from config.flags import replace
 from config.presets import find_preset, load_preset, read_preset
 from config.selection import EvaluationConfig, RankConfig, SelectionConfig
 from config.transfer import TransferConfig
+from data.sources import open_source
+from data.splits import split_rows
 from experiments.engines import InOrder
-from experiments.graph import Graph, Job
+from experiments.graph import Graph, Job, Metrics
 from experiments.grid_table import TABLE, read_table
+from experiments.label_curve import Curves, Point, draw_curves, label_table
 from experiments.multitask_table import summarize, table
+from experiments.restarts import sample_deviation
 from finetuning_train import FinetuningConfig, finetune
 from finetuning_transfer import transfer
 from multitask_train import MultitaskConfig, train_multitask
@@ -48,48 +61,97 @@ from selection.ranking_files import compare
 from selection_evaluate import evaluate_rankings
 from selection_rank import rank
 from selection_train import train_sources
+from tasks.baseline import tfidf_accuracy
 from tasks.review_tasks import TASKS, write_review_tasks
 
 FOLDER, MULTITASK_FOLDER, SELECTION_FOLDER = (
     Path("runs", name) for name in ("quickstart", "multitask", "selection")
 )
-FINETUNING = {"full": "fine-tuned in full", "adapters": "fine-tuned with adapters", "scratch": "from scratch"}
+N_LABELS = 2000  # that the presets are for
 
 
-def quickstart() -> dict[str, float]:
-    """Run the four stages; write and return the summary."""
-    started = time.perf_counter()
-    pretrained = FOLDER / "pretrained"
-    announce("1/4 pretraining a language model on IMDb reviews, without their labels")
-    pretraining = pretrain(stage(PretrainingConfig, "pretrain", pretrained))
-    results = {}
-    for number, (name, description) in enumerate(FINETUNING.items(), start=2):
-        announce(f"{number}/4 classifying reviews: {description}")
-        config = stage(FinetuningConfig, name, FOLDER / name)
-        from_scratch = config.model_checkpoint == "none"  # but with the same vocabulary
-        start = "tokenizer" if from_scratch else "model_checkpoint"
-        results[name] = finetune(dataclasses.replace(config, **{start: str(pretrained)}))
+@dataclass(frozen=True)
+class Way:
+    """A way to learn from labels."""
 
-    summary = {
-        "word_ppl_before": read_evaluations(pretrained)[0]["word_ppl"],
-        "word_ppl_after": pretraining["word_ppl"],
-    }
-    summary |= {f"accuracy_{name}": metrics["valid_accuracy"] for name, metrics in results.items()}
-    summary |= {
-        "trained_fraction_adapters": results["adapters"]["n_trained"] / results["adapters"]["n_parameters"],
-        "n_labels": results["full"]["n_labels"],
-        "seconds_pretraining": pretraining["seconds"],
-        "seconds_finetuning": sum(metrics["seconds"] for metrics in results.values()),
-        "seconds_total": time.perf_counter() - started,
-    }
-    write_json(FOLDER / "summary.json", summary)
-    print(comparison(summary, results))
-    return summary
+    description: str
+    preset: str
+    start: str  # the pretraining whose weights it starts from, or from scratch, only its vocabulary
 
 
-def stage(config_class: type, name: str, folder: Path):
-    """The preset of a stage, writing to its folder."""
-    return load_preset(config_class, f"quickstart_{name}", output_dir=str(folder), overwrite=folder.exists())
+WAYS = {
+    "scratch": Way("from scratch", "quickstart_scratch", "pretrained"),
+    "counted": Way("from embeddings of counted words", "quickstart_full", "counted_words"),
+    "full": Way("from the language model", "quickstart_full", "pretrained"),
+    "adapters": Way("from it, adapters alone", "quickstart_adapters", "pretrained"),
+}
+
+
+def quickstart(
+    labels: Sequence[int] = (N_LABELS,),
+    restarts: int = 1,
+    dataset_path: str = "imdb",
+    pretraining: Mapping[str, Any] = {},
+    **overrides,
+) -> dict[str, dict[int, Point]]:
+    """Pretrain, and learn from so many labels in each of the ways; write, plot and return how well it went.
+
+    Finished trainings are not repeated; delete runs/quickstart/ to start again. Each way is tried with
+    `restarts` seeds. `pretraining` are flags of the language model, `overrides` of all other trainings.
+    """
+    numbers = ", ".join(f"{n:,}" for n in labels)
+    announce(f"a language model of film reviews, and classifiers that learn from {numbers} labels")
+    options = {"restarts": restarts, "dataset_path": dataset_path}
+    jobs = quickstart_jobs(labels, pretraining, options | overrides)
+    metrics = Graph(FOLDER, jobs).run(InOrder(), keep_going=False).metrics
+    splits = {name: list(rows) for name, rows in split_rows(open_source(dataset_path)).items()}
+    train, valid = splits["train"], splits["valid"]
+    curves = {"counted words (TF-IDF)": {n: count_words(train, valid, n, restarts) for n in labels}}
+    for name, way in WAYS.items():
+        curves[way.description] = {n: point_of(metrics[folder_of(name, n)]) for n in labels}
+    word_ppl = {"before": read_evaluations(FOLDER / "pretrained")[0]["word_ppl"]}
+    word_ppl["after"] = metrics["pretrained"]["word_ppl"]
+    seconds = sum(job["seconds"] for job in metrics.values())
+    write_json(FOLDER / "summary.json", {"word_ppl": word_ppl, "accuracy": curves, "seconds": seconds})
+    draw_curves(curves, FOLDER / "accuracy.png")
+    print(report(word_ppl, curves, metrics["pretrained"]["seconds"], seconds))
+    return curves
+
+
+def quickstart_jobs(
+    labels: Sequence[int], pretraining: Mapping[str, Any], finetuning: Mapping[str, Any]
+) -> list[Job]:
+    """The language model, what it starts from (a pretraining of no steps), and each way to go on."""
+    language_modeling = load_preset(PretrainingConfig, "quickstart_pretrain", **pretraining)
+    no_steps = replace(language_modeling, n_steps=0)
+    jobs = [Job("pretrained", pretrain, language_modeling), Job("counted_words", pretrain, no_steps)]
+    for n, (name, way) in itertools.product(labels, WAYS.items()):
+        start = "tokenizer" if name == "scratch" else "model_checkpoint"
+        flags: dict[str, Any] = {start: str(FOLDER / way.start), "train_subset_size": n}
+        config = load_preset(FinetuningConfig, way.preset, **flags | dict(finetuning))
+        n_epochs = max(2, round(config.n_epochs * math.sqrt(N_LABELS / n)))  # few labels are seen more often
+        jobs.append(Job(folder_of(name, n), finetune, replace(config, n_epochs=n_epochs), (way.start,)))
+    return jobs
+
+
+def folder_of(name: str, n_labels: int) -> str:
+    """The run folder of a way, relative to that of the quickstart."""
+    return name if n_labels == N_LABELS else f"{name}_{n_labels}"
+
+
+def point_of(metrics: Metrics) -> Point:
+    """What the table says of a training."""
+    point = {"accuracy": metrics["valid_accuracy"], "seconds": metrics["seconds"]}
+    point["trained"] = metrics["n_trained"] / metrics["n_parameters"]
+    deviation = metrics.get("valid_accuracy_std")
+    return point if deviation is None else point | {"accuracy_std": deviation}
+
+
+def count_words(train: list[dict], valid: list[dict], n_labels: int, restarts: int) -> Point:
+    """The accuracy of TF-IDF, with the labels that the trainings have."""
+    scores = [tfidf_accuracy(train, valid, n_labels, seed) for seed in range(42, 42 + restarts)]
+    deviation = {"accuracy_std": sample_deviation(scores)} if restarts > 1 else {}
+    return {"accuracy": statistics.mean(scores)} | deviation
 
 
 def announce(title: str) -> None:
@@ -97,33 +159,23 @@ def announce(title: str) -> None:
     print(f"\n== {title}", file=sys.stderr, flush=True)
 
 
-def comparison(summary: dict[str, float], results: dict[str, dict]) -> str:
-    """The summary as text, with a table of the fine-tunings."""
-    rows = [
-        "",
-        f"Perplexity per word on held-out reviews: {summary['word_ppl_before']:,.0f} before pretraining,"
-        f" {summary['word_ppl_after']:,.0f} after ({summary['seconds_pretraining']:.0f} s).",
-        "",
-        f"Accuracy on 5,000 held-out reviews after training on {summary['n_labels']:,} labeled ones:",
-        "",
-        f"    {'':26}{'accuracy':>10}{'weights trained':>18}{'time':>8}",
-    ]
-    for name, description in FINETUNING.items():
-        accuracy, seconds = results[name]["valid_accuracy"], results[name]["seconds"]
-        trained = results[name]["n_trained"] / results[name]["n_parameters"]
-        rows.append(f"    {description:26}{accuracy:>10.1%}{trained:>18.1%}{seconds:>6.0f} s")
-    rows += [
-        "",
-        f"It all took {summary['seconds_total'] / 60:.1f} minutes. The same numbers: {FOLDER}/summary.json",
-        "",
-        "Where to look next:",
-        f"    .venv/bin/tensorboard --logdir {FOLDER}",
-        f'    .venv/bin/python finetuning_predict.py {FOLDER}/full "A wonderful, moving film."'
-        ' "A boring waste of two hours."',
-        f'    .venv/bin/python pretraining_generate.py {FOLDER}/pretrained "This movie is"',
-        "    README.md: WikiText-103, other tasks, your own data, several GPUs",
-    ]
-    return "\n".join(rows)
+def report(word_ppl: dict[str, float], curves: Curves, seconds_pretraining: float, seconds: float) -> str:
+    """The results as text."""
+    return f"""
+Perplexity per word on held-out reviews: {word_ppl["before"]:,.0f} before pretraining, \
+{word_ppl["after"]:,.0f} after ({seconds_pretraining:.0f} s).
+
+Accuracy on 5,000 held-out reviews:
+
+{label_table(curves)}
+
+It all took {seconds / 60:.1f} minutes. The same numbers: {FOLDER}/summary.json; a plot: {FOLDER}/accuracy.png
+
+Where to look next:
+    .venv/bin/tensorboard --logdir {FOLDER}
+    .venv/bin/python finetuning_predict.py {FOLDER}/full "A wonderful film." "A boring waste of two hours."
+    .venv/bin/python pretraining_generate.py {FOLDER}/pretrained "This movie is"
+    README.md: WikiText-103, other tasks, your own data, several GPUs"""
 
 
 # ------------------------------------------------------------------------------------------------ many tasks
@@ -225,5 +277,26 @@ def selection(restarts: int = 3, **overrides) -> dict[str, dict[str, float]]:
     return quality
 
 
+def main(config: QuickstartConfig) -> None:
+    """What the flags ask for."""
+    if config.multitask:
+        multitask()
+    elif config.selection:
+        selection()
+    else:
+        quickstart(numbers_of(config.labels), config.restarts)
+
+
+def numbers_of(labels: str) -> list[int]:
+    """The numbers in `--labels`. Raises UserError for anything else."""
+    try:
+        numbers = sorted({int(number) for number in labels.split(",")})
+    except ValueError:
+        numbers = [0]
+    if numbers[0] < 2:
+        raise UserError(f"--labels {labels} is no list of numbers from 2 on, such as 100,500,2000")
+    return numbers
+
+
 if __name__ == "__main__":
-    run_script(multitask if config.multitask else selection if config.selection else quickstart)
+    run_script(main, config)

@@ -1,4 +1,4 @@
-"""`make multitask` and `make selection` in miniature."""
+"""`make quickstart`, `make multitask` and `make selection` in miniature."""
 
 import contextlib
 import json
@@ -9,7 +9,16 @@ from helpers.runs import evaluations, metrics, run
 
 from config.presets import load_preset
 from multitask_train import MultitaskConfig, train_multitask
-from quickstart import MULTITASK_FOLDER, SELECTION_FOLDER, SOURCES, multitask, selection
+from quickstart import (
+    FOLDER,
+    MULTITASK_FOLDER,
+    SELECTION_FOLDER,
+    SOURCES,
+    WAYS,
+    multitask,
+    quickstart,
+    selection,
+)
 from tasks.review_tasks import TASKS
 
 MINIATURE = {"n_steps": 1, "max_length": 24, "valid_batch_size": 500}
@@ -85,3 +94,67 @@ def test_a_wrong_argument_starts_nothing(home):
     with contextlib.chdir(home):
         result = run("quickstart.py", "--multitsk", check=False)
     assert result.returncode == 2 and "did you mean --multitask?" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def learned(task, corpus, tmp_path_factory):
+    """A working directory where a small model has learned from 20 and from 40 labels, with two seeds."""
+    home = tmp_path_factory.mktemp("quickstart")
+    with contextlib.chdir(home):
+        curves = learn(task, corpus)
+    return home, curves
+
+
+def learn(task, corpus):
+    shape = {"embed_dim": 16, "hidden_dim": 16, "num_heads": 2, "num_max_positions": 32}
+    model = shape | {"dataset_path": str(corpus), "tokenizer": "train:200", "n_steps": 2}
+    scratch = {"max_length": 32, "n_steps": 3}
+    return quickstart((20, 40), 2, str(task), model, **scratch)
+
+
+def test_every_accuracy_is_that_of_a_run_folder(learned):
+    home, curves = learned
+    summary = json.loads((home / FOLDER / "summary.json").read_text())
+    assert summary["word_ppl"]["after"] == metrics(home / FOLDER / "pretrained")["word_ppl"]
+    tfidf, *descriptions = curves
+    assert descriptions == [way.description for way in WAYS.values()]
+    for name, way in WAYS.items():
+        for n in (20, 40):
+            run = metrics(home / FOLDER / f"{name}_{n}")
+            point = summary["accuracy"][way.description][str(n)]
+            assert point == curves[way.description][n]
+            assert point["accuracy"] == run["valid_accuracy"] and run["n_labels"] == n
+            assert point["accuracy_std"] == run["valid_accuracy_std"]
+    assert curves[tfidf][40]["accuracy"] > max(0.6, curves[tfidf][20]["accuracy"])
+    assert (home / FOLDER / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_ways_start_where_they_say(learned):
+    home, _ = learned
+    read = {name: json.loads((home / FOLDER / f"{name}_20" / "config.json").read_text()) for name in WAYS}
+    starts = {name: config["arguments"]["model_checkpoint"] for name, config in read.items()}
+    assert starts["scratch"] == "none" and starts["counted"] == f"{FOLDER}/counted_words"
+    assert starts["full"] == starts["adapters"] == f"{FOLDER}/pretrained"
+    sizes = metrics(home / FOLDER / "adapters_20")
+    assert sizes["n_trained"] < sizes["n_parameters"]
+    # A pretraining of no steps is where the other one began.
+    assert evaluations(home / FOLDER / "counted_words")[0]["loss"] == pytest.approx(
+        evaluations(home / FOLDER / "pretrained")[0]["loss"]
+    )
+
+
+def test_a_finished_quickstart_trains_nothing_again(learned, task, corpus, capsys):
+    home, curves = learned
+    before = {file: file.stat().st_mtime_ns for file in (home / FOLDER).rglob("metrics.jsonl")}
+    with contextlib.chdir(home):
+        assert learn(task, corpus) == curves
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+    printed = capsys.readouterr().out
+    assert all(way.description in printed for way in WAYS.values()) and "±" in printed
+
+
+@pytest.mark.parametrize("labels", ["", "100,many", "0", "1"])
+def test_labels_that_are_no_numbers(labels, tmp_path):
+    with contextlib.chdir(tmp_path):
+        result = run("quickstart.py", "--labels", labels, check=False)
+    assert result.returncode == 2 and "--labels" in result.stderr and not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """What the chapters share: their trainings, excerpts of the source, and the style of the plots."""
 
+import ast
 import dataclasses
 import inspect
 import os
@@ -8,11 +9,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from config.flags import replace
 from config.groups import RunArguments
+from config.presets import load_preset
 from experiments.graph import Metrics, train_or_resume
+from pretraining_train import PretrainingConfig, pretrain
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(os.environ.get("TUTORIAL_FOLDER", "runs/tutorial"))  # of the run folders
@@ -22,7 +26,7 @@ SHORT = os.environ.get("TUTORIAL") == "short"
 REVIEWS = str(FOLDER / "few_reviews") if SHORT else "imdb"
 SMALL = {"n_steps": 4, "max_length": 24, "num_max_positions": 24, "valid_batch_size": 256}
 
-# Chapter 2 trains the quickstart's language model for a third of its steps.
+# Chapter 2 trains the quickstart's language model for a third of its steps; all later ones start from there.
 PRETRAINING = {"dataset_path": REVIEWS, "n_steps": 400, "eval_every": 100, "log_every": 2}
 PRETRAINING |= {"embed_dim": 32, "hidden_dim": 32} if SHORT else {}
 
@@ -42,31 +46,47 @@ plt.rcParams |= {
 
 
 class Excerpt:
-    """Source code of the project as it is now, which a notebook shows with its place."""
+    """Source code of the project as it is now, which a notebook shows with its place.
 
-    def __init__(self, *objects):
-        self.objects = objects
+    An item is a function, a class, or a pair: a module, and the name of a variable in it.
+    """
+
+    def __init__(self, *items):
+        self.items = items
 
     def __repr__(self) -> str:
-        return "\n\n".join(f"# {place(item)}\n{inspect.getsource(item)}" for item in self.objects)
+        return "\n\n".join(map(excerpt, self.items))
 
     def _repr_markdown_(self) -> str:
         return f"```python\n{self!r}```"
 
 
-def place(item) -> str:
-    """The file that a function or class is in, relative to the project, and its line."""
-    item = inspect.unwrap(item)
-    file = Path(inspect.getsourcefile(item)).resolve()
-    return f"{file.relative_to(ROOT).as_posix()}, line {inspect.getsourcelines(item)[1]}"
+def excerpt(item) -> str:
+    """The file, relative to the project, the line, and the code of an item."""
+    if isinstance(item, tuple):
+        module, name = item
+        code = inspect.getsource(module)
+        nodes = [node for node in ast.parse(code).body if isinstance(node, ast.Assign)]
+        node = next(node for node in nodes if ast.unparse(node.targets[0]) == name)
+        code, line, item = f"{ast.get_source_segment(code, node)}\n", node.lineno, module
+    else:
+        item = inspect.unwrap(item)
+        lines, line = inspect.getsourcelines(item)
+        code = "".join(lines)
+    file = Path(inspect.getsourcefile(item)).resolve().relative_to(ROOT)
+    return f"# {file.as_posix()}, line {line}\n{code}"
 
 
-def heat_map(axes: Axes, values, rows: list[str], columns: list[str]) -> None:
-    """Draw a matrix with a name for each row and column; dark is high."""
-    axes.imshow(values, cmap="Blues", vmin=0)
+def heat_map(
+    axes: Axes, values, rows: list[str], columns: list[str], limit: float | None = None
+) -> AxesImage:
+    """Draw a matrix with a name for each row and column; dark is high or, with a limit, far from 0."""
+    colors = {"cmap": "PuOr", "vmin": -limit, "vmax": limit} if limit else {"cmap": "Blues", "vmin": 0}
+    image = axes.imshow(values, **colors)
     is_long = max(map(len, columns)) > 2
     axes.set_xticks(range(len(columns)), columns, rotation=90 if is_long else 0)
     axes.set_yticks(range(len(rows)), rows)
+    return image
 
 
 def train(name: str, function: Callable[..., Metrics], config: RunArguments) -> Metrics:
@@ -74,7 +94,15 @@ def train(name: str, function: Callable[..., Metrics], config: RunArguments) -> 
     if SHORT:
         names = {field.name for field in dataclasses.fields(config)}
         config = replace(config, **{key: value for key, value in SMALL.items() if key in names})
+        if getattr(config, "restarts", 1) > 2:
+            config = replace(config, restarts=2)
     return train_or_resume(function, config, FOLDER / name)
+
+
+def language_model() -> Path:
+    """The run folder of chapter 2's model, which is trained if it is not there."""
+    train("pretrained", pretrain, load_preset(PretrainingConfig, "quickstart_pretrain", **PRETRAINING))
+    return FOLDER / "pretrained"
 
 
 def training_curve(run_folder: Path, scalar: str = "training/loss") -> tuple[list[int], list[float]]:

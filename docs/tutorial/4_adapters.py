@@ -1,0 +1,266 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: py:percent,ipynb
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 4. A few weights per task
+#
+# Fine-tuning in full makes a whole new model for every task. With ten tasks, that is ten models to store, to
+# load and to serve, though all of them started from the same one. This chapter leaves the pretrained model as
+# it is and trains a small addition for each task: biases, adapters, low-rank updates. How small can it be?
+# And what can be done with additions that cannot be done with models: put several of them into one model, and
+# let it choose.
+#
+# The cells take about five minutes on two cores. They start from chapter 2's model, and train it first if it
+# is not there.
+# %%
+import os
+import sys
+
+if not os.path.exists("quickstart.py"):  # a notebook starts in its own folder, the project is above it
+    os.chdir("../..")
+sys.path.insert(0, os.getcwd())
+
+import matplotlib.pyplot as plt
+import torch
+
+from checkpoints.finetuned import load_finetuned
+from config.flags import replace
+from config.presets import load_preset
+from data.tokenization import load_tokenizer
+from docs.tutorial.helpers import COLORS, FOLDER, MARKERS, SHORT, Excerpt, language_model, train
+from finetuning_train import FinetuningConfig, finetune
+from layers import adapters
+from layers.adapters import Adapter, AdapterFusion, LoRALinear, apply_tuning
+from tasks.review_tasks import write_review_tasks
+
+# %% [markdown]
+# ## Two ways to change a frozen model
+#
+# Chapter 1 found empty slots in each layer, after attention and after the feed-forward network. A *bottleneck
+# adapter* goes there: a narrow network whose output is added to what passes. Its last matrix starts near
+# zero, so that at first it changes almost nothing. Houlsby et al. (2019) put one into both slots of a layer;
+# Pfeiffer et al. (2021) put only one, after the feed-forward network, that reads the output of the whole
+# layer.
+
+# %%
+Excerpt(Adapter.__init__, Adapter.bottleneck, Adapter.forward)
+
+# %% [markdown]
+# *LoRA* (Hu et al. 2022) does not add a network, but changes a matrix: $W$ becomes $W + \frac{\alpha}{r} BA$,
+# where $A$ has $r$ rows and $B$ has $r$ columns, so that there are few numbers to learn. $B$ starts at zero.
+# As in the paper, it is done to the matrices that make queries and values. After the training, the product
+# can be added to $W$ once and for all, so that the model is as fast as before. $\alpha$ is a constant.
+
+# %%
+Excerpt(LoRALinear.forward)
+
+# %% [markdown]
+# A *tuning* is what is added, and which weights train, each given by a function in a table. `bitfit` adds
+# nothing: it trains the biases that are there (Ben Zaken et al. 2022). `head` trains the classifier alone,
+# which all others train as well. A weight that does not train keeps its value; the run folder stores those
+# that do (and the adapters that a fusion reads), and the path and the hash of the model that they belong to.
+
+# %%
+Excerpt((adapters, "METHODS"), apply_tuning)
+
+# %% [markdown]
+# ## Accuracy against trained weights
+#
+# The task: given one sentence from Rotten Tomatoes, did the critic like the film? Half of the sentences are
+# positive, so guessing gives 0.5. We take 1,000 labels and three seeds for each point. Widths and ranks go
+# from almost nothing to an eighth of the layer's 527,104 weights.
+
+# %%
+pretrained = language_model()
+common = {
+    "model_checkpoint": str(pretrained),
+    "dataset_path": "rotten_tomatoes",
+    "train_subset_size": 1000,
+    "max_length": 48,
+    "valid_batch_size": 256,
+    "restarts": 3,
+}
+full = load_preset(FinetuningConfig, "quickstart_full", **common)
+frozen = load_preset(FinetuningConfig, "quickstart_adapters", **common | {"adapters_dim": 0})
+
+recipes = {
+    "head": {"0": {}},
+    "bitfit": {"0": {}},
+    "lora": {str(rank): {"lora_rank": rank} for rank in (2, 8, 32)},
+    "pfeiffer": {str(width): {"adapters_dim": width} for width in (4, 16, 64)},
+    "houlsby": {str(width): {"adapters_dim": width} for width in (4, 16, 64)},
+}
+if SHORT:
+    recipes = {"head": recipes["head"]}
+results = {}
+for tuning, sizes in recipes.items():
+    for size, flags in sizes.items():
+        recipe = replace(frozen, tuning=tuning, **flags)
+        results[tuning, size] = train(f"{tuning}_{size}", finetune, recipe)
+results["full", "0"] = train("full", finetune, full)
+
+# %%
+
+
+def gains(metrics: dict, baseline: dict) -> str:
+    """The differences of the accuracies, seed by seed."""
+    pairs = zip(metrics["restarts"], baseline["restarts"], strict=True)
+    return ", ".join(f"{run['valid_accuracy'] - other['valid_accuracy']:+.3f}" for run, other in pairs)
+
+
+figure, axes = plt.subplots(figsize=(6.5, 4))
+for (tuning, marker), color in zip(zip([*recipes, "full"], MARKERS, strict=False), COLORS, strict=False):
+    points = [metrics for (name, _), metrics in results.items() if name == tuning]
+    axes.errorbar(
+        [metrics["n_trained"] for metrics in points],
+        [metrics["valid_accuracy"] for metrics in points],
+        [metrics["valid_accuracy_std"] for metrics in points],
+        capsize=3,
+        label=tuning,
+        marker=marker,
+        color=color,
+    )
+    for size, metrics in zip(recipes.get(tuning, ["0"]), points, strict=True):
+        share = metrics["n_trained"] / metrics["n_parameters"]
+        print(
+            f"{tuning:8}{size:>3}{metrics['n_trained']:>12,.0f} weights ({share:7.2%}): "
+            f"{metrics['valid_accuracy']:.3f} ± {metrics['valid_accuracy_std']:.3f}"
+            f"   minus head: {gains(metrics, results['head', '0'])}"
+        )
+axes.set(xscale="log", xlabel="trained weights", ylabel="accuracy on held-out sentences")
+axes.legend(frameon=False, ncols=2)
+plt.show()
+
+# %% [markdown]
+# *Accuracy on 1,066 held-out sentences against the number of trained weights (logarithmic); means of three
+# seeds, bars of one deviation to both sides. Nearly all bars overlap with that of the head.*
+#
+# The last columns are differences seed by seed. Each seed draws the same 1,000 sentences for all methods, so
+# they leave out the luck of the draw, which the bars contain. Two of the eleven, Houlsby's adapters of width
+# 16 and Pfeiffer's of width 64, are ahead of the head on all three seeds, by 1.6 and 1.0 points on average.
+# They are the best of eleven tries, and the choice of 1,066 sentences alone gives an accuracy a deviation of
+# 1.4 points, so this is a hint and no more. All others, full fine-tuning included, are behind or level on at
+# least one seed. LoRA is behind on most, for a reason that we did not look for; all frozen models are trained
+# with the learning rates that suit adapters, which may not suit LoRA.
+#
+# So what the figure does show is that with 1,000 labels nothing is clearly better than the 1,538 weights of
+# the head, 0.06 % of all. With models of hundreds of millions of weights and more labels there is more to
+# win, and adapters of one to four percent come within a point of full fine-tuning (Houlsby et al. 2019).
+#
+# ## Several additions in one model
+#
+# A model that is frozen is the same for all tasks, so the adapters of several tasks fit into it together.
+# *AdapterFusion* (Pfeiffer et al. 2021) does that for a new task: all adapters read the same state, each
+# makes its own output, and an attention layer learns how much of each to take, for each token anew. Adapters
+# and model stay frozen. (As in the paper, the scores are not divided by $\sqrt{d}$.)
+
+# %%
+Excerpt(AdapterFusion.forward)
+
+# %% [markdown]
+# Three tasks that are made of film reviews (`tasks/review_tasks.py`) get an adapter each: whether a viewer
+# liked the film, from the end of a review; whether a sentence is a critic's or a viewer's; and which of two
+# sentences comes first in its review. Guessing gives 0.5 in each of them. The new task is that of Rotten
+# Tomatoes again, now with 100 labels and five seeds.
+
+# %%
+tasks = FOLDER / "tasks"
+if not tasks.exists():
+    write_review_tasks(tasks)
+SOURCES = ("review_sentiment", "one_liner", "order")[: 2 if SHORT else 3]
+adapter = {"tuning": "pfeiffer", "adapters_dim": 16, "restarts": 1}
+for name in SOURCES:
+    source = replace(frozen, dataset_path=str(tasks / f"{name}.json"), train_subset_size=None, **adapter)
+    metrics = train(f"adapter_of_{name}", finetune, source)
+    print(f"{name:18}{metrics['valid_accuracy']:.3f}")
+
+# %%
+few = replace(frozen, train_subset_size=100, n_epochs=15, restarts=5)
+trained = [str(FOLDER / f"adapter_of_{name}") for name in SOURCES]
+starts = {
+    "the head alone": {"tuning": "head"},
+    "a new adapter": {"tuning": "pfeiffer", "adapters_dim": 16},
+    **{
+        f"from that of {name}": {"tuning": "pfeiffer", "adapters_dim": 16, "model_checkpoint": folder}
+        for name, folder in zip(SOURCES, trained, strict=True)
+    },
+    "fusion of the three": {"tuning": "fusion", "adapters": ",".join(trained)},
+}
+few_results = {
+    name: train(f"few_{name.replace(' ', '_')}", finetune, replace(few, **flags))
+    for name, flags in starts.items()
+}
+for name, metrics in few_results.items():
+    print(
+        f"{name:30}{metrics['valid_accuracy']:.3f} ± {metrics['valid_accuracy_std']:.3f}"
+        f"   minus head: {gains(metrics, few_results['the head alone'])}"
+    )
+
+# %% [markdown]
+# Only one start beats the head alone on every seed: the adapter of *review_sentiment*, by 0.2 to 2.7 points.
+# Chance alone gives five equal signs in one of 16 cases, and there is only one adapter per source here, so
+# another training of it might do better or worse. A new adapter is behind the head on four of five seeds:
+# with 100 labels, it has not learned anything useful. Continuing from the adapter of *review_sentiment*
+# instead is better on all five, by two to three points.
+#
+# Fusion also beats a new adapter on all five seeds, though nobody told it which of the three is of use, and
+# though it has twenty times as many weights to learn. But against the head alone it wins on only three of
+# five, and against the adapter of *review_sentiment* it loses on four.
+#
+# And which adapter does the fusion listen to? Its attention weights say so, for each token. We look at the
+# best of the five seeds.
+
+# %%
+fused = load_finetuned(FOLDER / "few_fusion_of_the_three", "the fused model").eval()
+fusion = fused.transformer.layers[0].after_feed_forward
+queries_and_keys = {}
+fusion.query.register_forward_hook(lambda module, inputs, output: queries_and_keys.update(query=output))
+fusion.key.register_forward_hook(lambda module, inputs, output: queries_and_keys.update(key=output))
+
+tokenizer = load_tokenizer(pretrained)
+sentence = "a moving film , though its plot is hopeless and its ending a disappointment ."
+ids = [*tokenizer.encode(sentence), tokenizer.cls_id][:24]
+with torch.no_grad():
+    fused(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long))
+    scores = torch.einsum("bse,bsae->bsa", queries_and_keys["query"], queries_and_keys["key"])
+weights = scores.softmax(-1)[0]
+
+figure, axes = plt.subplots(figsize=(8, 3))
+left = torch.zeros(len(ids))
+for number, (name, color) in enumerate(zip(SOURCES, COLORS, strict=False)):
+    axes.bar(range(len(ids)), weights[:, number], bottom=left, label=name, color=color)
+    left += weights[:, number]
+axes.set_xticks(range(len(ids)), [tokenizer.vocab[i] for i in ids], rotation=60, ha="right")
+axes.set(ylabel="attention", ylim=(0, 1))
+axes.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+plt.show()
+
+# %% [markdown]
+# *For each token of a sentence, the attention to the three adapters, which adds up to 1. It is nearly all or
+# nothing, and for 13 of the 17 tokens it goes to the adapter of `review_sentiment`, the one that helps most
+# by itself. The comma, the period and `is` go to `order`, and the second `its`, unlike the first, to
+# `one_liner`. This is one seed.*
+#
+# ## Exercises
+#
+# The answers are in [answers.md](answers.md). Run the whole chapter once with the source as it is. Then, for
+# each, change the source, restart the kernel, run the cells up to the first training, train as the exercise
+# says, and change the source back. A finished training is not repeated, so each needs a name of its own.
+#
+# 1. In `Adapter.__init__` (`layers/adapters.py`), let the last matrix start with `std=width**-0.5` instead of
+#    near zero. What does the model compute before its training then, and what is the accuracy after
+#    `train("4_1", finetune, replace(frozen, tuning="houlsby", adapters_dim=16))`?
+# 2. In `METHODS`, replace `lambda name: is_added(name) or "norm" in name` of `houlsby` by `is_added`, so that
+#    the LayerNorms stay as they are. How many weights fewer is that, and what does `train("4_2", finetune,
+#    replace(frozen, tuning="houlsby", adapters_dim=16))` say?
+# 3. In `AdapterFusion.forward`, take the mean of the adapters' outputs, without any attention: `return output
+#    + self.value(outputs.mean(2))`. Is attention worth its weights here? Also run the cells that define `few`
+#    and `trained`, and then `train("4_3", finetune, replace(few, tuning="fusion",
+#    adapters=",".join(trained)))`.
