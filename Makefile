@@ -51,12 +51,12 @@ $(VENV)/installed-for-tests: tests/requirements.txt $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -r tests/requirements.txt
 	touch $@
 
-# 70 MB of experiment trackers, which no other target needs.
-$(VENV)/installed-for-slow-tests: requirements-trackers.txt $(VENV)/installed-for-tests
+# 70 MB of experiment trackers, which no other target needs, and what the chapters of the tutorial need.
+$(VENV)/installed-for-slow-tests: requirements-trackers.txt $(VENV)/installed-for-tests $(VENV)/installed-for-tutorial
 	$(BIN)/python -m pip install --quiet -r requirements-trackers.txt
 	touch $@
 
-# 30 MB of notebook machinery, which no other target needs.
+# 30 MB of notebook machinery and a checkpoint of 80 MB, which no other target needs.
 $(VENV)/installed-for-tutorial: requirements-tutorial.txt $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -r requirements-tutorial.txt
 	touch $@

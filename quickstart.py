@@ -39,6 +39,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy.special import logit
+
 from checkpoints.files import read_evaluations, read_metrics, write_json
 from config.errors import UserError
 from config.flags import replace
@@ -53,6 +56,7 @@ from experiments.grid_table import TABLE, read_table
 from experiments.label_curve import Curves, Point, draw_curves, label_table
 from experiments.multitask_table import summarize, table
 from experiments.restarts import sample_deviation
+from finetuning_predict import Predictor
 from finetuning_train import FinetuningConfig, finetune
 from finetuning_transfer import transfer
 from multitask_train import MultitaskConfig, train_multitask
@@ -61,13 +65,13 @@ from selection.ranking_files import compare
 from selection_evaluate import evaluate_rankings
 from selection_rank import rank
 from selection_train import train_sources
-from tasks.baseline import tfidf_accuracy
+from tasks.baseline import accuracy, second_label, tfidf_log_odds, vote
 from tasks.review_tasks import TASKS, write_review_tasks
 
 FOLDER, MULTITASK_FOLDER, SELECTION_FOLDER = (
     Path("runs", name) for name in ("quickstart", "multitask", "selection")
 )
-N_LABELS = 2000  # that the presets are for
+N_LABELS, SEED = 2000, 42  # that the presets are for
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ WAYS = {
     "full": Way("from the language model", "quickstart_full", "pretrained"),
     "adapters": Way("from it, adapters alone", "quickstart_adapters", "pretrained"),
 }
+VOTERS = ("full", "adapters")
 
 
 def quickstart(
@@ -105,10 +110,12 @@ def quickstart(
     jobs = quickstart_jobs(labels, pretraining, options | overrides)
     metrics = Graph(FOLDER, jobs).run(InOrder(), keep_going=False).metrics
     splits = {name: list(rows) for name, rows in split_rows(open_source(dataset_path)).items()}
-    train, valid = splits["train"], splits["valid"]
-    curves = {"counted words (TF-IDF)": {n: count_words(train, valid, n, restarts) for n in labels}}
+    announce("counting words, and a vote with it")
+    points = {n: count_and_vote(splits["train"], splits["valid"], n, restarts) for n in labels}
+    curves = {"counted words (TF-IDF)": {n: alone for n, (alone, _) in points.items()}}
     for name, way in WAYS.items():
         curves[way.description] = {n: point_of(metrics[folder_of(name, n)]) for n in labels}
+    curves["a vote of the last two and TF-IDF"] = {n: together for n, (_, together) in points.items()}
     word_ppl = {"before": read_evaluations(FOLDER / "pretrained")[0]["word_ppl"]}
     word_ppl["after"] = metrics["pretrained"]["word_ppl"]
     seconds = sum(job["seconds"] for job in metrics.values())
@@ -147,11 +154,30 @@ def point_of(metrics: Metrics) -> Point:
     return point if deviation is None else point | {"accuracy_std": deviation}
 
 
-def count_words(train: list[dict], valid: list[dict], n_labels: int, restarts: int) -> Point:
-    """The accuracy of TF-IDF, with the labels that the trainings have."""
-    scores = [tfidf_accuracy(train, valid, n_labels, seed) for seed in range(42, 42 + restarts)]
-    deviation = {"accuracy_std": sample_deviation(scores)} if restarts > 1 else {}
-    return {"accuracy": statistics.mean(scores)} | deviation
+def count_and_vote(train: list[dict], valid: list[dict], n_labels: int, restarts: int) -> tuple[Point, Point]:
+    """The accuracy of counted words, and of their vote with VOTERS, all with the same labels of each seed."""
+    alone, together = [], []
+    for seed in range(SEED, SEED + restarts):
+        restart = f"restart_{seed}" if restarts > 1 else ""
+        counted = tfidf_log_odds(train, valid, n_labels, seed)
+        others = [log_odds(FOLDER / folder_of(name, n_labels) / restart, valid) for name in VOTERS]
+        alone.append(accuracy(counted, valid))
+        together.append(accuracy(vote([counted, *others]), valid))
+    return mean_point(alone), mean_point(together)
+
+
+def log_odds(run_folder: Path, rows: list[dict]) -> np.ndarray:
+    """[rows]: of the second label, by a fine-tuned model."""
+    label, predictor = second_label(rows), Predictor(str(run_folder))
+    predictions = predictor.predict({"text": row["text"]} for row in rows)
+    probabilities = np.array([prediction["probabilities"][label] for prediction in predictions])
+    return logit(probabilities.clip(1e-6, 1 - 1e-6))
+
+
+def mean_point(accuracies: list[float]) -> Point:
+    """The mean and, of several seeds, the deviation."""
+    deviation = {"accuracy_std": sample_deviation(accuracies)} if len(accuracies) > 1 else {}
+    return {"accuracy": statistics.mean(accuracies)} | deviation
 
 
 def announce(title: str) -> None:

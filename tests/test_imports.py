@@ -37,7 +37,8 @@ SCRIPTS |= {"multitask_train", "selection_train", "selection_rank", "selection_e
 # The one public function of a script (and its config) may be called by those that string scripts together.
 CALLERS = {
     "quickstart": {
-        *("pretraining_train", "finetuning_train", "finetuning_transfer", "multitask_train"),
+        *("pretraining_train", "finetuning_train", "finetuning_predict", "finetuning_transfer"),
+        "multitask_train",
         *("selection_train", "selection_rank", "selection_evaluate"),
     },
     "finetuning_transfer": {"finetuning_train"},

@@ -116,7 +116,7 @@ def test_every_accuracy_is_that_of_a_run_folder(learned):
     home, curves = learned
     summary = json.loads((home / FOLDER / "summary.json").read_text())
     assert summary["word_ppl"]["after"] == metrics(home / FOLDER / "pretrained")["word_ppl"]
-    tfidf, *descriptions = curves
+    tfidf, *descriptions, together = curves
     assert descriptions == [way.description for way in WAYS.values()]
     for name, way in WAYS.items():
         for n in (20, 40):
@@ -126,6 +126,7 @@ def test_every_accuracy_is_that_of_a_run_folder(learned):
             assert point["accuracy"] == run["valid_accuracy"] and run["n_labels"] == n
             assert point["accuracy_std"] == run["valid_accuracy_std"]
     assert curves[tfidf][40]["accuracy"] > max(0.6, curves[tfidf][20]["accuracy"])
+    assert set(curves[together][40]) == {"accuracy", "accuracy_std"}
     assert (home / FOLDER / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 

