@@ -195,7 +195,7 @@ Accuracy on 5,000 held-out reviews:
 
 {label_table(curves)}
 
-The trainings took {seconds / 60:.1f} minutes. The same numbers: {FOLDER}/summary.json; a plot: {FOLDER}/accuracy.png
+The trainings took {seconds / 60:.1f} minutes. The same numbers are in {FOLDER}/summary.json, a plot in accuracy.png.
 
 Where to look next:
     .venv/bin/tensorboard --logdir {FOLDER}

@@ -8,7 +8,6 @@ on. `engines.py` says where the trainings run.
 import contextlib
 import functools
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
@@ -132,13 +131,20 @@ def train_or_resume(function: Callable[[Any], Metrics], config: RunArguments, ru
         return metrics
     is_begun = broadcast_from_main((run_folder / CONFIG).is_file)
     if not is_begun and idist.get_rank() == 0:
-        shutil.rmtree(run_folder, ignore_errors=True)  # killed before it wrote its config
+        remove_files(run_folder)  # of a run that was killed before it wrote its config
     resume = str(run_folder) if is_begun else None
     function(replace(config, output_dir=str(run_folder), resume=resume))
     metrics = broadcast_from_main(lambda: read_metrics(run_folder))
     if metrics is None:
         raise RuntimeError(f"{function.__name__} left no metrics in {run_folder}")
     return metrics
+
+
+def remove_files(folder: Path) -> None:
+    """Remove the files in a folder, if there is one; what lies deeper may be the work of others."""
+    for file in folder.glob("*"):
+        if file.is_file():
+            file.unlink()
 
 
 def summary(metrics: Metrics) -> str:

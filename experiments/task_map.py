@@ -180,7 +180,7 @@ def read_entries(entries: list | dict, where: str) -> dict[str, Values]:
             raise UserError(
                 f"{where}, task {number} must be a name or an object with a name, not {json.dumps(entry)}"
             )
-        name = file_name(entry["name"])
+        name = file_name(entry["name"], where)
         if name in tasks or name == NO_TRANSFER:
             taken = "is how the grid calls no transfer" if name == NO_TRANSFER else "occurs twice"
             raise UserError(
@@ -235,7 +235,7 @@ def read_target(name: str, entry: Values, below: Values, defaults: Values, confi
 def read_fusions(entries: Values, where: str, sources: list[str], tuning: str) -> dict[str, list[str]]:
     """The names of the sources that are fused, by the name of the fusion."""
     for name, fused in entries.items():
-        if name in sources or file_name(name) != name or name == NO_TRANSFER:
+        if name in sources or file_name(name, where) != name or name == NO_TRANSFER:
             raise UserError(
                 f"{where}: {name} cannot be the name of a fusion; take another of letters, digits, -, _ and ."
             )
@@ -251,9 +251,16 @@ def read_fusions(entries: Values, where: str, sources: list[str], tuning: str) -
     return entries
 
 
-def file_name(task: str) -> str:
-    """A task's name in the table and on disk: the end of a path, without what a file name cannot have."""
-    return re.sub(r"[^\w.-]+", "_", task.removesuffix(".json").rstrip("/").split("/")[-1])
+def file_name(task: str, where: str = "") -> str:
+    """A task's name in the table and on disk: the end of a path, without what a file name cannot have.
+
+    Raises UserError if nothing of it is left but dots, which would name another folder.
+    """
+    name = re.sub(r"[^\w.-]+", "_", task.removesuffix(".json").rstrip("/").split("/")[-1])
+    if not name.strip("."):
+        about = f"{where}: " if where else ""
+        raise UserError(f"{about}{task!r} names no folder of its own; name a task, a folder or a file")
+    return name
 
 
 def with_metric(target: Target, kind: Kind) -> Target:

@@ -127,10 +127,11 @@ def sources_of(config: SelectionConfig) -> dict[str, str]:
     for entry in config.sources.split(","):
         if means_maps(entry):
             continue
+        if not entry:
+            raise UserError(f"--sources {config.sources} has an empty name")
         name = file_name(entry)
-        if not name or name in sources:
-            wrong = f"names two sources {name}; rename one" if name else "has an empty name"
-            raise UserError(f"--sources {config.sources} {wrong}")
+        if name in sources:
+            raise UserError(f"--sources {config.sources} names two sources {name}; rename one")
         sources[name] = entry
     return sources
 

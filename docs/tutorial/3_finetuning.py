@@ -181,7 +181,8 @@ plt.show()
 # are few, which is one reason why everybody pretrains.
 #
 # From scratch, this transformer is no better than counting words, which takes a second. That is worth
-# remembering, too.
+# remembering, too. The two make different mistakes, though: the quickstart ends with a vote of counted words
+# and two fine-tuned models, which is better than any of them ([quickstart.md](../quickstart.md)).
 #
 # ## Keeping the language model alive
 #

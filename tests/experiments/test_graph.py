@@ -67,6 +67,14 @@ def test_what_is_finished_is_kept_and_what_was_begun_goes_on(tmp_path):
     assert not (tmp_path / "empty" / "model.safetensors").exists(), "killed before it wrote its config"
 
 
+def test_what_others_have_made_in_a_folder_is_never_removed(tmp_path):
+    others = tmp_path / "runs" / "mine" / "model.safetensors"
+    others.parent.mkdir(parents=True)
+    others.touch()
+    Graph(tmp_path, [job("runs")]).run(InOrder(), keep_going=False)
+    assert others.exists()
+
+
 def test_the_first_failure_may_end_it(tmp_path):
     jobs = [job("wrong", fails="UserError"), job("after")]
     with pytest.raises(UserError, match="the input is wrong"):

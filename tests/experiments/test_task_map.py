@@ -56,6 +56,12 @@ def test_run_configs_recipe_defaults_tasks_and_flags_override_one_another(tmp_pa
         ({"to": {"TASKS/one": {"tuning": "lora"}}}, ["tuning has to be the same for all tasks"]),
         ({"to": {"TASKS/one": {"seed": 3}}}, ["seed is set by the grid"]),
         ({"to": ["TASKS/one", "TASKS/one/"]}, ["the name one occurs twice"]),
+        ({"from": [".."], "to": ["TASKS/one"]}, ["from: '..' names no folder of its own"]),
+        ({"to": ["/"]}, ["to: '/' names no folder of its own"]),
+        (
+            {"from": ["TASKS/one"], "fusion": {"..": ["one"]}, "to": ["TASKS/two"]},
+            ["'..' names no folder of its own"],
+        ),
         ({"from": ["none"], "to": ["TASKS/one"]}, ["from: the name none is how the grid calls no transfer"]),
         ({"from": ["TASKS/four"], "to": ["TASKS/one"]}, ["from four", "no such file or folder"]),
         ({"to": {"TASKS/one": {"label_column": "sentiment"}}}, ["to one", "'sentiment'"]),

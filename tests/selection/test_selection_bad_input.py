@@ -23,6 +23,7 @@ def names(pool: Path) -> list[str]:
         ([], "there are no sources; name some with --sources"),
         (["--sources", "FILM,FILM"], "names two sources film; rename one"),
         (["--sources", "FILM,"], "has an empty name"),
+        (["--sources", "FILM,."], r"'\.' names no folder of its own"),
         (["--sources", "nowhere"], "nowhere"),
         (["--sources", "FILM", "--represent", "esm,textem"], "--represent textem is not one of"),
         (["--sources", "FILM", "--represent", "semb"], "--represent semb needs --sentence_model"),
