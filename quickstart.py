@@ -195,7 +195,7 @@ Accuracy on 5,000 held-out reviews:
 
 {label_table(curves)}
 
-The trainings took {seconds / 60:.1f} minutes. The same numbers are in {FOLDER}/summary.json, a plot in accuracy.png.
+The trainings took {seconds / 60:.1f} minutes. {FOLDER}/ has the same numbers in summary.json, and a plot.
 
 Where to look next:
     .venv/bin/tensorboard --logdir {FOLDER}
