@@ -39,6 +39,7 @@ MAIN = {
     "selection_rank.py": ("RankConfig", "rank"),
     "selection_train.py": ("SelectionConfig", "train_sources"),
     "export.py": ("ExportConfig", "export"),
+    "quickstart.py": ("QuickstartConfig", "main"),
 }
 TOKEN = "s3cret-token"  # in an address to notify: it must not appear anywhere
 ALONE = ["-u"]  # as a launcher: in a Python that has imported nothing yet, as a user starts it
