@@ -33,7 +33,7 @@ def theirs(tmp_path_factory) -> Path:
     python = environment / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", *LIBRARY], check=True)
     helper = Path(__file__).parents[1] / "helpers" / "dataset_selector.py"
-    subprocess.run([python, helper, folder / "our_map", folder], check=True)
+    subprocess.run([python, helper, folder / "our_map", folder], check=True, cwd=folder)
     return folder
 
 
