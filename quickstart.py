@@ -102,19 +102,21 @@ def quickstart(
     """Pretrain, and learn from so many labels in each of the ways; write, plot and return how well it went.
 
     Finished trainings are not repeated; delete runs/quickstart/ to start again. Each way is tried with
-    `restarts` seeds. `pretraining` are flags of the language model, `overrides` of all other trainings.
+    `restarts` seeds, from the same language model. `pretraining` are flags of the latter, `overrides` of all
+    other trainings.
     """
     numbers = ", ".join(f"{n:,}" for n in labels)
     announce(f"a language model of film reviews, and classifiers that learn from {numbers} labels")
-    options = {"restarts": restarts, "dataset_path": dataset_path}
-    jobs = quickstart_jobs(labels, pretraining, options | overrides)
+    seeds = range(SEED, SEED + restarts)
+    jobs = quickstart_jobs(labels, seeds, pretraining, {"dataset_path": dataset_path} | overrides)
     metrics = Graph(FOLDER, jobs).run(InOrder(), keep_going=False).metrics
     splits = {name: list(rows) for name, rows in split_rows(open_source(dataset_path)).items()}
     announce("counting words, and a vote with it")
-    points = {n: count_and_vote(splits["train"], splits["valid"], n, restarts) for n in labels}
+    points = {n: count_and_vote(splits["train"], splits["valid"], n, seeds) for n in labels}
     curves = {"counted words (TF-IDF)": {n: alone for n, (alone, _) in points.items()}}
     for name, way in WAYS.items():
-        curves[way.description] = {n: point_of(metrics[folder_of(name, n)]) for n in labels}
+        runs = {n: [metrics[folder_of(name, n, seed)] for seed in seeds] for n in labels}
+        curves[way.description] = {n: point_of(runs[n]) for n in labels}
     curves["a vote of the last two and TF-IDF"] = {n: together for n, (_, together) in points.items()}
     word_ppl = {"before": read_evaluations(FOLDER / "pretrained")[0]["word_ppl"]}
     word_ppl["after"] = metrics["pretrained"]["word_ppl"]
@@ -126,41 +128,52 @@ def quickstart(
 
 
 def quickstart_jobs(
-    labels: Sequence[int], pretraining: Mapping[str, Any], finetuning: Mapping[str, Any]
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    pretraining: Mapping[str, Any],
+    finetuning: Mapping[str, Any],
 ) -> list[Job]:
     """The language model, what it starts from (a pretraining of no steps), and each way to go on."""
     language_modeling = load_preset(PretrainingConfig, "quickstart_pretrain", **pretraining)
     no_steps = replace(language_modeling, n_steps=0)
     jobs = [Job("pretrained", pretrain, language_modeling), Job("counted_words", pretrain, no_steps)]
-    for n, (name, way) in itertools.product(labels, WAYS.items()):
+    for n, seed, (name, way) in itertools.product(labels, seeds, WAYS.items()):
         start = "tokenizer" if name == "scratch" else "model_checkpoint"
-        flags: dict[str, Any] = {start: str(FOLDER / way.start), "train_subset_size": n}
+        flags: dict[str, Any] = {start: str(FOLDER / way.start), "train_subset_size": n, "seed": seed}
         config = load_preset(FinetuningConfig, way.preset, **flags | dict(finetuning))
         n_epochs = max(2, round(config.n_epochs * math.sqrt(N_LABELS / n)))  # few labels are seen more often
-        jobs.append(Job(folder_of(name, n), finetune, replace(config, n_epochs=n_epochs), (way.start,)))
+        config = replace(config, n_epochs=n_epochs)
+        jobs.append(Job(folder_of(name, n, seed), finetune, config, (way.start,)))
     return jobs
 
 
-def folder_of(name: str, n_labels: int) -> str:
+def folder_of(name: str, n_labels: int, seed: int) -> str:
     """The run folder of a way, relative to that of the quickstart."""
-    return name if n_labels == N_LABELS else f"{name}_{n_labels}"
+    labels = "" if n_labels == N_LABELS else f"_{n_labels}"
+    return name + labels + ("" if seed == SEED else f"_seed{seed}")
 
 
-def point_of(metrics: Metrics) -> Point:
-    """What the table says of a training."""
-    point = {"accuracy": metrics["valid_accuracy"], "seconds": metrics["seconds"]}
-    point["trained"] = metrics["n_trained"] / metrics["n_parameters"]
-    deviation = metrics.get("valid_accuracy_std")
-    return point if deviation is None else point | {"accuracy_std": deviation}
+def point_of(runs: Sequence[Metrics]) -> Point:
+    """What the table says of trainings that differ in their seeds."""
+    point = mean_point([metrics["valid_accuracy"] for metrics in runs])
+    point["seconds"] = sum(metrics["seconds"] for metrics in runs)
+    return point | {"trained": runs[0]["n_trained"] / runs[0]["n_parameters"]}
 
 
-def count_and_vote(train: list[dict], valid: list[dict], n_labels: int, restarts: int) -> tuple[Point, Point]:
+def mean_point(accuracies: Sequence[float]) -> Point:
+    """The mean and, of several seeds, the deviation."""
+    deviation = {"accuracy_std": sample_deviation(accuracies)} if len(accuracies) > 1 else {}
+    return {"accuracy": statistics.mean(accuracies)} | deviation
+
+
+def count_and_vote(
+    train: list[dict], valid: list[dict], n_labels: int, seeds: Sequence[int]
+) -> tuple[Point, Point]:
     """The accuracy of counted words, and of their vote with VOTERS, all with the same labels of each seed."""
     alone, together = [], []
-    for seed in range(SEED, SEED + restarts):
-        restart = f"restart_{seed}" if restarts > 1 else ""
+    for seed in seeds:
         counted = tfidf_log_odds(train, valid, n_labels, seed)
-        others = [log_odds(FOLDER / folder_of(name, n_labels) / restart, valid) for name in VOTERS]
+        others = [log_odds(FOLDER / folder_of(name, n_labels, seed), valid) for name in VOTERS]
         alone.append(accuracy(counted, valid))
         together.append(accuracy(vote([counted, *others]), valid))
     return mean_point(alone), mean_point(together)
@@ -172,12 +185,6 @@ def log_odds(run_folder: Path, rows: list[dict]) -> np.ndarray:
     predictions = predictor.predict({"text": row["text"]} for row in rows)
     probabilities = np.array([prediction["probabilities"][label] for prediction in predictions])
     return logit(probabilities.clip(1e-6, 1 - 1e-6))
-
-
-def mean_point(accuracies: list[float]) -> Point:
-    """The mean and, of several seeds, the deviation."""
-    deviation = {"accuracy_std": sample_deviation(accuracies)} if len(accuracies) > 1 else {}
-    return {"accuracy": statistics.mean(accuracies)} | deviation
 
 
 def announce(title: str) -> None:

@@ -4,10 +4,12 @@ import contextlib
 import json
 import shutil
 
+import numpy as np
 import pytest
 from helpers.runs import evaluations, metrics, run
 
 from config.presets import load_preset
+from finetuning_predict import Predictor
 from multitask_train import MultitaskConfig, train_multitask
 from quickstart import (
     FOLDER,
@@ -19,6 +21,7 @@ from quickstart import (
     quickstart,
     selection,
 )
+from tasks.baseline import tfidf_log_odds
 from tasks.review_tasks import TASKS
 
 MINIATURE = {"n_steps": 1, "max_length": 24, "valid_batch_size": 500}
@@ -102,36 +105,62 @@ def learned(task, corpus, tmp_path_factory):
     home = tmp_path_factory.mktemp("quickstart")
     with contextlib.chdir(home):
         curves = learn(task, corpus)
-    return home, curves
+    return home, curves, json.loads((home / FOLDER / "summary.json").read_text())
 
 
-def learn(task, corpus):
+def learn(task, corpus, restarts=2):
     shape = {"embed_dim": 16, "hidden_dim": 16, "num_heads": 2, "num_max_positions": 32}
     model = shape | {"dataset_path": str(corpus), "tokenizer": "train:200", "n_steps": 2}
     scratch = {"max_length": 32, "n_steps": 3}
-    return quickstart((20, 40), 2, str(task), model, **scratch)
+    return quickstart((20, 40), restarts, str(task), model, **scratch)
 
 
-def test_every_accuracy_is_that_of_a_run_folder(learned):
-    home, curves = learned
-    summary = json.loads((home / FOLDER / "summary.json").read_text())
+def test_every_accuracy_is_that_of_run_folders(learned, task):
+    home, curves, summary = learned
     assert summary["word_ppl"]["after"] == metrics(home / FOLDER / "pretrained")["word_ppl"]
     tfidf, *descriptions, together = curves
     assert descriptions == [way.description for way in WAYS.values()]
     for name, way in WAYS.items():
         for n in (20, 40):
-            run = metrics(home / FOLDER / f"{name}_{n}")
-            point = summary["accuracy"][way.description][str(n)]
-            assert point == curves[way.description][n]
-            assert point["accuracy"] == run["valid_accuracy"] and run["n_labels"] == n
-            assert point["accuracy_std"] == run["valid_accuracy_std"]
+            runs = [metrics(home / FOLDER / f"{name}_{n}{seed}") for seed in ("", "_seed43")]
+            point, accuracies = curves[way.description][n], [run["valid_accuracy"] for run in runs]
+            assert summary["accuracy"][way.description][str(n)] == point
+            assert point["accuracy"] == pytest.approx(np.mean(accuracies))
+            assert point["accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
+            assert {run["n_labels"] for run in runs} == {n}
     assert curves[tfidf][40]["accuracy"] > max(0.6, curves[tfidf][20]["accuracy"])
-    assert set(curves[together][40]) == {"accuracy", "accuracy_std"}
     assert (home / FOLDER / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+    rows = [json.loads(line) for line in (task / "valid.jsonl").read_text().splitlines()]
+    train = [json.loads(line) for line in (task / "train.jsonl").read_text().splitlines()]
+    right = []
+    for seed, suffix in ((42, ""), (43, "_seed43")):
+        votes = [tfidf_log_odds(train, rows, 40, seed)]
+        for name in ("full", "adapters"):
+            predictor = Predictor(str(home / FOLDER / f"{name}_40{suffix}"))
+            predictions = predictor.predict({"text": row["text"]} for row in rows)
+            votes.append(np.array([2 * row["probabilities"]["pos"] - 1 for row in predictions]))
+        # log(p / (1 − p)) = 2 artanh(2p − 1), and a vote does not mind the factor.
+        log_odds = [votes[0], *(np.arctanh(vote) for vote in votes[1:])]
+        total = sum(values / abs(values).mean() for values in log_odds)
+        right.append(
+            np.mean([(value > 0) == (row["label"] == "pos") for value, row in zip(total, rows, strict=True)])
+        )
+    assert curves[together][40]["accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_more_seeds_reuse_the_first(learned, task, corpus):
+    home, _, _ = learned
+    with contextlib.chdir(home):
+        curves = learn(task, corpus, restarts=1)
+    runs = {name: metrics(home / FOLDER / f"{name}_20") for name in WAYS}
+    for name, way in WAYS.items():
+        assert curves[way.description][20]["accuracy"] == runs[name]["valid_accuracy"]
+        assert "accuracy_std" not in curves[way.description][20]
 
 
 def test_the_ways_start_where_they_say(learned):
-    home, _ = learned
+    home, _, _ = learned
     read = {name: json.loads((home / FOLDER / f"{name}_20" / "config.json").read_text()) for name in WAYS}
     starts = {name: config["arguments"]["model_checkpoint"] for name, config in read.items()}
     assert starts["scratch"] == "none" and starts["counted"] == f"{FOLDER}/counted_words"
@@ -145,7 +174,7 @@ def test_the_ways_start_where_they_say(learned):
 
 
 def test_a_finished_quickstart_trains_nothing_again(learned, task, corpus, capsys):
-    home, curves = learned
+    home, curves, _ = learned
     before = {file: file.stat().st_mtime_ns for file in (home / FOLDER).rglob("metrics.jsonl")}
     with contextlib.chdir(home):
         assert learn(task, corpus) == curves
