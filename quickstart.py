@@ -311,7 +311,11 @@ def selection(restarts: int = 3, **overrides) -> dict[str, dict[str, float]]:
 
 
 def main(config: QuickstartConfig) -> None:
-    """What the flags ask for."""
+    """What the flags ask for. Raises UserError if they do not go together."""
+    others = config.explicit_flags & {"labels", "restarts", "multitask", "selection"}
+    if (config.multitask or config.selection) and len(others) > 1:
+        flags = " and ".join(f"--{name}" for name in sorted(others))
+        raise UserError(f"{flags} do not go together; start one after the other")
     if config.multitask:
         multitask()
     elif config.selection:

@@ -6,8 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers.runs import evaluations, metrics, run
+from helpers.runs import evaluations, metrics, parse, run
 
+from config.errors import UserError
 from config.presets import load_preset
 from finetuning_predict import Predictor
 from multitask_train import MultitaskConfig, train_multitask
@@ -17,6 +18,7 @@ from quickstart import (
     SELECTION_FOLDER,
     SOURCES,
     WAYS,
+    main,
     multitask,
     quickstart,
     selection,
@@ -183,8 +185,17 @@ def test_a_finished_quickstart_trains_nothing_again(learned, task, corpus, capsy
     assert all(way.description in printed for way in WAYS.values()) and "±" in printed
 
 
-@pytest.mark.parametrize("labels", ["", "100,many", "0", "1"])
-def test_labels_that_are_no_numbers(labels, tmp_path):
-    with contextlib.chdir(tmp_path):
-        result = run("quickstart.py", "--labels", labels, check=False)
-    assert result.returncode == 2 and "--labels" in result.stderr and not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--labels", ""], "is no list of numbers"),
+        (["--labels", "100,many"], "--labels 100,many is no list of numbers"),
+        (["--labels", "1"], "--labels 1 is no list of numbers"),
+        (["--multitask", "--restarts", "3"], "--multitask and --restarts do not go together"),
+        (["--multitask", "--selection"], "--multitask and --selection do not go together"),
+    ],
+)
+def test_flags_that_make_no_sense_start_nothing(arguments, sentence, tmp_path):
+    with contextlib.chdir(tmp_path), pytest.raises(UserError, match=sentence):
+        main(parse("quickstart.py", *arguments))
+    assert not list(tmp_path.iterdir())
