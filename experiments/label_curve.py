@@ -23,17 +23,17 @@ def label_table(curves: Curves) -> str:
     head = "".join(f"{n:>{width},}" for n in labels)
     rows = [f"    {'labels':34}{head}{'weights trained':>18}{'time':>8}"]
     for name, curve in curves.items():
-        cells = "".join(f"{accuracy(curve[n]):>{width}}" for n in labels)
-        points = curve.values()
-        trained = max((f"{point['trained']:.1%}" for point in points if "trained" in point), default="")
+        cells = "".join(f"{percent(curve[n]):>{width}}" for n in labels)
+        points = list(curve.values())
+        trained = f"{points[0]['trained']:.1%}" if "trained" in points[0] else ""
         seconds = [point["seconds"] for point in points if "seconds" in point]
         time = f"{sum(seconds):.0f} s" if seconds else ""
         rows.append(f"    {name:34}{cells}{trained:>18}{time:>8}".rstrip())
     return "\n".join(rows)
 
 
-def accuracy(point: Point) -> str:
-    """In percent, with the deviation over seeds if there is one."""
+def percent(point: Point) -> str:
+    """An accuracy, with the deviation over seeds if there is one."""
     deviation = f" ± {100 * point['accuracy_std']:.1f}" if "accuracy_std" in point else " %"
     return f"{100 * point['accuracy']:.1f}{deviation}"
 
