@@ -32,6 +32,7 @@ from config.flags import replace
 from experiments.notify import notified
 from experiments.sampling_plot import draw_sampling
 from multitask_model import MultitaskTransformer, OneTask, TaskHead, join_batches, split_by_task
+from processes import broadcast_from_main
 from tasks.examples import Examples, choose_subset, count_labels
 from tasks.glue import Submission, open_submission
 from tasks.inference import evaluate, test_metrics
@@ -52,7 +53,7 @@ from training.loop import count_parameters, fit
 from training.optimizers import build_optimizers
 from training.resuming import check_resumable, rows_per_process, step_sizes
 from training.step import LoopOptions, Objective, micro_batch_tokens
-from utils import Batch, Run, broadcast_from_main, finish_run, open_folder, show, start_run
+from utils import Batch, Run, finish_run, open_folder, show, start_run
 
 SAMPLING_PLOT = "sampling.png"  # in the run folder
 KEPT_BY_ADD_TASK = {"conditioning", "freeze_layers", "tuning", "adapters_dim", "pooling", "tokenizer"}

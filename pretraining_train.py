@@ -164,8 +164,9 @@ def create_evaluation(
         MetricsLambda(lambda loss: perplexity(loss * tokens_per_word), nll).attach(evaluator, "word_ppl")
 
     def evaluate() -> dict[str, float]:
-        if mask is None and run.writer:
-            run.writer.add_text("sample", sample_text(model, corpus.tokenizer, run.device, config.seed))
+        if mask is None and run.events:
+            text = sample_text(model, corpus.tokenizer, run.device, config.seed)
+            run.events.add_text("sample", text, run.step)
         return dict(evaluator.run(blocks).metrics)
 
     return evaluate

@@ -29,10 +29,11 @@ from checkpoints.encoders import open_encoder
 from checkpoints.files import CHECKPOINTS, WEIGHTS, save_weights
 from checkpoints.maps import HEAD, map_sections
 from checkpoints.pretrained import Checkpoint, open_checkpoint
+from config.errors import termination_as_exit
 from config.selection import RepresentationConfig
 from experiments.engines import open_engine
 from experiments.graph import Metrics, locked
-from experiments.notify import notified, termination_as_exit
+from experiments.notify import notified
 from experiments.task_map import file_name
 from finetuning_model import TransformerWithClfHead
 from finetuning_train import finetune

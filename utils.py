@@ -1,10 +1,9 @@
-"""A run: its processes, device, precision, folder, messages and logs."""
+"""A run: its device, precision, folder, messages and logs."""
 
 import atexit
 import contextlib
 import dataclasses
 import datetime
-import gc
 import importlib.metadata
 import importlib.util
 import itertools
@@ -16,27 +15,35 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 import ignite.distributed as idist
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from checkpoints.files import CONFIG, EVALUATIONS, METRICS, as_json, flatten, write_json
+from checkpoints.files import (
+    CONFIG,
+    METRICS,
+    append_evaluation,
+    flatten,
+    is_unused,
+    remove_tmp_files,
+    write_json,
+)
 from config.constants import LOGGER
 from config.errors import UserError
 from config.groups import RunArguments
+from config.restarting import LAUNCHER, launcher
+from processes import broadcast_from_main, form_process_group, local_rank, n_processes
 
 if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
+    from checkpoints.event_log import EventLog
 
 PACKAGES = ("torch", "pytorch-ignite", "tokenizers", "safetensors", "numpy")
 logger = logging.getLogger(LOGGER)
-T = TypeVar("T")
 Batch = dict[str, torch.Tensor]  # on the CPU or a device, batch first
 
 
@@ -67,7 +74,8 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
     is_resumed: bool = False
     is_open: bool = False  # its folder is made
-    writer: "SummaryWriter | None" = None  # of TensorBoard, in the main process
+    step: int = 0  # optimizer steps that it has taken
+    events: "EventLog | None" = None  # for TensorBoard, in the main process
     tracker: Tracker | None = None  # in the main process
 
     @property
@@ -86,22 +94,21 @@ class Run:
     def log_evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Write the metrics to metrics.jsonl and the logs."""
         if self.is_main:
-            with open(self.folder / EVALUATIONS, "a", encoding="utf-8") as file:
-                file.write(as_json({"step": step} | metrics) + "\n")
+            append_evaluation(self.folder, {"step": step} | metrics)
             self.log_scalars("validation", step, metrics)
 
     def log_scalars(self, tag: str, step: int, values: dict[str, float]) -> None:
         """Write scalars to TensorBoard and to the tracker, in the main process."""
-        if self.writer is not None:
+        if self.events is not None:
             for name, value in values.items():
-                self.writer.add_scalar(f"{tag}/{name}", value, step)
+                self.events.add_scalar(f"{tag}/{name}", value, step)
         if self.tracker is not None:
             self.tracker.log_scalars(tag, step, values)
 
     def close(self, metrics: dict[str, float] | None = None) -> None:
         """Close the logs, with the final metrics; without any, the run has failed."""
-        if self.writer is not None:
-            self.writer.close()
+        if self.events is not None:
+            self.events.close()
         if self.tracker is not None:
             self.tracker.close(metrics)
             self.tracker = None
@@ -118,7 +125,7 @@ def start_run(config: RunArguments) -> Run:
     device = choose_device(config.device)
     owns_process_group = n_processes() > 1 and idist.backend() is None  # else it is part of another run
     if owns_process_group:
-        form_process_group(device)
+        form_process_group(device, config.timeout)
     rank, world_size = idist.get_rank(), idist.get_world_size()
     show_messages(logging.INFO if rank == 0 else logging.WARNING)
     torch.manual_seed(config.seed)
@@ -126,50 +133,6 @@ def start_run(config: RunArguments) -> Run:
     folder = broadcast_from_main(lambda: choose_folder(config))
     dtype, is_resumed = choose_dtype(config.precision, device), bool(config.resume)
     return Run(config, folder, device, dtype, rank, world_size, owns_process_group, is_resumed=is_resumed)
-
-
-def n_processes() -> int:
-    """How many processes torchrun, torch.distributed.launch or plain `srun` started."""
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
-
-
-def local_rank() -> int:
-    """The number of this process among those of its machine."""
-    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
-
-
-def form_process_group(device: torch.device) -> None:
-    """Join the other processes that torchrun, torch.distributed.launch or `srun` started."""
-    if "WORLD_SIZE" in os.environ:
-        # ignite would believe SLURM's variables, which count torchruns, not their processes.
-        os.environ.pop("SLURM_JOB_ID", None)
-    if device.type == "cuda":
-        os.environ["SLURM_LOCALID"] = str(device.index)  # the GPU that ignite takes under `srun`
-    else:
-        # ignite would take a GPU for each process, though there may be fewer.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    idist.initialize("nccl" if device.type == "cuda" else "gloo")
-    atexit.register(end_group_threads, [torch.distributed.group.WORLD])
-
-
-def broadcast_from_main(function: Callable[[], T]) -> T:
-    """Call a function in the main process, since other machines may not see its files; all get the result."""
-    if idist.get_world_size() == 1:
-        return function()
-    results: list = [function() if idist.get_rank() == 0 else None]
-    torch.distributed.broadcast_object_list(results)
-    return results[0]
-
-
-def end_group_threads(last_reference: list) -> None:
-    """End the threads of a process group when the process exits: a thread that frees a tensor after the
-    interpreter's end would abort a process that has finished its work (pytorch/pytorch issue 190489).
-
-    They end with the group, which the model references in a cycle. If the model held the last reference, it
-    would wait for the threads while holding the interpreter's lock, forever if one of them needs it.
-    """
-    gc.collect()
-    last_reference.clear()
 
 
 class AboveProgressBar(logging.Handler):
@@ -203,9 +166,9 @@ def open_folder(run: Run, **sections: object) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
         write_config(run, sections)
     if run.is_main:
-        from tensorboardX import SummaryWriter
+        from checkpoints.event_log import EventLog  # slow to import
 
-        run.writer = SummaryWriter(str(run.folder))
+        run.events = EventLog(run.folder)
     dtype = str(run.dtype).removeprefix("torch.")
     show(f"run folder {run.folder} · {run.device} × {run.world_size} · {dtype}")
 
@@ -213,7 +176,10 @@ def open_folder(run: Run, **sections: object) -> None:
 def make_folder(run: Run) -> None:
     """Make the folder, or empty it, unless the run is resumed."""
     try:
-        if run.folder.is_dir() and any(run.folder.iterdir()) and not run.is_resumed:
+        if run.is_resumed:
+            (run.folder / METRICS).unlink(missing_ok=True)  # which would say that it is finished
+            remove_tmp_files(run.folder)
+        elif run.folder.is_dir() and any(run.folder.iterdir()):
             shutil.rmtree(run.folder)  # `choose_folder` has checked --overwrite
         run.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -229,6 +195,7 @@ def write_config(run: Run, sections: dict) -> None:
         "script": Path(sys.argv[0]).name,
         "git_commit": git_commit(),
         "world_size": run.world_size,
+        LAUNCHER: launcher(),
         "versions": {"python": platform.python_version()} | versions,
         "arguments": dataclasses.asdict(run.config) | unsaved,
     }
@@ -259,7 +226,7 @@ def choose_folder(config: RunArguments) -> Path:
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder} is a file, not a folder")
-    if folder.is_dir() and any(folder.iterdir()):
+    if not is_unused(folder):
         if not config.overwrite:
             hint = f"add --overwrite to replace it, or --resume {folder} to go on"
             raise UserError(f"--output_dir {folder} is not empty; {hint}")

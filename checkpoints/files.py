@@ -1,10 +1,13 @@
 """The files of a run folder: they appear whole or not at all, and reading one never runs code from it."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -13,22 +16,84 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from config.errors import UserError
+from config.errors import TrainingFailed, UserError
 from config.presets import read_json
 
 WEIGHTS, CONFIG, METRICS = "model.safetensors", "config.json", "metrics.json"
 EVALUATIONS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
+TMP_NAME = re.compile(r"\..+\.[0-9a-f]{32}")  # of a file that a killed process was writing
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A path to write to, which is renamed to `path` at the end: nobody ever sees half a file."""
+def atomic_write(path: Path, n_bytes: int | None = None) -> Iterator[Path]:
+    """A path to write to, which is renamed to `path` at the end: nobody ever sees half a file.
+
+    It is on the disk before it is renamed, so that a power cut leaves no empty file under that name. Raises
+    TrainingFailed if it cannot be written, for example because the disk has no room for its `n_bytes`; an
+    earlier file of that name stays.
+    """
     tmp_path = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # other machines have the same process ids
     try:
         yield tmp_path
+        sync(tmp_path)
         os.replace(tmp_path, path)
+        sync(path.parent)
+    except Exception as error:  # each library that writes has its own
+        if (code := refusal(error, path)) is None:
+            raise
+        raise write_failure(path, code, n_bytes or size_of(tmp_path)) from error
     finally:
         tmp_path.unlink(missing_ok=True)
+
+
+def refusal(error: Exception, path: Path) -> int | None:
+    """The number of the system's error, if it did not let a library write to `path`."""
+    if getattr(error, "errno", None) in REFUSALS:
+        return error.errno  # type: ignore[attr-defined]
+    # safetensors and tokenizers only quote the system; of NumPy and torch, one learns nothing.
+    quoted = re.search(r"\(os error (\d+)\)", str(error))
+    if quoted and int(quoted[1]) in REFUSALS:
+        return int(quoted[1])
+    is_full = path.parent.is_dir() and shutil.disk_usage(path.parent).free < 2**16
+    return errno.ENOSPC if is_full else None
+
+
+def write_failure(path: Path, code: int, n_bytes: int) -> TrainingFailed:
+    """The sentence for a file that cannot be written."""
+    sentence = f"{path} cannot be written: {os.strerror(code)}"
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(path.parent).free
+        sentence += f"; it takes at least {n_bytes / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free"
+    return TrainingFailed(sentence)
+
+
+def size_of(path: Path) -> int:
+    """In bytes; 0 if there is no such file."""
+    return path.stat().st_size if path.is_file() else 0
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or what a folder lists, is on the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot do that, and needs to be allowed to write
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_tmp_files(folder: Path) -> None:
+    """Remove what processes that were killed were writing to a folder."""
+    for path in folder.glob(".*"):
+        if TMP_NAME.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def is_unused(folder: Path) -> bool:
+    """Is there no such folder, or nothing in it but what a killed process was writing?"""
+    return not folder.is_dir() or all(TMP_NAME.fullmatch(path.name) for path in folder.iterdir())
 
 
 def as_json(value: object, **options) -> str:
@@ -53,8 +118,11 @@ def write_json(path: Path, value: object) -> None:
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Write safetensors atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    with atomic_write(path) as tmp_path:
+    with atomic_write(path, sum(tensor.nbytes for tensor in tensors.values())) as tmp_path:
+        tmp_path.touch()
+        mode = tmp_path.stat().st_mode
         safetensors.torch.save_file(tensors, tmp_path)
+        tmp_path.chmod(mode)  # safetensors would let nobody else read it
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -105,11 +173,25 @@ def read_metrics(folder: Path) -> dict | None:
     return null_as_nan(read_json(file)) if file.is_file() else None
 
 
+def append_evaluation(folder: Path, row: dict) -> None:
+    """Write a row to metrics.jsonl. Raises TrainingFailed if it cannot be written."""
+    file = folder / EVALUATIONS
+    before = file.read_text(encoding="utf-8") if file.is_file() else ""
+    with atomic_write(file) as tmp_path:
+        tmp_path.write_text(before + as_json(row) + "\n", encoding="utf-8")
+
+
 def read_evaluations(folder: Path) -> list[dict]:
     """The rows of metrics.jsonl, one per evaluation."""
     file = folder / EVALUATIONS
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return [null_as_nan(json.loads(line)) for line in lines]
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints to resume from, the newest first."""
+    files = [file for file in folder.glob("checkpoint_*.pt") if file.stem.split("_")[-1].isdecimal()]
+    return sorted(files, key=lambda file: int(file.stem.split("_")[-1]), reverse=True)
 
 
 def null_as_nan(metrics: dict) -> dict:

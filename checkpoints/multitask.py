@@ -14,7 +14,7 @@ from config.multitask import MultitaskConfig
 from layers.adapters import Tuning, is_added
 from layers.conditional import PARTS, is_conditional
 from multitask_model import MultitaskShape, MultitaskTransformer, TaskHead
-from utils import broadcast_from_main
+from processes import broadcast_from_main
 
 
 def load_multitask(folder: str | Path, flag: str) -> MultitaskTransformer:

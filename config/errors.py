@@ -1,9 +1,11 @@
 """The one sentence that a mistake gets."""
 
+import contextlib
 import difflib
 import os
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 
@@ -13,6 +15,13 @@ class UserError(ValueError):
 
 class TrainingFailed(RuntimeError):
     """Trainings failed although their input is right: one sentence. Scripts exit with code 1."""
+
+
+class Stopped(SystemExit):
+    """A signal ended a training, which has saved a checkpoint. Scripts exit with 128 and its number."""
+
+    def __init__(self, number: int):
+        super().__init__(128 + number)
 
 
 def fail(error: UserError) -> NoReturn:
@@ -27,3 +36,23 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """`; did you mean …?` for a name that is nearly one of `known`, else nothing."""
     nearest = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+@contextlib.contextmanager
+def termination_as_exit() -> Iterator[None]:
+    """SIGTERM, which schedulers and launchers send, ends the process by an exception, so that there is time
+    to clean up, and for a message.
+    """
+
+    def leave(*_: object) -> None:
+        sys.exit(128 + signal.SIGTERM)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # only the main thread may do that
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -39,6 +39,9 @@ class RunArguments(NotifyArguments):
     save_every: int = flag(
         1000, "optimizer steps between checkpoints to resume from; the last two are kept", least=1
     )
+    timeout: int = flag(
+        1800, "seconds that a process waits for the others before it gives up, of several", least=1
+    )
     local_rank: int = flag(-1, "set by torch.distributed.launch")
 
 

@@ -14,8 +14,8 @@ from config.errors import UserError
 from config.finetuning import FinetuningConfig
 from config.groups import EngineArguments, RunArguments
 from config.presets import read_json
+from processes import n_processes
 from tasks.task import Task, open_task
-from utils import n_processes
 
 # Arguments that may differ when many trainings go on: they change where and how, not what is trained.
 FREE = {"output_dir", "overwrite", "resume", "local_rank", "notify", "device", "log_every", "save_every"}

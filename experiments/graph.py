@@ -22,7 +22,8 @@ from config.errors import TrainingFailed, UserError
 from config.flags import replace
 from config.groups import RunArguments
 from experiments.notify import one_line
-from utils import broadcast_from_main, logger, show
+from processes import broadcast_from_main
+from utils import logger, show
 
 Metrics = dict[str, Any]
 

@@ -4,20 +4,18 @@ Addresses hold passwords and tokens, so neither a run folder nor an error messag
 its service.
 """
 
-import contextlib
 import dataclasses
 import functools
 import logging
 import os
-import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from config.constants import LOGGER
-from config.errors import TrainingFailed, UserError
+from config.errors import Stopped, TrainingFailed, UserError, termination_as_exit
 from config.groups import NotifyArguments
 
 HELP = "github.com/caronc/apprise lists them"
@@ -41,6 +39,9 @@ def notified(function: Callable[[Config], dict[str, Any]]) -> Callable[[Config],
         try:
             with termination_as_exit():
                 metrics = function(config)
+        except Stopped:
+            tell(services, "stopped", "warning", chosen_arguments(config))
+            raise
         except BaseException as error:
             tell(services, "failed", "failure", {"error": one_line(error)} | chosen_arguments(config))
             raise
@@ -105,23 +106,3 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, UserError | TrainingFailed):
         return str(error)
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-
-
-@contextlib.contextmanager
-def termination_as_exit() -> Iterator[None]:
-    """SIGTERM, which schedulers and launchers send, ends the process by an exception, so that there is time
-    for a message.
-    """
-
-    def leave(*_: object) -> None:
-        sys.exit(128 + signal.SIGTERM)
-
-    try:
-        before = signal.signal(signal.SIGTERM, leave)
-    except ValueError:  # only the main thread may do that
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -14,11 +14,12 @@ from checkpoints.files import read_run_config
 from config.errors import UserError
 from config.finetuning import InputArguments, TaskArguments, with_task
 from config.multitask import MultitaskConfig
+from processes import broadcast_from_main
 from tasks.examples import Collator, Examples, ModelShape
 from tasks.prediction import RowPredictor
 from tasks.sampling import STATISTICS
 from tasks.task import Task, open_task
-from utils import Run, broadcast_from_main
+from utils import Run
 
 
 @dataclass

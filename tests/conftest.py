@@ -4,10 +4,11 @@ import http.server
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,22 @@ def finetuning(task, cache, pretrained) -> list:
     """Flags for fine-tuning that model on the small task."""
     data = ["--dataset_path", task, "--dataset_cache", cache]
     return [*data, "--model_checkpoint", pretrained, *STEPS, "--lr", "3e-3"]
+
+
+@pytest.fixture
+def limited_files():
+    """A function that forbids this process, for a while, to write files of more than so many bytes."""
+
+    @contextmanager
+    def limited(n_bytes: int):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "config": [],
     "checkpoints.files": ["config"],
-    "utils": ["config", "checkpoints.files"],
+    "checkpoints.event_log": ["checkpoints.files"],
+    "processes": ["config"],
+    "utils": ["processes", "checkpoints.event_log"],
     "pretraining_loss": ["config"],
     "pretraining_attention": ["config"],
     "pretraining_model": ["pretraining_attention", "pretraining_loss"],

@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import math
 import sys
 from collections.abc import Callable
 from typing import Literal
@@ -12,9 +11,10 @@ from ignite.handlers import EarlyStopping
 from torch import Tensor, nn
 
 from checkpoints.files import WEIGHTS, load_weights, save_weights
-from config.errors import UserError
+from processes import broadcast_from_main
+from training.divergence import check_evaluation
 from training.step import LoopOptions
-from utils import Run, broadcast_from_main, show
+from utils import Run, show
 
 N_SHOWN = 12  # metrics of an evaluation on the screen; the logs have all
 
@@ -48,14 +48,8 @@ class BestWeights:
         self.early_stopping.logger.setLevel(logging.WARNING)  # `attach_evaluation` says it above the bar
 
     def update(self, trainer: Engine, metrics: dict[str, float]) -> None:
-        """Compare an evaluation with the best so far. Raises UserError if its metric is NaN."""
-        step = trainer.state.iteration
-        self.latest = {"step": step} | metrics
-        if math.isnan(metrics[self.metric]):
-            raise UserError(
-                f"the {self.metric} is not a number at step {step}: training diverged; "
-                "lower --lr or raise --n_warmup"
-            )
+        """Compare an evaluation with the best so far."""
+        self.latest = {"step": trainer.state.iteration} | metrics
         self.early_stopping(trainer)
         if self.early_stopping.counter == 0:
             self.best = self.latest
@@ -82,15 +76,15 @@ def attach_evaluation(
     best: BestWeights,
     run: Run,
     options: LoopOptions,
-    steps_per_epoch: int,
 ) -> None:
-    """Evaluate every `eval_every` steps (-1: after each epoch) and at the end."""
+    """Evaluate every `eval_every` steps and at the end. Raises TrainingFailed if the training diverged."""
     best.attach(trainer)
 
     def run_evaluation(engine: Engine) -> None:
         if best.latest["step"] == engine.state.iteration:
             return
         metrics = evaluate()
+        check_evaluation(run, engine.state.iteration, metrics, best.metric)
         run.log_evaluation(engine.state.iteration, metrics)
         shown = itertools.islice(metrics.items(), N_SHOWN)
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in shown)
@@ -104,9 +98,11 @@ def attach_evaluation(
         if options.eval_at_start and engine.state.iteration == 0:
             run_evaluation(engine)
 
-    every = options.eval_every if options.eval_every > 0 else steps_per_epoch
-    trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every), run_evaluation)
-    trainer.add_event_handler(Events.COMPLETED, run_evaluation)
+    def is_due(_: Engine, step: int) -> bool:
+        return step % options.eval_every == 0 or step == options.n_steps
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(event_filter=is_due), run_evaluation)
+    trainer.add_event_handler(Events.COMPLETED, run_evaluation)  # for a training of no steps
 
 
 def restore_best(model: nn.Module, run: Run) -> None:

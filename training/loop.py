@@ -1,17 +1,22 @@
 """The loop that all training scripts share."""
 
+import logging
 import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar, Timer
-from torch import nn
+from torch import Tensor, nn
 
+from processes import lost_processes_told
+from training.divergence import attach_divergence_check
 from training.evaluation import BestWeights, attach_evaluation
 from training.optimizers import TrainableModel, learning_rate_factor
+from training.preemption import stopping_at_signals
 from training.resuming import attach_checkpoints
 from training.step import Batches, LoopOptions, Objective, Stateful, TrainingStep, wrap_model
 from training.trackers import open_tracker
@@ -31,12 +36,14 @@ def fit(
     """Train the model for `n_steps` optimizer steps, or from where a resumed run was.
 
     The metrics that `evaluate()` returns go to `best`, which keeps the best weights in the run folder and may
-    stop the training early. Returns how many steps were taken, and how fast. Raises UserError if the loss
-    diverges, if the tracker cannot start, or if there is no resuming from the run's newest checkpoint.
+    stop the training early. Returns how many steps were taken, and how fast. Raises UserError if the tracker
+    cannot start, or if there is no resuming from the run's newest checkpoint, TrainingFailed if the training
+    diverges or cannot write its files, and Stopped after a signal.
     """
     wrapped = wrap_model(model, run, options.unfreeze_every > 0 or options.parts_are_unused)
     step = TrainingStep(wrapped, optimizers, objective, run, options)
     trainer = Engine(step)
+    trainer.logger.setLevel(logging.CRITICAL)  # else it says what an exception says, too
     state = {"trainer": trainer, "model": model, "best": best, "scaler": step.scaler}
     if isinstance(batches, Stateful):
         state["batches"] = batches
@@ -48,28 +55,46 @@ def fit(
     if options.unfreeze_every:
         assert isinstance(model, TrainableModel)
         attach_unfreezing(trainer, model, options.unfreeze_every)
-    progress = attach_logging(trainer, optimizers, run, options.log_every)
-    attach_evaluation(trainer, evaluate, best, run, options, len(batches))
-    attach_checkpoints(trainer, state, run, options.save_every)
+    attach_divergence_check(trainer, step.scaler, run, options)
+    state["progress"] = progress = attach_logging(trainer, optimizers, run, options.log_every)
+    attach_evaluation(trainer, evaluate, best, run, options)
+    save = attach_checkpoints(trainer, state, model, run, options.save_every)
 
     open_tracker(run)
     try:
-        run_to_the_end(trainer, batches, best, options.n_steps)
+        with lost_processes_told(run.config.timeout), stopping_at_signals(trainer, save, run):
+            run_to_the_end(trainer, batches, best, options.n_steps)
     except BaseException:
         run.close()
         raise
     progress.n_steps = trainer.state.iteration
+    if progress.n_skipped:
+        show(f"{progress.n_skipped} of {progress.n_steps} steps were skipped: gradients overflowed in fp16")
     return progress
 
 
 @dataclass
 class Progress:
-    """What all processes together have done since the process started, without evaluations."""
+    """What all processes together have done, without evaluations."""
 
     timer: Timer = field(default_factory=lambda: Timer(average=False))
-    n_steps: int = 0  # of the whole training, also before it was resumed
-    n_tokens: int = 0
+    n_steps: int = 0  # of the whole training, also before it was resumed, as the next one
+    n_skipped: int = 0  # steps whose gradients overflowed in fp16
+    n_tokens: int = 0  # since the process started, as the next one
     n_examples: int = 0
+    losses: list[Tensor] = field(default_factory=list)  # of this process, since the latest row of the logs
+
+    def state_dict(self) -> dict:
+        """With the losses of all processes, [process, step], for the row of the logs that they belong to."""
+        losses = torch.stack(self.losses) if self.losses else torch.empty(0)
+        gathered = torch.as_tensor(idist.all_gather(losses)) if self.losses else losses
+        return {"n_skipped": self.n_skipped, "losses": gathered.view(idist.get_world_size(), -1)}
+
+    def load_state_dict(self, state: dict) -> None:
+        losses = state["losses"]
+        is_same_number = len(losses) == idist.get_world_size()
+        self.losses = list(losses[idist.get_rank()] if is_same_number else losses.mean(0))
+        self.n_skipped = state["n_skipped"]
 
     @property
     def tokens_per_second(self) -> float:
@@ -117,7 +142,6 @@ def attach_logging(trainer: Engine, optimizers: list, run: Run, log_every: int) 
     progress.timer.attach(
         trainer, start=Events.STARTED, resume=Events.GET_BATCH_STARTED, pause=Events.ITERATION_COMPLETED
     )
-    outputs: list[dict] = []  # of the steps since the latest row of the logs
     seconds, n_tokens = 0.0, 0  # at the latest row
 
     @trainer.on(Events.ITERATION_COMPLETED)
@@ -125,20 +149,23 @@ def attach_logging(trainer: Engine, optimizers: list, run: Run, log_every: int) 
         output: dict = engine.state.output  # type: ignore[assignment]  # ignite says int
         progress.n_tokens += output["n_tokens"] * run.world_size
         progress.n_examples += output["n_examples"] * run.world_size
-        outputs.append(output)
+        progress.n_skipped += output["is_skipped"]
+        progress.losses.append(output["loss"])
+        run.step = engine.state.iteration
 
     @trainer.on(Events.ITERATION_COMPLETED(every=log_every))
     def log(engine: Engine) -> None:
         nonlocal seconds, n_tokens
         step = engine.state.iteration
-        loss_sum = float(sum(output["loss"] for output in outputs))
-        loss = float(idist.all_reduce(loss_sum)) / run.world_size / len(outputs)
+        loss = float(idist.all_reduce(float(sum(progress.losses)))) / run.world_size / len(progress.losses)
+        progress.losses.clear()
         speed = (progress.n_tokens - n_tokens) / max(1e-9, progress.timer.value() - seconds)
         seconds, n_tokens = progress.timer.value(), progress.n_tokens
         engine.state.metrics |= {"loss": loss, "tok/s": round(speed)}
-        grad_norm = float(outputs[-1]["grad_norm"])
-        scalars = {"loss": loss, "grad_norm": grad_norm, "tokens_per_second": speed}
-        outputs.clear()
+        output: dict = engine.state.output  # type: ignore[assignment]
+        scalars = {"loss": loss, "grad_norm": float(output["grad_norm"]), "tokens_per_second": speed}
+        if run.dtype == torch.float16:
+            scalars["skipped_steps"] = progress.n_skipped
         for name, optimizer in zip(("lr", "muon_lr"), optimizers, strict=False):
             scalars[name] = optimizer.param_groups[0]["lr"]
         run.log_scalars("training", step, scalars)

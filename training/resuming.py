@@ -1,25 +1,32 @@
 """Checkpoints of a training, and what must not change when it is resumed from one."""
 
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint, DiskSaver
+from ignite.handlers import Checkpoint
+from ignite.handlers.checkpoint import BaseSaveHandler
+from torch import Tensor, nn
 
 from checkpoints.files import (
     CHECKPOINTS,
     EVALUATIONS,
     as_json,
     atomic_write,
+    checkpoints_in,
     read_evaluations,
     read_run_config,
+    remove_tmp_files,
 )
 from config.errors import UserError
 from config.groups import OptimizationArguments
+from processes import broadcast_from_main
+from training.divergence import check_weights
 from training.step import Batches
-from utils import Run, broadcast_from_main, show
+from utils import Run, logger, show
 
 
 def rows_per_process(config: OptimizationArguments, run: Run) -> int:
@@ -83,52 +90,128 @@ def check_resumable(config: OptimizationArguments, run: Run, steps_per_epoch: in
         )
 
 
-class CheckpointSaver(DiskSaver):
-    """ignite's saver, which replaces files atomically, for runs that are killed at any time.
+class CheckpointSaver(BaseSaveHandler):
+    """Writes ignite's checkpoints in the main process, for runs that are killed at any time.
 
     An old checkpoint goes before the new one is written: a run that is killed in between has lost a file that
     its newest checkpoint still lists. So it is no error if the file to remove does not exist.
     """
 
+    def __init__(self, run: Run):
+        self.run, self.folder = run, run.folder / CHECKPOINTS
+        if run.is_main:
+            self.folder.mkdir(exist_ok=True)
+
+    def __call__(self, checkpoint: Mapping, filename: str, metadata: Mapping | None = None) -> None:
+        if not self.run.is_main:
+            return
+        if self.run.events:  # what the run will not log again
+            self.run.events.flush()
+        # Given a path instead of a file, torch's errors do not say why it cannot write.
+        path, size = self.folder / filename, n_bytes(checkpoint)
+        with atomic_write(path, size) as tmp_path, open(tmp_path, "wb") as file:
+            torch.save(checkpoint, file)
+
     def remove(self, filename: str) -> None:
-        if idist.get_rank() == self.save_on_rank:
-            (self.dirname / filename).unlink(missing_ok=True)
+        if self.run.is_main:
+            (self.folder / filename).unlink(missing_ok=True)
 
 
-def attach_checkpoints(trainer: Engine, state: dict, run: Run, save_every: int) -> None:
-    """Save the state every `save_every` steps, and keep the last two; in a resumed run, load the newest."""
-    saver = CheckpointSaver(str(run.folder / CHECKPOINTS), create_dir=True, require_empty=False)
+def n_bytes(state: object) -> int:
+    """How much room the tensors in nested mappings and sequences take."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    items = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(map(n_bytes, items))
+
+
+def attach_checkpoints(
+    trainer: Engine, state: dict, model: nn.Module, run: Run, save_every: int
+) -> Callable[[Engine], Path]:
+    """Save the state every `save_every` steps, and keep the last two; in a resumed run, load the newest.
+
+    Returns what saves it now, if that has not been done, and says where. Raises TrainingFailed instead of
+    saving weights that are not finite.
+    """
     checkpoint = Checkpoint(
-        state, saver, n_saved=2, global_step_transform=lambda *_: trainer.state.iteration, include_self=True
+        state,
+        CheckpointSaver(run),
+        n_saved=2,
+        global_step_transform=lambda *_: trainer.state.iteration,
+        include_self=True,
     )
     if run.is_resumed:
         resume(run, state | {"checkpointer": checkpoint})
-    trainer.add_event_handler(Events.ITERATION_COMPLETED(every=save_every), checkpoint)
+    saved: dict[int, Path] = {}
+
+    def save(engine: Engine) -> Path:
+        step = engine.state.iteration
+        if step not in saved:
+            check_weights(run, step, model)
+            checkpoint(engine)
+            saved.clear()
+            saved[step] = run.folder / CHECKPOINTS / str(checkpoint.last_checkpoint)
+        return saved[step]
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(every=save_every), save)
+    return save
 
 
 def resume(run: Run, state: dict) -> None:
-    """Load the newest checkpoint of the run, if it has one, and forget later evaluations.
+    """Load the newest checkpoint of the run, if it has one, and forget what was logged after it.
 
-    Raises UserError for a checkpoint that cannot be read or does not fit.
+    Raises UserError for a checkpoint that does not fit, or if none can be read.
     """
-    file = broadcast_from_main(lambda: newest_checkpoint(run.folder / CHECKPOINTS))
-    if file:
+    file, checkpoint = broadcast_from_main(lambda: read_newest(run.folder / CHECKPOINTS))
+    if checkpoint:
         try:
-            checkpoint = broadcast_from_main(lambda: torch.load(file, map_location="cpu", weights_only=True))
             Checkpoint.load_objects(state, checkpoint)
         except Exception as error:
             raise UserError(
-                f"{file} cannot be resumed from: {str(error).splitlines()[0]}; "
-                "delete it to use the one before"
+                f"{file} cannot be resumed from: {first_line(error)}; delete it to use the one before"
             ) from error
-    show(f"resuming after step {state['trainer'].state.iteration}")
+    step = state["trainer"].state.iteration
+    show(f"resuming after step {step}")
     if run.is_main:
-        last_step = state["best"].latest["step"]
-        rows = [row for row in read_evaluations(run.folder) if row["step"] <= last_step]
-        with atomic_write(run.folder / EVALUATIONS) as tmp_path:
-            tmp_path.write_text("".join(f"{as_json(row)}\n" for row in rows), encoding="utf-8")
+        from checkpoints.event_log import forget_later_events  # slow to import
+
+        forget_later_evaluations(run.folder, state["best"].latest["step"])
+        forget_later_events(run.folder, step)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the highest step, if there is one."""
-    return max(folder.glob("checkpoint_*.pt"), key=lambda file: int(file.stem.split("_")[-1]), default=None)
+def read_newest(folder: Path) -> tuple[Path | None, dict | None]:
+    """The newest checkpoint that is undamaged, if there are any. Raises UserError if all are damaged.
+
+    A damaged one is renamed: to resume from the one before costs less than to begin again.
+    """
+    remove_tmp_files(folder)
+    files = checkpoints_in(folder)
+    for file in files:
+        try:
+            return file, read_checkpoint(file)
+        except Exception as error:
+            logger.warning(f"{file} is damaged ({first_line(error)}); it is renamed to {file.name}.damaged")
+            file.rename(f"{file}.damaged")
+    if files:
+        raise UserError(f"all checkpoints in {folder} are damaged; remove the folder to begin again")
+    return None, None
+
+
+def read_checkpoint(file: Path) -> dict:
+    """Raises an exception of some library's if a checkpoint is truncated, if one of its bits has changed, or
+    if it holds anything but tensors and plain values."""
+    with zipfile.ZipFile(file) as archive:  # torch does not compare the checksums
+        if record := archive.testzip():
+            raise zipfile.BadZipFile(f"the checksum of {record} is wrong")
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def forget_later_evaluations(folder: Path, step: int) -> None:
+    """Remove the rows of metrics.jsonl of evaluations after a step."""
+    rows = [row for row in read_evaluations(folder) if row["step"] <= step]
+    with atomic_write(folder / EVALUATIONS) as tmp_path:
+        tmp_path.write_text("".join(f"{as_json(row)}\n" for row in rows), encoding="utf-8")

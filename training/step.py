@@ -5,7 +5,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, runtime_checkable
 
 import ignite.distributed as idist
@@ -61,18 +61,21 @@ class LoopOptions:
     schedule: str = "linear"
     unfreeze_every: int = 0
     parts_are_unused: bool = False  # may a batch have no use for some parameters?
-    eval_every: int = -1
+    eval_every: int = 1000
     eval_at_start: bool = False
     save_every: int = 1000
     log_every: int = 10
 
     @classmethod
     def from_flags(cls, flags: OptimizationArguments, batches: Batches, **overrides) -> "LoopOptions":
-        """The flags, with `overrides`. Without `n_steps`, the epochs determine the number of steps."""
+        """The flags, with `overrides`. Without `n_steps`, the epochs determine the number of steps; without
+        `eval_every`, evaluations come after each epoch.
+        """
         names = [field.name for field in fields(cls) if hasattr(flags, field.name)]
         n_steps = len(batches) * flags.n_epochs if flags.n_steps is None else flags.n_steps
         computed = {"n_steps": n_steps, "n_warmup": flags.warmup_steps(n_steps)}
-        return cls(**{name: getattr(flags, name) for name in names} | computed | overrides)
+        options = cls(**{name: getattr(flags, name) for name in names} | computed | overrides)
+        return options if options.eval_every > 0 else replace(options, eval_every=len(batches))
 
 
 @dataclass
@@ -107,7 +110,9 @@ class TrainingStep:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def __call__(self, engine: Engine, batch: Batch | MicroBatches) -> dict[str, Tensor | int]:
-        """Update the model; return loss, grad_norm before clipping, n_tokens with padding, n_examples."""
+        """Update the model; return loss, grad_norm before clipping, is_skipped (fp16 overflowed), n_tokens
+        with padding, n_examples.
+        """
         self.model.train()
         # A seed for each step, so that resuming is exact and costs nothing.
         torch.manual_seed(derive_seed(self.options.seed, engine.state.iteration, self.run.rank))
@@ -117,9 +122,11 @@ class TrainingStep:
             self.accumulate(self.run.to_device(micro_batch), counts, is_last=number == len(micro_batches))
             for number, micro_batch in enumerate(micro_batches, start=1)
         ]
+        grad_norm, is_skipped = self.update()
         return {
             "loss": functools.reduce(operator.add, losses),
-            "grad_norm": self.update(),
+            "grad_norm": grad_norm,
+            "is_skipped": is_skipped,
             "n_tokens": sum(map(count_tokens, micro_batches)),
             "n_examples": count_rows(batch) if isinstance(batch, dict) else len(batch),
         }
@@ -151,14 +158,17 @@ class TrainingStep:
             self.scaler.scale(loss).backward()
         return loss.detach()
 
-    def update(self) -> Tensor:
-        """Clip the gradients, step, and reset them; return their norm before clipping."""
+    def update(self) -> tuple[Tensor, bool]:
+        """Clip the gradients, step, and reset them; return their norm before clipping, and whether there was
+        no step, since they overflowed in fp16.
+        """
+        scale = self.scaler.get_scale()
         self.scaler.unscale_(self.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.options.max_norm or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)
-        return grad_norm
+        return grad_norm, self.scaler.get_scale() < scale
 
 
 def count_tokens(batch: Batch) -> int:

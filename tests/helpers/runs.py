@@ -138,6 +138,18 @@ def evaluations(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def scalars(folder: Path) -> list[tuple[str, int, float]]:
+    """What TensorBoard reads of a run, but for speeds: (tag, step, value), sorted.
+
+    What was logged twice is there twice.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in log.Tags()["scalars"] if not tag.endswith("_per_second")]
+    return sorted((tag, event.step, event.value) for tag in tags for event in log.Scalars(tag))
+
+
 def same_weights(*run_folders: Path) -> bool:
     first, second = (safetensors.torch.load_file(folder / "model.safetensors") for folder in run_folders)
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -1,83 +1,16 @@
 """The loop on a model and batches that are nobody's: it knows no names of parameters, no task, no script."""
 
-import itertools
 import math
+import pickle
+from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
+from helpers.tower import train
 
 from checkpoints.files import load_weights, read_evaluations
+from config.errors import UserError
 from config.groups import OptimizationArguments
-from training.evaluation import BestWeights
-from training.loop import fit
-from training.optimizers import build_optimizers
-from training.step import LoopOptions, Objective
-from utils import Run
-
-
-class Tower(nn.Module):
-    """Two floors, the lower one a stack of two square matrices."""
-
-    def __init__(self):
-        super().__init__()
-        self.ground, self.roof = nn.Linear(4, 8), nn.Linear(8, 3)
-
-    def forward(self, input_ids, labels):
-        return F.cross_entropy(self.roof(self.ground(input_ids).relu()), labels, reduction="sum")
-
-    def parameter_depths(self):
-        return {name: int(name.startswith("ground")) for name, _ in self.named_parameters()}
-
-    def hidden_matrices(self):
-        return {"ground.weight": 2}
-
-
-class Squares:
-    """Points, and the third of the plane that each lies in."""
-
-    def __len__(self):
-        return 5
-
-    def __getitem__(self, step):
-        points = torch.randn(16, 4, generator=torch.Generator().manual_seed(step % len(self)))
-        return {"input_ids": points, "labels": (points[:, 0] > 0.4).long() + (points[:, 0] > -0.4).long()}
-
-    def starting_at(self, step):
-        return (self[number] for number in itertools.count(step))
-
-
-def train(
-    folder, flags: OptimizationArguments, is_resumed: bool = False, tracker=None, patience=0, **options
-):
-    torch.manual_seed(0)
-    folder.mkdir(exist_ok=True)
-    run = Run(flags, folder, torch.device("cpu"), torch.float32, 0, 1, is_resumed=is_resumed, tracker=tracker)
-    model, batches = Tower(), Squares()
-    optimizers = build_optimizers(model, flags)
-    best = BestWeights(run, model.state_dict, "loss", higher_is_better=False, patience=patience)
-    objective = Objective(
-        lambda model, batch: {"thirds": model(**batch)},
-        lambda batch: {"thirds": len(batch["labels"])},
-        {"thirds": 1.0},
-    )
-
-    def evaluate() -> dict[str, float]:
-        with torch.inference_mode():
-            return {"loss": sum(model(**batches[step]).item() for step in range(len(batches))) / 80}
-
-    progress = fit(
-        model,
-        optimizers,
-        objective,
-        batches,
-        evaluate,
-        best,
-        run,
-        LoopOptions.from_flags(flags, batches, **options),
-    )
-    return model, optimizers, best, progress
 
 
 def test_a_made_up_model_is_trained_by_what_it_tells_of_itself(tmp_path):
@@ -158,3 +91,53 @@ def test_a_training_that_fails_closes_its_tracker_as_failed(tmp_path):
         ("training", step, "loss", "grad_norm", "tokens_per_second", "lr") for step in (2, 4)
     ]
     assert tracker.closed == [None]
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def flip_a_bit(file):
+    """Of a weight: a byte in the middle of the first tensor's."""
+    content = bytearray(file.read_bytes())
+    start = content.index(torch.load(file)["model"]["ground.weight"].numpy().tobytes())
+    content[start + 9] ^= 1
+    file.write_bytes(content)
+
+
+def plant_a_pickle(file):
+    class Payload:
+        def __reduce__(self):
+            return Path.touch, (file.parent / "executed",)
+
+    file.write_bytes(pickle.dumps(Payload()))
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, plant_a_pickle, lambda file: file.write_bytes(b"")])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(damage, tmp_path, caplog):
+    flags = OptimizationArguments(lr=0.02)
+    whole, *_ = train(tmp_path / "run", flags, n_steps=12, save_every=4)
+    last, before = (tmp_path / "run" / "checkpoints" / f"checkpoint_{step}.pt" for step in (12, 8))
+    damage(last)
+    resumed, _, _, progress = train(tmp_path / "run", flags, is_resumed=True, n_steps=12, save_every=4)
+    assert f"{last} is damaged" in caplog.text and last.with_name(f"{last.name}.damaged").exists()
+    assert progress.n_examples == 4 * 16 and all(map(torch.equal, whole.parameters(), resumed.parameters()))
+    assert not (last.parent / "executed").exists()
+
+    for file in (last, before):
+        damage(file)
+    with pytest.raises(
+        UserError, match="all checkpoints in .* are damaged; remove the folder to begin again"
+    ):
+        train(tmp_path / "run", flags, is_resumed=True, n_steps=12, save_every=4)
+
+
+def test_what_a_killed_process_was_writing_goes(tmp_path):
+    flags = OptimizationArguments(lr=0.02)
+    train(tmp_path / "run", flags, n_steps=4, save_every=4)
+    (tmp_path / "run" / "checkpoints" / f".checkpoint_8.pt.{'0' * 32}").write_bytes(b"half of")
+    train(tmp_path / "run", flags, is_resumed=True, n_steps=8, save_every=4)
+    assert {file.name for file in (tmp_path / "run" / "checkpoints").iterdir()} == {
+        "checkpoint_4.pt",
+        "checkpoint_8.pt",
+    }

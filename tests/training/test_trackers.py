@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers.runs import call, evaluations, metrics, parse, run
 
-from config.errors import UserError
+from config.errors import TrainingFailed, UserError
 from utils import start_run
 
 SECRET = "do-not-tell"
@@ -134,7 +134,7 @@ def test_mlflow_without_a_server(tracked, tmp_path, pretraining, monkeypatch):
         "--output_dir",
         failing,
     ]
-    with pytest.raises(UserError, match="training diverged"):
+    with pytest.raises(TrainingFailed, match="training diverged"):
         call("pretraining_train.py", *pretraining, *options)
     assert mlflow.active_run() is None
     assert client.get_run(tracker_run_id(failing, "mlflow")).info.status == "FAILED"
