@@ -5,11 +5,13 @@ import contextlib
 import datetime
 import gc
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import ignite.distributed as idist
 import torch
+from torch.distributed import Store, TCPStore
 
 from config.errors import TrainingFailed, UserError
 
@@ -40,8 +42,40 @@ def form_process_group(device: torch.device, timeout: float) -> None:
         # ignite would take a GPU for each process, though there may be fewer.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     backend = "nccl" if device.type == "cuda" else "gloo"
-    idist.initialize(backend, timeout=datetime.timedelta(seconds=timeout))
+    is_elastic = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    init_method = "restartable://" if is_elastic else "env://"
+    idist.initialize(backend, init_method=init_method, timeout=datetime.timedelta(seconds=timeout))
     atexit.register(end_group_threads, [torch.distributed.group.WORLD])
+
+
+def find_each_other(
+    url: str, timeout: datetime.timedelta = datetime.timedelta(minutes=5), **_
+) -> Iterator[tuple[Store, int, int]]:
+    """The rendezvous of torchrun's workers, in a store of their own.
+
+    The store that torchrun offers them still has the addresses of dead workers after a restart, which the new
+    ones would try to reach (pytorch/pytorch issues 135712 and 167288). Here, it only says where the store of
+    the main process is; nothing answers there as long as it has the address of a dead one.
+    """
+    rank, world_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    host, seconds = os.environ["MASTER_ADDR"], datetime.timedelta(seconds=5)
+    of_torchrun = TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+    if rank == 0:
+        own = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        of_torchrun.set("port", str(own.port))
+        yield own, rank, world_size
+    deadline = time.monotonic() + timeout.total_seconds()
+    while True:
+        try:
+            own = TCPStore(host, int(of_torchrun.get("port")), is_master=False, timeout=seconds)
+            own.set_timeout(timeout)
+            yield own, rank, world_size
+        except torch.distributed.DistNetworkError:
+            if time.monotonic() > deadline:
+                raise
+
+
+torch.distributed.register_rendezvous_handler("restartable", find_each_other)
 
 
 def broadcast_from_main(function: Callable[[], T]) -> T:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from config.errors import TrainingFailed, UserError, fail, suggestion, termination_as_exit
+from config.errors import TrainingFailed, UserError, fail, suggestion
 from config.flags import (
     Arguments,
     accepted_names,
@@ -40,11 +40,10 @@ def parse_arguments(config_class: type[Config], description: str, argv: list[str
 
 def run_script(function: Callable, *arguments) -> None:
     """Run a script's main function; a UserError becomes one sentence on stderr and exit code 2, a
-    TrainingFailed one and exit code 1. SIGTERM is exit code 143, and Ctrl-C 130.
+    TrainingFailed one and exit code 1.
     """
     try:
-        with termination_as_exit():
-            function(*arguments)
+        function(*arguments)
     except UserError as error:
         fail(error)
     except TrainingFailed as error:
@@ -70,7 +69,7 @@ def parse_argv(config_class: type[Config], description: str, argv: list[str] | N
     explicit = vars(values)
     presets, holder = explicit.pop("presets", []), holder_of_flags(config_class)
     if holder is None:
-        if folder := interrupted_run(explicit.get("output_dir")):
+        if hasattr(config_class, "resume") and (folder := interrupted_run(explicit.get("output_dir"))):
             presets, explicit = [], explicit | {"resume": folder, "overwrite": False}
         below = values_below(config_class, presets, explicit.get("resume"))
         config = config_class(**below | explicit)

@@ -9,14 +9,26 @@ LAUNCHER = "launcher"  # in config.json
 
 
 def launcher() -> str | None:
-    """A name for the torchrun that has started this process, the same after each restart."""
-    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
-    return run_id and f"{run_id} on {socket.gethostname()}, process {os.getppid()}"
+    """A name for the torchrun that has started this process, which no other one has or will have.
+
+    None if there is none, or if the system does not tell when it began.
+    """
+    run_id, process = os.environ.get("TORCHELASTIC_RUN_ID"), os.getppid()
+    stat = Path(f"/proc/{process}/stat")
+    if run_id is None or not stat.is_file():
+        return None
+    began = (
+        stat.read_text().rpartition(")")[2].split()[19]
+    )  # the fields after its name, which may have blanks
+    return f"{run_id} on {socket.gethostname()}, process {process} of {began}"
 
 
 def interrupted_run(output_dir: str | None) -> str | None:
-    """The run folder that the same torchrun has begun before, if this is a restart."""
-    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+    """The run folder that the same torchrun has begun before, if it has.
+
+    Not every worker can tell by TORCHELASTIC_RESTART_COUNT: the torchrun of another node may not count.
+    """
+    if launcher() is None:
         return None
     folders = [Path(output_dir)] if output_dir else Path("runs").glob("*")
     files = [folder / "config.json" for folder in folders if launcher_of(folder) == launcher()]

@@ -13,7 +13,6 @@ from helpers.runs import (
     ROOT,
     SHAPE,
     STEPS,
-    assert_resumes_exactly,
     call,
     evaluations,
     launch,
@@ -227,11 +226,6 @@ def test_prediction_reads_arguments_files_and_standard_input_in_order(finetuned,
     for row in predictions[0]:
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
         assert max(row["probabilities"], key=row["probabilities"].get) == row["label"]
-
-
-def test_a_killed_run_resumes_to_the_same_weights(finetuning, tmp_path):
-    """With dropout and adversarial turns; it evaluates every 30 steps, where there is a checkpoint too."""
-    assert_resumes_exactly("finetuning_train.py", tmp_path, *finetuning, "--adversarial_epsilon", 0.05)
 
 
 def test_a_task_that_is_longer_than_the_model_is_cut_and_told(finetuning, tmp_path, caplog):

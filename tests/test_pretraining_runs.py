@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.runs import ALONE, NO_DROPOUT, assert_resumes_exactly, call, evaluations, launch, metrics, run
+from helpers.runs import ALONE, NO_DROPOUT, call, evaluations, launch, metrics, run
 
 from config.model import TransformerConfig
 from pretraining_model import TransformerWithLMHead
@@ -142,8 +142,3 @@ def test_generation_continues_a_prompt(pretrained):
     )
     assert first == second
     assert len(first.splitlines()) == 2 and all(line.startswith("the film ") for line in first.splitlines())
-
-
-def test_a_killed_run_resumes_to_the_same_weights(pretraining, tmp_path):
-    """With dropout on."""
-    assert_resumes_exactly("pretraining_train.py", tmp_path, *pretraining, "--eval_every", 40)

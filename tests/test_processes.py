@@ -4,13 +4,12 @@ before.
 
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers.runs import NO_DROPOUT, ROOT, call, evaluations, launch, metrics, run
+from helpers.runs import NO_DROPOUT, ROOT, call, evaluations, free_port, launch, metrics, run
 
 from checkpoints.files import write_json
 from config.errors import UserError
@@ -60,11 +59,6 @@ def start_together(commands: list[list], environments: list[dict], folders: list
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
-
-
-def free_port() -> int:
-    """Below the ports that the system gives away."""
-    return random.SystemRandom().randrange(20_000, 32_000)
 
 
 @pytest.mark.parametrize("more", [{}, {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}], ids=["salloc", "srun"])

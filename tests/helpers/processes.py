@@ -28,8 +28,11 @@ def run_code(code: str, arguments: list[str], **setting) -> Outcome:
 
 def run_file(file: Path, arguments: list[str], **setting) -> Outcome:
     """What `python FILE ARGUMENTS` gives."""
-    start = functools.partial(runpy.run_path, str(file), run_name="__main__")
-    return run_forked(start, [str(file), *arguments], **setting)
+    return run_forked(functools.partial(call_file, file), [str(file), *arguments], **setting)
+
+
+def call_file(file: Path) -> None:
+    runpy.run_path(str(file), run_name="__main__")
 
 
 def run_forked(
@@ -37,17 +40,25 @@ def run_forked(
 ) -> Outcome:
     """Call `start` in this environment and folder, with these arguments and this standard input."""
     with tempfile.TemporaryDirectory() as folder:
-        streams = [f"{folder}/{name}" for name in ("stdin", "stdout", "stderr")]
-        for file, content in zip(streams, (stdin, "", ""), strict=True):
-            Path(file).write_text(content)
-        process = FORKS.Process(target=run_here, args=(start, argv, dict(env), cwd, streams))
-        process.start()
+        process = start_forked(start, argv, env, Path(folder), cwd, stdin)
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
             raise subprocess.TimeoutExpired(argv, timeout)
-        printed = [Path(file).read_text() for file in streams[1:]]
+        printed = [Path(folder, name).read_text() for name in ("stdout", "stderr")]
     return subprocess.CompletedProcess(argv, process.exitcode, *printed)
+
+
+def start_forked(
+    start: Callable, argv: list[str], env: Mapping[str, str], folder: Path, cwd: Path | None = None, stdin=""
+) -> multiprocessing.process.BaseProcess:
+    """The same, without waiting for it; its stdin, stdout and stderr are files in a folder."""
+    streams = [f"{folder}/{name}" for name in ("stdin", "stdout", "stderr")]
+    for file, content in zip(streams, (stdin, "", ""), strict=True):
+        Path(file).write_text(content)
+    process = FORKS.Process(target=run_here, args=(start, argv, dict(env), cwd or Path.cwd(), streams))
+    process.start()
+    return process
 
 
 def run_here(start: Callable, argv: list[str], env: dict[str, str], cwd: Path, streams: list[str]) -> None:

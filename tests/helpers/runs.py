@@ -5,11 +5,12 @@ import importlib
 import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -49,6 +50,11 @@ NO_DROPOUT = ["--dropout", 0, "--attention_dropout", 0]
 def launch(module: str) -> list[str]:
     """How to launch two processes. `--standalone` picks a free port: tests that run at once do not clash."""
     return ["-m", module, "--standalone", "--nproc_per_node", "2"]
+
+
+def free_port() -> int:
+    """Below the ports that the system gives away."""
+    return random.SystemRandom().randrange(20_000, 32_000)
 
 
 def run(
@@ -105,29 +111,6 @@ def kill_when_there_is(pattern: str, folder: Path, process: subprocess.Popen) ->
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stderr.close()
-
-
-def assert_resumes_exactly(
-    script: str,
-    folder: Path,
-    *arguments,
-    steps: Sequence = ("--n_steps", 180, "--save_every", 15, "--optimizer", "muon"),
-    state: Callable[[Path], object] = lambda folder: None,
-) -> None:
-    """Check that a run that is killed and resumed ends as an uninterrupted one does, bit for bit, also in the
-    `state` that its folder has."""
-    common = [*arguments, *steps]
-    uninterrupted, killed = folder / "uninterrupted", folder / "killed"
-    run(script, *common, "--output_dir", uninterrupted)
-    kill_when_there_is("checkpoints/checkpoint_*.pt", killed, spawn(script, *common, "--output_dir", killed))
-    assert not (killed / "metrics.json").exists()
-    resumed = run(script, "--resume", killed)
-    assert "resuming after step" in resumed.stderr and "resuming after step 0" not in resumed.stderr
-    for _ in range(2):
-        assert same_weights(uninterrupted, killed) and evaluations(uninterrupted) == evaluations(killed)
-        assert state(uninterrupted) == state(killed)
-        run(script, "--resume", killed)  # a finished run stays as it is
-    assert len(list((killed / "checkpoints").iterdir())) <= 2
 
 
 def metrics(folder: Path) -> dict:
