@@ -5,6 +5,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -196,6 +197,24 @@ def limited_files():
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limited
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte, and a function that fills all but so many bytes of it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a file system")
+
+    def fill(n_bytes_left: int) -> Path:
+        filler = disk / "filler"
+        filler.write_bytes(bytes(shutil.disk_usage(disk).free - n_bytes_left))
+        return filler
+
+    yield disk, fill
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 @pytest.fixture
