@@ -21,7 +21,8 @@ from config.presets import read_json
 
 WEIGHTS, CONFIG, METRICS = "model.safetensors", "config.json", "metrics.json"
 EVALUATIONS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
+REFUSALS |= {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 TMP_NAME = re.compile(r"\..+\.[0-9a-f]{32}")  # of a file that a killed process was writing
 
 

@@ -1,11 +1,13 @@
 """The token cache: texts as memory-mapped token ids, encoded once."""
 
+import errno
 import hashlib
 import itertools
 import json
 import os
 import shutil
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ import filelock
 import numpy as np
 from tqdm import tqdm
 
-from checkpoints.files import as_json
+from checkpoints.files import as_json, refusal, size_of, sync, write_failure, write_json
 from config.errors import UserError
 from data.fast_tokenizers import FastTokenizer
 from data.splits import Source
@@ -23,7 +25,8 @@ from data.wordpiece import Tokenizer, train_tokenizer
 from data.words import count_words
 from utils import logger
 
-CACHE_FORMAT = 5
+CACHE_FORMAT = 6
+CONTENTS = "contents.json"  # of a folder of the cache: size and checksum of each other file
 ENCODING_CHUNK = 2000  # rows encoded at once: enough for all cores, little enough for memory
 SHARE_CACHE = "take another folder, or let its owner share it (chmod -R a+rX; g+w for those who add to it)"
 
@@ -31,6 +34,7 @@ TextsOf = Callable[[dict], list[str]]  # a row → its texts
 Encode = Callable[
     [list[str]], list[np.ndarray]
 ]  # texts → for each its ids [tokens], or with spans [tokens, 3]
+_UNDAMAGED: set[Path] = set()  # folders of the cache that this process has looked at
 
 
 @dataclass
@@ -109,38 +113,81 @@ def encode_rows(
 def cached(cache: str, key: object, build: Callable[[Path], None]) -> Path:
     """The folder of the cache that `build` fills for `key`: built once, whole or not at all, by one process.
 
-    Its permissions follow the umask, so that users can share a cache. Raises UserError if it cannot be
-    written or read.
+    One that is damaged is built again. Its permissions follow the umask, so that users can share a cache.
+    Raises UserError if it cannot be written or read, and TrainingFailed if the disk is full.
     """
     digest = hashlib.sha256(f"{CACHE_FORMAT} {key}".encode()).hexdigest()[:20]
     folder = Path(cache) / digest
     try:
-        if folder.is_dir():
-            for file in folder.iterdir():
-                file.open("rb").close()  # may we read it?
+        if folder.is_dir() and damage_of(folder) is None:
             return folder
     except OSError as error:
         raise UserError(f"--dataset_cache {cache} cannot be read: {error.strerror}; {SHARE_CACHE}") from error
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{folder}.lock"):  # other processes wait here, and then find it done
+            if folder.is_dir() and (damage := damage_of(folder)):
+                logger.warning(f"the cache {folder} is damaged ({damage}), and is built again")
+                shutil.rmtree(folder)
             if not folder.is_dir():
                 _build_whole(folder, build)
     except OSError as error:
+        if refusal(error, folder) is None:  # for example, the network's
+            raise
         fix = f"; {SHARE_CACHE}" if isinstance(error, PermissionError) else ""
-        reason = error.strerror or error
-        raise UserError(f"--dataset_cache {cache} cannot be written: {reason}{fix}") from error
+        raise UserError(f"--dataset_cache {cache} cannot be written: {error.strerror}{fix}") from error
     return folder
 
 
 def _build_whole(folder: Path, build: Callable[[Path], None]) -> None:
+    """Called under the folder's lock, so what is there of others was left by processes that were killed."""
+    for leftover in folder.parent.glob(f"{folder.name}.{'?' * 32}"):
+        shutil.rmtree(leftover)
     tmp_path = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
     tmp_path.mkdir()
     try:
         build(tmp_path)
+        write_json(tmp_path / CONTENTS, {file.name: contents(file) for file in tmp_path.iterdir()})
+        for path in [*tmp_path.iterdir(), tmp_path]:
+            sync(path)
         os.rename(tmp_path, folder)
+        sync(folder.parent)
+    except OSError as error:
+        if (code := refusal(error, folder)) in (errno.ENOSPC, errno.EDQUOT):
+            written = sum(map(size_of, tmp_path.iterdir()))
+            raise write_failure(folder, code, written) from error
+        raise
     finally:
         shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+def damage_of(folder: Path) -> str | None:
+    """What is wrong with a folder of the cache: a file that is missing, or has other contents.
+
+    A process looks at a folder once, for about a second per gigabyte.
+    """
+    if folder in _UNDAMAGED:
+        return None
+    try:
+        expected = json.loads((folder / CONTENTS).read_bytes())
+        for name, (n_bytes, checksum) in expected.items():
+            if size_of(folder / name) != n_bytes:
+                return f"{name} has {size_of(folder / name)} bytes, not {n_bytes}"
+            if contents(folder / name) != [n_bytes, checksum]:
+                return f"the checksum of {name} is wrong"
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return f"{CONTENTS} is missing or damaged"
+    _UNDAMAGED.add(folder)
+    return None
+
+
+def contents(file: Path) -> list[int]:
+    """The size of a file, and its CRC-32."""
+    checksum = 0
+    with open(file, "rb") as stream:
+        while block := stream.read(2**22):
+            checksum = zlib.crc32(block, checksum)
+    return [size_of(file), checksum]
 
 
 def _encode_in_chunks(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.errors import UserError
+from config.errors import TrainingFailed, UserError
 from data.cache import cached, encode_rows, find_tokenizer
 from data.corpus import load_corpus
 from data.sources import open_source
@@ -104,7 +104,90 @@ def test_a_build_that_fails_leaves_no_folder_and_the_next_one_succeeds(tmp_path)
         cached(str(tmp_path), "key", build)
     assert not [one for one in tmp_path.iterdir() if one.is_dir()]
     folder = cached(str(tmp_path), "key", lambda folder: (folder / "whole").write_text("whole"))
-    assert [one.name for one in folder.iterdir()] == ["whole"]
+    assert {one.name for one in folder.iterdir()} == {"whole", "contents.json"}
+
+
+def test_an_error_of_what_is_read_is_not_one_of_the_cache(tmp_path):
+    def build(folder):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    with pytest.raises(ConnectionResetError):
+        cached(str(tmp_path), "key", build)
+
+
+def damages() -> dict:
+    """What may happen to a file: (file) → None."""
+
+    def flip_a_bit(file):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+
+    def plant_a_pickle(file):
+        np.save(file.with_suffix(".npy"), np.array([{"an": "object"}], dtype=object))
+        os.replace(file.with_suffix(".npy"), file)
+
+    return {
+        "removed": os.unlink,
+        "emptied": lambda file: file.write_bytes(b""),
+        "cut": lambda file: os.truncate(file, file.stat().st_size // 2),
+        "flipped": flip_a_bit,
+        "pickled": plant_a_pickle,
+    }
+
+
+@pytest.mark.parametrize("damage", damages())
+@pytest.mark.parametrize("name", ["ids.bin", "offsets.npy", "n_texts.npy", "meta.json", "contents.json"])
+def test_what_is_damaged_is_told_and_built_again(name, damage, tokenizer, tmp_path, caplog, monkeypatch):
+    def encode():
+        monkeypatch.setattr("data.cache._UNDAMAGED", set())  # as a new process
+        texts = rows_of("a good film", "a bad one", label="pos")
+        encoded = encode_rows(texts, tokenizer, "films", str(tmp_path), "key")
+        return encoded.ids.tolist(), encoded.offsets.tolist(), encoded.labels
+
+    before = encode()
+    [file] = tmp_path.glob(f"*/{name}")
+    damages()[damage](file)
+    assert encode() == before
+    assert f"the cache {file.parent} is damaged" in caplog.text and "is built again" in caplog.text
+    caplog.clear()
+    assert encode() == before and not caplog.text
+
+
+def test_a_vocabulary_that_was_cut_is_learned_again(tmp_path, reviews, monkeypatch):
+    file = tmp_path / "train.txt"
+    file.write_text("\n".join(row["text"] for row in reviews[:50]))
+
+    def vocabulary():
+        monkeypatch.setattr("data.cache._UNDAMAGED", set())
+        return load_corpus(str(file), "train:200", str(tmp_path / "cache")).tokenizer.vocab
+
+    before = vocabulary()
+    [kept] = (tmp_path / "cache").glob("*/vocab.txt")
+    os.truncate(kept, kept.stat().st_size // 2)
+    assert vocabulary() == before
+
+
+def test_what_killed_processes_left_goes(tmp_path):
+    folder = cached(str(tmp_path), "key", lambda folder: (folder / "whole").write_text("whole"))
+    leftover = folder.rename(f"{folder}.{'0' * 32}")
+    cached(str(tmp_path), "key", lambda folder: (folder / "whole").write_text("whole"))
+    assert not leftover.exists()
+
+
+def test_a_full_disk_is_told_with_the_room_that_it_takes(small_disk, tokenizer):
+    disk, fill = small_disk
+    (disk / "cache").mkdir()
+    filler = fill(20_000)
+    sentence = (
+        r"/cache/.* cannot be written: No space left on device; it takes at least 0.0 MB, and 0.0 MB are"
+    )
+    with pytest.raises(TrainingFailed, match=sentence):
+        encode_rows(rows_of(*["good " * 1000] * 100), tokenizer, "films", str(disk / "cache"), "key")
+    assert not [path for path in (disk / "cache").iterdir() if path.is_dir()]
+    filler.unlink()
+    texts = encode_rows(rows_of(*["good " * 1000] * 100), tokenizer, "films", str(disk / "cache"), "key")
+    assert len(texts.ids) == 100_000
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o002])
