@@ -34,7 +34,7 @@ from checkpoints.files import (
     write_json,
 )
 from config.constants import LOGGER
-from config.errors import UserError
+from config.errors import UserError, without_secrets
 from config.groups import RunArguments
 from config.restarting import LAUNCHER, launcher
 from processes import broadcast_from_main, form_process_group, local_rank, n_processes
@@ -139,7 +139,7 @@ class AboveProgressBar(logging.Handler):
     """Prints messages to stderr on lines of their own, above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(without_secrets(self.format(record)), file=sys.stderr)
 
 
 def show_messages(level: int = logging.INFO) -> None:

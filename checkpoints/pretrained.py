@@ -129,8 +129,12 @@ def load_pretrained(
 
 
 def download_checkpoint(repository: str, flag: str) -> Path:
-    """The folder of the Hub cache with a model's config, weights and tokenizer. Raises UserError."""
+    """The folder of the Hub cache with a model's config, weights and tokenizer. Raises UserError.
+
+    All are of one commit, whatever happens to the repository meanwhile.
+    """
     folder = download(repository, CONFIG, flag).parent
+    repository = f"{repository.partition('@')[0]}@{folder.name}"
     download(repository, WEIGHTS, flag, "; pickled weights are never loaded, because they can run code")
     download_tokenizer(repository, flag)
     return folder

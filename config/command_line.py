@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from config.errors import TrainingFailed, UserError, fail, suggestion
+from config.errors import TrainingFailed, UserError, fail, suggestion, without_secrets
 from config.flags import (
     Arguments,
     accepted_names,
@@ -47,7 +47,7 @@ def run_script(function: Callable, *arguments) -> None:
     except UserError as error:
         fail(error)
     except TrainingFailed as error:
-        sys.exit(f"error: {error}")
+        sys.exit(without_secrets(f"error: {error}"))
     except KeyboardInterrupt:
         sys.exit(130)
 

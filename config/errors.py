@@ -3,10 +3,14 @@
 import contextlib
 import difflib
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
+
+SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD")
+SECRET_VARIABLES += ("MLFLOW_TRACKING_TOKEN", "CLEARML_API_SECRET_KEY")
 
 
 class UserError(ValueError):
@@ -28,8 +32,18 @@ def fail(error: UserError) -> NoReturn:
     """Print the sentence and exit with code 2; with DEBUG=1, show where it came from."""
     if os.environ.get("DEBUG") == "1":
         raise error
-    print(f"error: {error}", file=sys.stderr)
+    print(without_secrets(f"error: {error}"), file=sys.stderr)
     sys.exit(2)
+
+
+def without_secrets(text: str) -> str:
+    """A text for people, without passwords of addresses, and without the tokens that the environment has:
+    what a library says of its failure may quote them.
+    """
+    text = re.sub(r"(?<=://)[^/\s@]+@", "***@", text)
+    for secret in filter(None, map(os.environ.get, SECRET_VARIABLES)):
+        text = text.replace(secret, "***")
+    return text
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -1,6 +1,10 @@
 """Files and datasets of the Hugging Face Hub, and archives of the web."""
 
+import base64
+import contextlib
 import functools
+import netrc
+import shutil
 import urllib.parse
 import urllib.request
 import zipfile
@@ -18,7 +22,8 @@ from utils import logger
 def download(repository: str, file: str, flag: str, why: str = "") -> Path:
     """One file of a model repository on the Hub, from the local cache if it is there.
 
-    Raises UserError, naming the flag and `why` the file is needed, if there is none.
+    `owner/name@revision` is its file at a commit, a tag or a branch. Raises UserError, naming the flag and
+    `why` the file is needed, if there is none.
     """
     path = _download(repository, file, flag, may_be_unknown=False)
     if path is None:
@@ -36,7 +41,8 @@ def _download(repository: str, file: str, flag: str, may_be_unknown: bool) -> Pa
 
     with hub_errors(f"{flag} {repository}"):
         try:
-            return Path(huggingface_hub.hf_hub_download(repository, file))
+            name, _, revision = repository.partition("@")
+            return Path(huggingface_hub.hf_hub_download(name, file, revision=revision or None))
         except huggingface_hub.errors.LocalEntryNotFoundError:
             if not may_be_unknown:
                 raise
@@ -59,7 +65,7 @@ def archive_tables(url: str, member: str, where: str) -> dict[str, Table]:
     import datasets
 
     file = download_archive(url, where)
-    files = {split: f"zip://{member.format(split=split)}::{file}" for split in SPLIT_FILES}
+    files = {split: f"zip://{member.replace('{split}', split)}::{file}" for split in SPLIT_FILES}
     tables = datasets.load_dataset("text", data_files=files)
     return _as_tables(tables, where)
 
@@ -82,13 +88,26 @@ def download_archive(url: str, where: str) -> Path:
     logger.info(f"downloading {url}")
     try:
         with atomic_write(file) as tmp_path:
-            urllib.request.urlretrieve(url, tmp_path)
+            with urllib.request.urlopen(request_for(url)) as response, open(tmp_path, "wb") as target:
+                shutil.copyfileobj(response, target)
+                if response.length:
+                    raise OSError(f"{response.length} bytes are missing")
             if not zipfile.is_zipfile(tmp_path):  # but the page of somebody's login, say
                 raise UserError(f"{where}: what {url} gives is not a zip archive; check the network")
     except OSError as error:
         reason = first_line(getattr(error, "reason", error))
         raise UserError(f"{where}: {url} could not be loaded ({reason}); {WITHOUT_NETWORK}") from error
     return file
+
+
+def request_for(url: str) -> urllib.request.Request:
+    """A request with the user and the password that ~/.netrc has for the host, if it has any."""
+    request = urllib.request.Request(url)
+    with contextlib.suppress(FileNotFoundError, netrc.NetrcParseError):
+        if entry := netrc.netrc().authenticators(str(urllib.parse.urlsplit(url).hostname)):
+            credentials = base64.b64encode(f"{entry[0]}:{entry[2]}".encode()).decode()
+            request.add_unredirected_header("Authorization", f"Basic {credentials}")
+    return request
 
 
 def _table_rows(table) -> Iterator[dict]:

@@ -8,11 +8,12 @@ import importlib.metadata
 import importlib.util
 import itertools
 import re
+import urllib.parse
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from config.errors import UserError, suggestion
+from config.errors import UserError, suggestion, without_secrets
 from config.presets import dataset_names, read_dataset
 from data.hub import archive_tables, hub_tables
 from data.splits import SPLIT_FILES, Source, Split, Table, choose_splits
@@ -92,6 +93,13 @@ def find_tables(address: str, splits: dict[str, str], where: str) -> tuple[Calla
         return lambda: hub_tables(name, config, revision, where), ""
     if match := ARCHIVE.fullmatch(address):
         url, member = match.groups()
+        if "@" in urllib.parse.urlsplit(url).netloc:
+            raise UserError(
+                f"{without_secrets(where)}: a password in an address would be written to the run folder; "
+                "write it to ~/.netrc instead (machine HOST login USER password PASSWORD)"
+            )
+        if "::" in member:
+            raise UserError(f"{where}: there is no member {member} in a zip archive")
         return lambda: archive_tables(url, member, where), ""
     if Path(address).exists():
         return file_tables(Path(address), splits)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from config.constants import LOGGER
-from config.errors import Stopped, TrainingFailed, UserError, termination_as_exit
+from config.errors import Stopped, TrainingFailed, UserError, termination_as_exit, without_secrets
 from config.groups import NotifyArguments
 
 HELP = "github.com/caronc/apprise lists them"
@@ -104,5 +104,5 @@ def chosen_arguments(config: NotifyArguments) -> dict:
 def one_line(error: BaseException) -> str:
     """The sentence of an error that has one; of other exceptions the type and the first line."""
     if isinstance(error, UserError | TrainingFailed):
-        return str(error)
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        return without_secrets(str(error))
+    return without_secrets(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}")

@@ -1,5 +1,6 @@
 """Datasets, files and archives from a Hub on the loopback device."""
 
+import base64
 import json
 import socket
 import zipfile
@@ -274,6 +275,36 @@ def test_an_archive_that_is_not_whole_is_not_kept(file, truncate, sentence, hub_
         with pytest.raises(UserError, match=f"^--dataset_path books: .*{sentence}"):
             hub.download_archive(url, "--dataset_path books")
     assert not list(web_cache.iterdir())
+
+
+def test_a_password_is_taken_from_netrc_and_not_from_an_address(tmp_path, monkeypatch):
+    address = "https://me:s3cret@example.org/books.zip:books/{split}.txt"
+    with pytest.raises(UserError) as error:
+        open_source(address)
+    assert "~/.netrc" in str(error.value) and "s3cret" not in str(error.value)
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not hub.request_for("https://example.org/books.zip").unredirected_hdrs
+    (tmp_path / ".netrc").write_text("machine example.org login me password s3cret\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    headers = hub.request_for("https://example.org/books.zip").unredirected_hdrs
+    assert base64.b64decode(headers["Authorization"].removeprefix("Basic ")) == b"me:s3cret"
+    assert not hub.request_for("https://elsewhere.org/books.zip").unredirected_hdrs
+
+
+def test_a_model_may_be_pinned(tmp_path, hub):
+    for name, version in (("model", 2), ("model@v1", 1)):
+        folder = tmp_path / "models" / "owner" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(f'{{"version": {version}}}')
+    code = """
+import sys
+from data.hub import download
+for name in ("owner/model", "owner/model@v1"):
+    print(download(name, "config.json", "--model_checkpoint").read_text())
+"""
+    printed = hub(tmp_path).run("-c", code).stdout
+    assert printed.split("\n") == ['{"version": 2}', '{"version": 1}', ""]
 
 
 SHAPE = [
