@@ -37,11 +37,12 @@ if __name__ == "__main__":
     config = parse_arguments(PredictionConfig, __doc__)  # before the slow imports: --help answers at once
 
 import contextlib
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from checkpoints.files import as_json, read_run_config
+from checkpoints.files import as_json, damage_told, read_run_config
 from checkpoints.finetuned import load_finetuned
 from checkpoints.multitask import load_multitask
 from config.errors import UserError, suggestion
@@ -69,12 +70,14 @@ class Predictor(RowPredictor):
         task."""
         self.device = choose_device(device)
         model, config = open_model(run_folder, task)
-        arguments = config["arguments"]
-        kind = KINDS[config["kind"]](config["labels"], KindOptions(**config["options"]))
         longest = model.max_length if isinstance(model, OneTask) else model.config.num_max_positions
-        length = min(arguments["max_length"] or longest, longest)
         self.tokenizer = load_tokenizer(run_folder)
-        collate = kind.collator_class.for_model(model.config, self.tokenizer, length, arguments["truncation"])
+        with damage_told(f"RUN_FOLDER {run_folder}"):
+            arguments = config["arguments"]
+            kind = KINDS[config["kind"]](config["labels"], KindOptions(**config["options"]))
+            length = min(arguments["max_length"] or longest, longest)
+            make_collate = kind.collator_class.for_model
+            collate = make_collate(model.config, self.tokenizer, length, arguments["truncation"])
         model = model.to(self.device).eval()
         super().__init__(model, kind, collate, config["is_pair"], self.copy_to_device, batch_size)
         # The arguments have what a user's task file said, which may be gone.
@@ -112,6 +115,8 @@ def choose_task(task: str | None, tasks: dict, run_folder: str) -> str:
 def predict(config: PredictionConfig) -> None:
     """Print a JSON object for every example of the input."""
     predictor = Predictor(config.run_folder, config.batch_size, config.device, config.task)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # half of a character is written as JSON does
+        sys.stdout.reconfigure(errors="backslashreplace")
     for prediction in predictor.predict(read_rows_to_predict(config, predictor)):
         print(as_json(prediction, ensure_ascii=False))
 
@@ -125,8 +130,17 @@ def read_rows_to_predict(config: PredictionConfig, predictor: Predictor) -> Iter
     if config.input_file:
         lines: Iterable[str] = (row["text"] for row in read_rows(Path(config.input_file)))
     else:
-        lines = config.texts or (line.rstrip("\r\n") for line in sys.stdin)
+        lines = config.texts or lines_of_stdin()
     return (split_line(line, predictor) for line in lines)
+
+
+def lines_of_stdin() -> Iterator[str]:
+    """Raises UserError if it is not UTF-8."""
+    try:
+        for line in sys.stdin:
+            yield line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8 text (byte {error.start}); convert it first") from error
 
 
 def read_fields(row: dict, predictor: Predictor) -> dict:

@@ -9,11 +9,12 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import Summary, scalar, text
 
-from checkpoints.files import write_failure
+from checkpoints.files import size_of, write_failure
 
 FLUSH_SECONDS = 30.0  # TensorBoard is at most so far behind
 PREFIX = "events"
@@ -75,11 +76,17 @@ def size_until(file: Path, step: int) -> int:
 
     A record is its length (8 bytes), a checksum of that (4), the event, and a checksum of the event (4).
     """
+    n_bytes = size_of(file)
     with open(file, "rb") as records:
         while True:
             start = records.tell()
             header = records.read(12)
             length = struct.unpack("<Q4x", header)[0] if len(header) == 12 else 0
-            record = records.read(length + 4)
-            if not length or len(record) < length + 4 or Event.FromString(record[:-4]).step > step:
+            if not length or start + 12 + length + 4 > n_bytes:
+                return start
+            try:
+                event = Event.FromString(records.read(length + 4)[:-4])
+            except DecodeError:
+                return start
+            if event.step > step:
                 return start

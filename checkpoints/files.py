@@ -162,6 +162,21 @@ def read_run_config(folder: str | Path, flag: str) -> dict:
     return read_json(Path(folder) / CONFIG)
 
 
+@contextlib.contextmanager
+def damage_told(source: str) -> Iterator[None]:
+    """Raises UserError in place of what goes wrong with a config.json that lacks something, or has it in
+    another form."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        if "memory" in str(error):  # it is whole, and the model too large
+            raise
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise UserError(f"{source}: its {CONFIG} is damaged, or of another version ({reason})") from error
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     with open(path, "rb") as file:
@@ -176,17 +191,35 @@ def read_metrics(folder: Path) -> dict | None:
 
 def append_evaluation(folder: Path, row: dict) -> None:
     """Write a row to metrics.jsonl. Raises TrainingFailed if it cannot be written."""
-    file = folder / EVALUATIONS
-    before = file.read_text(encoding="utf-8") if file.is_file() else ""
-    with atomic_write(file) as tmp_path:
-        tmp_path.write_text(before + as_json(row) + "\n", encoding="utf-8")
+    file, line = folder / EVALUATIONS, as_json(row) + "\n"
+    try:
+        with open(file, "a", encoding="utf-8") as rows:
+            rows.write(line)
+        sync(file)
+    except OSError as error:
+        raise write_failure(file, error.errno or errno.EIO, len(line)) from error
 
 
 def read_evaluations(folder: Path) -> list[dict]:
-    """The rows of metrics.jsonl, one per evaluation."""
+    """The rows of metrics.jsonl, one per evaluation, without one that was cut off while it was written.
+
+    Raises UserError for a damaged row.
+    """
     file = folder / EVALUATIONS
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return [null_as_nan(json.loads(line)) for line in lines]
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    lines = text[: text.rfind("\n") + 1].split("\n")[:-1]
+    return [null_as_nan(read_row(line, f"{file} line {n}")) for n, line in enumerate(lines, start=1)]
+
+
+def read_row(line: str, where: str) -> dict:
+    """Raises UserError unless a line is the row of an evaluation."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise UserError(f"{where} is damaged: it is no evaluation; remove the line to go on")
+    return row
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

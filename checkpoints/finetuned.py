@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from checkpoints.files import WEIGHTS, file_digest, load_into, load_weights, read_run_config
+from checkpoints.files import WEIGHTS, damage_told, file_digest, load_into, load_weights, read_run_config
 from checkpoints.pretrained import Checkpoint, find_base
 from config.errors import UserError
 from config.finetuning import FinetuningArguments, FinetuningConfig, InputArguments, TuningArguments
@@ -25,11 +25,12 @@ def load_finetuned(folder: str | Path, flag: str) -> TransformerWithClfHead:
         raise UserError(
             f"{flag} {folder} is a pretrained model without a classification head; fine-tune it first"
         )
-    model_class = find_model_class(rename_legacy_head(config["model_class"], config.get("kind")))
-    model = model_class(TransformerConfig(**config["model"]), HeadConfig(**config["head"]))
     weights = load_weights(Path(folder) / WEIGHTS)
-    if config["base"]:
-        weights = find_base(Path(folder), config["base"]).weights | weights
+    with damage_told(f"{flag} {folder}"):
+        model_class = find_model_class(rename_legacy_head(config["model_class"], config.get("kind")))
+        model = model_class(TransformerConfig(**config["model"]), HeadConfig(**config["head"]))
+        if config["base"]:
+            weights = find_base(Path(folder), config["base"]).weights | weights
     load_into(model, weights, f"{flag} {folder}")
     return model
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from checkpoints.files import WEIGHTS, load_into, load_weights, read_run_config
+from checkpoints.files import WEIGHTS, damage_told, load_into, load_weights, read_run_config
 from checkpoints.finetuned import check_start, choose_shape, choose_tuning, max_length
 from checkpoints.pretrained import Checkpoint, find_base
 from config.errors import UserError, suggestion
@@ -20,11 +20,12 @@ from processes import broadcast_from_main
 def load_multitask(folder: str | Path, flag: str) -> MultitaskTransformer:
     """The model of a multi-task run. Raises UserError if the folder is not one."""
     config = read_multitask_config(folder, flag)
-    shape = MultitaskShape.from_json(config["multitask"])
-    model = MultitaskTransformer(TransformerConfig(**config["model"]), shape)
     weights = load_weights(Path(folder) / WEIGHTS)
-    if config["base"]:
-        weights = find_base(Path(folder), config["base"]).weights | weights
+    with damage_told(f"{flag} {folder}"):
+        shape = MultitaskShape.from_json(config["multitask"])
+        model = MultitaskTransformer(TransformerConfig(**config["model"]), shape)
+        if config["base"]:
+            weights = find_base(Path(folder), config["base"]).weights | weights
     load_into(model, weights, f"{flag} {folder}")
     return model
 

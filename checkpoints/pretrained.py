@@ -8,7 +8,15 @@ from pathlib import Path
 from torch import Tensor
 
 from checkpoints.families import FAMILIES, read_shape, rename_legacy_layer_norm, to_ours
-from checkpoints.files import CONFIG, WEIGHTS, file_digest, load_into, load_weights, read_run_config
+from checkpoints.files import (
+    CONFIG,
+    WEIGHTS,
+    damage_told,
+    file_digest,
+    load_into,
+    load_weights,
+    read_run_config,
+)
 from config.errors import UserError
 from config.model import TransformerConfig
 from data.byte_level import ByteLevelTokenizer
@@ -64,7 +72,7 @@ def open_checkpoint(name: str, flag: str) -> Checkpoint:
     if "model" in config:
         return open_run(name, folder, config)
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(
             f"{source}: its {CONFIG} is neither a run's nor that of a supported model ({known}),"
@@ -75,7 +83,8 @@ def open_checkpoint(name: str, flag: str) -> Checkpoint:
         rename_legacy_layer_norm(key).removeprefix(family.prefix): tensor
         for key, tensor in load_weights(folder / WEIGHTS).items()
     }
-    shape = read_shape(config, family, has_head=family.head.get("output_bias") in theirs, source=source)
+    with damage_told(source):
+        shape = read_shape(config, family, has_head=family.head.get("output_bias") in theirs, source=source)
     return Checkpoint(name, folder, shape, to_ours(theirs, family, shape, source))
 
 
@@ -83,11 +92,12 @@ def open_run(name: str, folder: Path, config: dict) -> Checkpoint:
     """The checkpoint in a run folder, without the head of a fine-tuning, which belongs to its task."""
     stored = load_weights(folder / WEIGHTS)
     weights = {name: tensor for name, tensor in stored.items() if not name.startswith(HEAD_PREFIX)}
-    checkpoint = Checkpoint(name, folder, TransformerConfig(**config["model"]), weights)
-    if not config.get("base"):
-        return checkpoint
-    base = find_base(folder, config["base"])
-    return replace(checkpoint, weights=base.weights | weights, base=base, tuning=config["head"]["tuning"])
+    with damage_told(name):
+        checkpoint = Checkpoint(name, folder, TransformerConfig(**config["model"]), weights)
+        if not config.get("base"):
+            return checkpoint
+        base = find_base(folder, config["base"])
+        return replace(checkpoint, weights=base.weights | weights, base=base, tuning=config["head"]["tuning"])
 
 
 def base_reference(checkpoint: Checkpoint, run_folder: Path) -> dict[str, str]:

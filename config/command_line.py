@@ -9,6 +9,7 @@ up to seven lines, suggests no names, and wants `--notify+=`. Either would repla
 
 import argparse
 import dataclasses
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -46,6 +47,13 @@ def run_script(function: Callable, *arguments) -> None:
         function(*arguments)
     except UserError as error:
         fail(error)
+    except BrokenPipeError:  # of `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        fail(UserError(f"{str(error.filename)[:60]}… is too long for the name of a file"))
     except TrainingFailed as error:
         sys.exit(without_secrets(f"error: {error}"))
     except KeyboardInterrupt:

@@ -136,6 +136,8 @@ def check_types(config_class: type, values: dict, source: str) -> dict:
         if not is_a(value, kind):
             allowed = inspect.formatannotation(kind).replace("None", "null").replace(" | ", " or ")
             raise UserError(f"{source}: {key} must be {allowed}, not {json.dumps(value)}")
+        if isinstance(value, str) and "\0" in value:  # no name of a file, and no word of a command line
+            raise UserError(f"{source}: {key} has a character \\0, which no name has")
         checked[name] = value
     return checked
 

@@ -25,7 +25,7 @@ class RunArguments(NotifyArguments):
     output_dir: str | None = flag(None, "folder to write (default: runs/<date>_<time>_<host>)")
     overwrite: bool = flag(False, "delete what output_dir holds first")
     resume: str | None = flag(None, "run folder to go on with; it gives all other arguments")
-    seed: int = flag(42, "seed of initialisation, batches and dropout")
+    seed: int = flag(42, "seed of initialisation, batches and dropout", least=0, most=2**62)
     device: str = flag("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps …")
     precision: str = flag("auto", "auto is what the device is fast at", ("auto", "fp32", "bf16", "fp16"))
     compile: bool = flag(False, "compile the model with torch.compile")

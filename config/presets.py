@@ -38,7 +38,9 @@ def arguments_of_run(config_class: type, folder: str) -> dict:
     if not file.is_file():
         raise UserError(f"--resume {folder}: no run folder there (it has no config.json)")
     run = read_json(file)
-    arguments = run.get("arguments", {})
+    arguments = run.get("arguments")
+    if not isinstance(arguments, dict):
+        raise UserError(f"--resume {folder}: its config.json has no arguments; is it of another program?")
     if unknown := arguments.keys() - accepted_names(config_class).keys():
         script = run.get("script", "another script")
         raise UserError(
@@ -121,13 +123,23 @@ def read_preset(file: Path) -> dict:
     return {key: value for key, value in values.items() if key != "description"}
 
 
+def without_repeated_keys(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object, of which all but the last value of a key would be lost."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return value
+
+
 def read_json(path: str | Path) -> dict:
     """The JSON object in a file. Raises UserError if there is none."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        value = json.loads(text, object_pairs_hook=without_repeated_keys)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold one JSON object")

@@ -44,6 +44,8 @@ def open_source(
     (`read_column`), `splits` maps train, valid and test to their names in the source: `a+b` joins two, `none`
     leaves one out. What is None there is as run_configs/ says, else up to the source.
     """
+    if not dataset_path:
+        raise UserError("--dataset_path is empty; name a task, a corpus, a folder or a file")
     known = read_dataset(dataset_path)
     column_of = settings_of(known, FIELDS, "column") | without_none(columns or {})
     names_of = settings_of(known, SPLIT_FILES, "split") | without_none(splits or {})

@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from config.errors import UserError
@@ -68,7 +68,7 @@ def _json_rows(lines: Iterable[str], file: Path) -> Iterator[dict]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{file} line {number} is not valid JSON: {error}") from error
         if not isinstance(row, dict):
             raise UserError(f"{file} line {number} must be a JSON object")
@@ -78,6 +78,7 @@ def _json_rows(lines: Iterable[str], file: Path) -> Iterator[dict]:
 def _csv_rows(lines: Iterable[str], file: Path) -> Iterator[dict]:
     reader = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
     try:
+        check_names(reader.fieldnames or [], file)
         for row in reader:
             if None in row or None in row.values():
                 header = f"the header's {len(reader.fieldnames or ())} columns"
@@ -85,6 +86,13 @@ def _csv_rows(lines: Iterable[str], file: Path) -> Iterator[dict]:
             yield row
     except csv.Error as error:  # in the row after the last good one
         raise UserError(f"{file} line {reader.line_num + 1}: {error}") from error
+
+
+def check_names(columns: Sequence[str], file: Path) -> None:
+    """Raises UserError if two columns have one name: all but the last would be lost."""
+    for name in columns:
+        if columns.count(name) > 1:
+            raise UserError(f"{file} has more than one column called {name!r}; rename all but one")
 
 
 def _sentence_rows(lines: Iterable[str], file: Path) -> Iterator[dict]:
@@ -116,9 +124,13 @@ def _parquet_rows(file: Path) -> Iterator[dict]:
     import pyarrow.parquet
 
     try:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(1000):
+        table = pyarrow.parquet.ParquetFile(file)
+        check_names(table.schema_arrow.names, file)
+        for batch in table.iter_batches(1000):
             yield from batch.to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
+    except UserError:
+        raise
+    except (OSError, pyarrow.ArrowException, OverflowError, ValueError) as error:
         raise UserError(f"{file} is not a readable parquet file: {first_line(error)}") from error
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.files import atomic_write
+from data.tables import read_rows
 from experiments.cells import Cell
 from experiments.graph import Metrics
 from experiments.restarts import sample_deviation
@@ -60,9 +61,8 @@ def write_table(file: Path, rows: list[Row]) -> None:
 
 
 def read_table(file: Path) -> list[dict[str, str]]:
-    """The rows as texts."""
-    with open(file, newline="", encoding="utf-8") as table:
-        return list(csv.DictReader(table))
+    """The rows as texts. Raises UserError for a file that is no such table."""
+    return list(read_rows(file))
 
 
 def in_order_of_map(rows: list[Row], jobs: Sequence[Cell]) -> list[Row]:

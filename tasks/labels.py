@@ -11,7 +11,7 @@ def as_numbers(labels: list) -> list[float] | None:
     """The labels as finite numbers, or None if some are not."""
     try:
         numbers = [float(label) for label in labels]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # 10**400 is not a float
         return None
     return numbers if np.isfinite(numbers).all() else None
 

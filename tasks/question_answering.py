@@ -43,7 +43,12 @@ class QuestionReader(RowReader):
         listed = [label] if isinstance(label, str) else label
         answers = label if isinstance(label, dict) else {"text": listed}
         texts, starts = answers.get("text"), answers.get("answer_start")
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        if (
+            not isinstance(texts, list)
+            or not isinstance(starts, list | None)
+            or not all(isinstance(text, str) for text in texts)
+            or not all(type(start) is int for start in starts or [])
+        ):
             wrong = f"the answers are neither texts nor a list of texts with answer_start but {label!r}"
             raise UserError(f"{where}: {wrong}")
         with_starts = zip(texts, starts or [None] * len(texts), strict=False)
