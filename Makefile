@@ -23,6 +23,7 @@ test: $(VENV)/installed-for-tests
 
 test-slow: $(VENV)/installed-for-slow-tests
 	$(BIN)/python -m pytest -m slow
+	KILLS=20 EXAMPLES=2000 $(BIN)/python -m pytest -n 3 -k "kills or killed_run or fuzz" -m "not slow"
 
 # What has to pass before a change lands, the quickest first.
 check: lint

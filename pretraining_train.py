@@ -50,9 +50,10 @@ from torch import nn
 
 from config.constants import IGNORE_INDEX
 from config.model import transformer_config
-from data.corpus import Corpus, CorpusBatches, evaluation_blocks, load_corpus
+from data.corpus import Corpus, CorpusBatches, EvaluationBlocks, load_corpus
 from data.fast_tokenizers import FastTokenizer
 from data.masking import Masking
+from data.token_file import count_ids
 from experiments.notify import notified
 from pretraining_model import TransformerWithLMHead
 from pretraining_sampling import generate
@@ -106,7 +107,7 @@ def initialize_from_counts(model: TransformerWithLMHead, corpus: Corpus, config:
     """Initialize the output bias and, with `lsa`, the embeddings from token counts of the training corpus."""
     embeddings = model.transformer.token_embeddings.weight
     if model.output_bias is not None:
-        counts = np.bincount(corpus.train.ids, minlength=len(embeddings)) + 1
+        counts = count_ids(corpus.train.ids, len(embeddings)) + 1
         model.output_bias.data = torch.from_numpy(np.log(counts / counts.sum())).float()
     if config.initial_embeddings == "lsa":
         from data.lsa import latent_semantic_analysis  # scikit-learn takes a second to import
@@ -142,7 +143,7 @@ def create_evaluation(
 ) -> Callable[[], dict[str, float]]:
     """A function that computes loss, ppl and, without masking, word_ppl on the validation corpus."""
     ids, n_words = corpus.valid.ids, corpus.valid.n_words
-    blocks = evaluation_blocks(
+    blocks = EvaluationBlocks(
         ids, config.num_max_positions, config.valid_batch_size, run.rank, run.world_size, mask
     )
 

@@ -35,7 +35,7 @@ from common import (
     seconds,
 )
 
-from data.corpus import Corpus, CorpusBatches, evaluation_blocks
+from data.corpus import Corpus, CorpusBatches, EvaluationBlocks
 from data.lsa import latent_semantic_analysis
 from pretraining_train import PretrainingConfig, pretrain
 
@@ -51,7 +51,7 @@ def validation_loss(peer, corpus: Corpus) -> float:
     """Mean loss per token over the validation corpus, for a model with nanoGPT's interface."""
     peer.eval()
     total = n_labels = 0
-    for batch in evaluation_blocks(corpus.valid.ids, SEQ, BATCH_SIZE):
+    for batch in EvaluationBlocks(corpus.valid.ids, SEQ, BATCH_SIZE):
         for input_ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
             real = labels >= 0
             _, loss = peer(input_ids[None, : real.sum()], labels[None, real])

@@ -29,8 +29,9 @@ class EventLog:
 
     def __init__(self, folder: Path):
         self.folder, self.n_bytes, self.flushed = folder, 0, time.monotonic()
-        with self.failures_told():  # two runs may begin within a second, which is all that names the file
-            self.file = EventsWriter(str(folder / PREFIX), f".{uuid.uuid4().hex[:8]}")
+        self.suffix = f".{uuid.uuid4().hex[:8]}"  # the rest of the name is the same within a second
+        with self.failures_told():
+            self.file = EventsWriter(str(folder / PREFIX), self.suffix)
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         self.add(scalar(tag, value), step)
@@ -52,6 +53,13 @@ class EventLog:
             self.file.flush()
         self.n_bytes, self.flushed = 0, time.monotonic()
 
+    def forget(self, step: int) -> None:
+        """Cut the files of earlier processes where an event after `step`, or half of one, begins."""
+        for file in self.folder.glob(f"{PREFIX}.out.tfevents.*"):
+            if not file.name.endswith(self.suffix):
+                n_bytes = size_until(file, step)
+                os.truncate(file, n_bytes) if n_bytes else file.unlink()
+
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self.file.close()
@@ -63,12 +71,6 @@ class EventLog:
         except OSError as error:
             path = self.folder / f"{PREFIX}.out.tfevents"
             raise write_failure(path, error.errno or errno.EIO, self.n_bytes) from error
-
-
-def forget_later_events(folder: Path, step: int) -> None:
-    """Cut the event files of a run that goes on after `step` where later steps, or half an event, begin."""
-    for file in folder.glob(f"{PREFIX}.out.tfevents.*"):
-        os.truncate(file, size_until(file, step))
 
 
 def size_until(file: Path, step: int) -> int:

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import filelock
 import numpy as np
@@ -20,6 +21,7 @@ from checkpoints.files import as_json, refusal, size_of, sync, write_failure, wr
 from config.errors import UserError
 from data.fast_tokenizers import FastTokenizer
 from data.splits import Source
+from data.token_file import ArrayOnDisk, open_array
 from data.tokenization import load_tokenizer, parse_training_request
 from data.wordpiece import Tokenizer, train_tokenizer
 from data.words import count_words
@@ -27,9 +29,11 @@ from utils import logger
 
 CACHE_FORMAT = 6
 CONTENTS = "contents.json"  # of a folder of the cache: size and checksum of each other file
-ENCODING_CHUNK = 2000  # rows encoded at once: enough for all cores, little enough for memory
+ROWS_AT_ONCE = 2000  # are encoded: enough for all cores
+CHARACTERS_AT_ONCE = 4_000_000  # take some 100 bytes each, and more in long words
 SHARE_CACHE = "take another folder, or let its owner share it (chmod -R a+rX; g+w for those who add to it)"
 
+T = TypeVar("T")
 TextsOf = Callable[[dict], list[str]]  # a row → its texts
 Encode = Callable[
     [list[str]], list[np.ndarray]
@@ -41,7 +45,7 @@ _UNDAMAGED: set[Path] = set()  # folders of the cache that this process has look
 class EncodedTexts:
     """Texts as token ids: text i is ids[offsets[i]:offsets[i + 1]]. The texts of a row are consecutive."""
 
-    ids: np.ndarray
+    ids: np.ndarray | ArrayOnDisk
     offsets: np.ndarray
     n_words: int
     labels: list  # of each row
@@ -61,8 +65,8 @@ class EncodedTexts:
     def load(cls, folder: Path) -> "EncodedTexts":
         """From the files of `_write`. Token ids are mapped: read from the disk when they are used."""
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        ids = _map_file(folder / "ids.bin", meta["dtype"])
-        spans = _map_file(folder / "spans.bin", np.int32).reshape(-1, 2)
+        ids = open_array(folder / "ids.bin", meta["dtype"])
+        spans = np.asarray(open_array(folder / "spans.bin", np.int32)).reshape(-1, 2)
         return cls(
             ids,
             np.load(folder / "offsets.npy"),
@@ -152,7 +156,7 @@ def _build_whole(folder: Path, build: Callable[[Path], None]) -> None:
             sync(path)
         os.rename(tmp_path, folder)
         sync(folder.parent)
-    except OSError as error:
+    except Exception as error:  # each library that writes has its own
         if (code := refusal(error, folder)) in (errno.ENOSPC, errno.EDQUOT):
             written = sum(map(size_of, tmp_path.iterdir()))
             raise write_failure(folder, code, written) from error
@@ -198,18 +202,33 @@ def _encode_in_chunks(
     texts_of: TextsOf,
     encode: Encode,
 ) -> Iterator[EncodedTexts]:
-    stream = iter(tqdm(rows, desc=f"encoding {name}", unit=" texts", disable=None))
-    chunks = iter(lambda: list(itertools.islice(stream, ENCODING_CHUNK)), [])
+    stream = tqdm(rows, desc=f"encoding {name}", unit=" texts", disable=None)
+    pairs = ((texts_of(row), row) for row in stream)
+    chunks = in_chunks(pairs, ROWS_AT_ONCE, lambda pair: sum(map(len, pair[0])))
     for number, chunk in enumerate(chunks):
-        texts_of_rows = [texts_of(row) for row in chunk]
+        texts_of_rows = [texts for texts, _ in chunk]
         texts = list(itertools.chain.from_iterable(texts_of_rows))
         encoded, n_words = encode(texts), sum(map(count_words, texts))
         if number == 0:
             warn_of_unknown_words(encoded, n_words, tokenizer.unk_id, name)
         if end_id is not None:  # the end of a line counts as a word
             encoded, n_words = [np.append(ids, end_id) for ids in encoded], n_words + len(texts)
-        labels = [row["label"] for row in chunk if "label" in row]
+        labels = [row["label"] for _, row in chunk if "label" in row]
         yield EncodedTexts.join(encoded, np.array([*map(len, texts_of_rows)]), n_words, labels)
+
+
+def in_chunks(items: Iterable[T], n_items: int, length: Callable[[T], int]) -> Iterator[list[T]]:
+    """Lists of at most so many items, and of no more characters than memory has room to encode at once."""
+    chunk: list[T] = []
+    n_characters = 0
+    for item in items:
+        chunk.append(item)
+        n_characters += length(item)
+        if len(chunk) == n_items or n_characters >= CHARACTERS_AT_ONCE:
+            yield chunk
+            chunk, n_characters = [], 0
+    if chunk:
+        yield chunk
 
 
 def _write(folder: Path, chunks: Iterable[EncodedTexts], dtype: type[np.unsignedinteger]) -> None:
@@ -230,11 +249,6 @@ def _write(folder: Path, chunks: Iterable[EncodedTexts], dtype: type[np.unsigned
     np.save(folder / "n_texts.npy", np.array(n_texts, dtype=np.int32))
     meta = {"dtype": dtype.__name__, "n_words": n_words, "labels": labels}
     (folder / "meta.json").write_text(as_json(meta), encoding="utf-8")
-
-
-def _map_file(file: Path, dtype: str | type) -> np.ndarray:
-    """An empty file cannot be mapped."""
-    return np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.empty(0, dtype)
 
 
 def warn_of_unknown_words(encoded: list[np.ndarray], n_words: int, unk_id: int, name: str) -> None:

@@ -6,7 +6,7 @@ processes together see what one would see. Batches are dicts of CPU tensors, bat
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +20,7 @@ from data.fast_tokenizers import FastTokenizer
 from data.masking import Masking
 from data.sources import open_source
 from data.splits import Source, split_rows, text_digest
+from data.token_file import ArrayOnDisk
 from utils import Batch
 
 VALID_FRACTION = 0.025  # the end of a corpus that has no validation split
@@ -79,7 +80,7 @@ class CorpusBatches:
     Each epoch cuts the corpus into blocks from another starting point and visits them in another order.
     """
 
-    ids: np.ndarray
+    ids: np.ndarray | ArrayOnDisk
     seq_len: int
     batch_size: int  # rows of one process in one optimizer step
     seed: int
@@ -121,23 +122,35 @@ class CorpusBatches:
         return map(self.__getitem__, itertools.count(step))
 
 
-def evaluation_blocks(
-    ids: np.ndarray,
-    seq_len: int,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    mask: Masking | None = None,
-) -> list[Batch]:
+@dataclass
+class EvaluationBlocks(Sequence[Batch]):
     """A process's batches of a validation corpus. All processes together predict each token but the first."""
-    starts = np.arange(0, len(ids) - 1, seq_len)[rank::world_size]
-    if not len(starts):  # more processes than blocks; all have to take part in the sum
-        starts = np.array([len(ids)])
-    batches = [starts[first : first + batch_size] for first in range(0, len(starts), batch_size)]
-    return [_evaluation_batch(ids, batch_starts, seq_len, mask) for batch_starts in batches]
+
+    ids: np.ndarray | ArrayOnDisk
+    seq_len: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    mask: Masking | None = None
+
+    def __post_init__(self):
+        starts = np.arange(0, len(self.ids) - 1, self.seq_len)[self.rank :: self.world_size]
+        if not len(starts):  # more processes than blocks; all have to take part in the sum
+            starts = np.array([len(self.ids)])
+        self.starts = [
+            starts[first : first + self.batch_size] for first in range(0, len(starts), self.batch_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, number: int) -> Batch:
+        return _evaluation_batch(self.ids, self.starts[number], self.seq_len, self.mask)
 
 
-def _evaluation_batch(ids: np.ndarray, starts: np.ndarray, seq_len: int, mask: Masking | None) -> Batch:
+def _evaluation_batch(
+    ids: np.ndarray | ArrayOnDisk, starts: np.ndarray, seq_len: int, mask: Masking | None
+) -> Batch:
     tokens = torch.full((len(starts), seq_len + 1), IGNORE_INDEX)
     for row, start in enumerate(starts):
         block = ids[start : start + seq_len + 1].astype(np.int64)

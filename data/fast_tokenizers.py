@@ -9,6 +9,8 @@ import numpy as np
 import tokenizers
 from tokenizers import processors
 
+from checkpoints.files import atomic_write
+
 # From JSON escapes and undecodable bytes. It is not text, and Rust refuses it.
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -35,7 +37,8 @@ class FastTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write `tokenizer.json`."""
-        self._fast.save(str(path))
+        with atomic_write(Path(path)) as tmp_path:
+            self._fast.save(str(tmp_path))
 
     def export(self, folder: Path, causal: bool, max_length: int) -> None:
         """Write the files that make `transformers` encode as we do.

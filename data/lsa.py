@@ -6,11 +6,13 @@ import torch
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
+from data.token_file import ArrayOnDisk
+
 # Of a larger corpus, blocks at equal distances: 10 million tokens say enough, and fit in memory.
 MAX_BLOCKS = 40_000
 
 
-def latent_semantic_analysis(embeddings: Tensor, ids: np.ndarray, seq_len: int) -> Tensor:
+def latent_semantic_analysis(embeddings: Tensor, ids: np.ndarray | ArrayOnDisk, seq_len: int) -> Tensor:
     """Embeddings that are similar for tokens that occur in the same texts (Deerwester et al. 1990).
 
     The leading right singular vectors of a matrix of blocks × tokens, whose entries are log(1 + count) times
@@ -42,10 +44,11 @@ def latent_semantic_analysis(embeddings: Tensor, ids: np.ndarray, seq_len: int) 
     return result
 
 
-def count_tokens(ids: np.ndarray, num_embeddings: int, seq_len: int) -> scipy.sparse.csr_array:
+def count_tokens(ids: np.ndarray | ArrayOnDisk, num_embeddings: int, seq_len: int) -> scipy.sparse.csr_array:
     """How often each token occurs in each block of `seq_len` tokens: sparse [blocks, num_embeddings]."""
-    blocks = ids[: len(ids) // seq_len * seq_len].reshape(-1, seq_len)
-    blocks = blocks[:: -(-len(blocks) // MAX_BLOCKS)].astype(np.int64)
+    n_blocks = len(ids) // seq_len
+    starts = range(0, n_blocks * seq_len, -(-n_blocks // MAX_BLOCKS) * seq_len)
+    blocks = np.stack([ids[start : start + seq_len] for start in starts]).astype(np.int64)
     starts = np.arange(0, blocks.size + 1, seq_len)
     counts = scipy.sparse.csr_array(
         (np.ones(blocks.size, np.float32), blocks.ravel(), starts), shape=(len(blocks), num_embeddings)

@@ -14,6 +14,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from checkpoints.files import atomic_write
 from config.errors import UserError
 from data.fast_tokenizers import LONE_SURROGATE, FastTokenizer
 from data.tokenizer_settings import bert_normalizer, read_settings
@@ -78,7 +79,8 @@ class Tokenizer(FastTokenizer):
         if self.file == "tokenizer.json":
             super().save(path)
         else:
-            Path(path).write_text("".join(f"{token}\n" for token in self.vocab), encoding="utf-8")
+            with atomic_write(Path(path)) as tmp_path:
+                tmp_path.write_text("".join(f"{token}\n" for token in self.vocab), encoding="utf-8")
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """[tokens], int32, for each text."""

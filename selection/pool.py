@@ -114,13 +114,16 @@ class PooledSource:
     @functools.cached_property
     def run_folder(self) -> Path:
         """Where the fine-tuned model is. Raises UserError if it is gone, or was never here."""
-        folders = [self.pool / "runs" / self.name]
+        own = self.pool / "runs" / self.name
+        if (own / METRICS).is_file() and (own / WEIGHTS).is_file():
+            return own
         for file in sorted(self.pool.glob(f"*/{self.name}/{CONFIG}")):
             if source := read_json(file).get("source"):
-                folders += [file.parent / source["relative_path"], Path(source["path"])]
-        for folder in folders:
-            if (folder / METRICS).is_file() and (folder / WEIGHTS).is_file():
-                return folder
+                for folder in (file.parent / source["relative_path"], Path(source["path"])):
+                    # A path that somebody else wrote may lead anywhere.
+                    is_there = (folder / METRICS).is_file() and (folder / WEIGHTS).is_file()
+                    if is_there and file_digest(folder / WEIGHTS) == source["sha256"]:
+                        return folder
         raise UserError(
             f"the fine-tuned model of {self.name} is not in {self.pool}; methods that start with esm- do "
             "without it"

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from checkpoints.files import load_weights, save_weights
-from config.errors import UserError
+from config.errors import TrainingFailed, UserError
 from experiments.task_map import file_name
 from selection.pool import PooledSource
 from selection.target import Target
@@ -45,6 +44,6 @@ def read_predictions(file: Path) -> Predictions | None:
 def write_predictions(file: Path, predictions: Predictions) -> None:
     """They are computed again next time if the pool cannot be written to."""
     logits, seconds = predictions
-    with contextlib.suppress(OSError, SafetensorError):
+    with contextlib.suppress(OSError, TrainingFailed):
         file.parent.mkdir(parents=True, exist_ok=True)
         save_weights(file, {"logits": torch.from_numpy(logits), "seconds": torch.tensor(seconds)})

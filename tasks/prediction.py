@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from config.errors import UserError
+from data.cache import in_chunks
 from tasks.examples import Collator, Examples, evaluation_batches
 from tasks.inference import run_inference
 from tasks.kind import Kind, RowReader
@@ -37,16 +38,14 @@ class RowPredictor:
         Empty texts are inputs like any other; a warning says how many there are. Raises UserError for a row
         that the model cannot read.
         """
-        rows, empty = iter(rows), []
-        for n_before in itertools.count(step=CHUNK_SIZE):
-            numbered = enumerate(itertools.islice(rows, CHUNK_SIZE), start=n_before + 1)
-            chunk = [self.prepare(row, number) for number, row in numbered]
-            if not chunk:
-                break
+        prepared = (self.prepare(row, number) for number, row in enumerate(rows, start=1))
+        n_before, empty = 0, []
+        for chunk in in_chunks(prepared, CHUNK_SIZE, lambda row: sum(map(len, self.reader.texts(row)))):
             examples = self.encode(chunk)
             empty += [n_before + number for number in 1 + examples.with_empty_text()]
             outputs = self.compute_outputs(examples)
             yield from map(self.kind.prediction_as_json, outputs, chunk)
+            n_before += len(chunk)
         if empty:
             logger.warning(f"{len(empty)} texts of the input are empty, the first of them text {empty[0]}")
 

@@ -10,7 +10,17 @@ STEPS = ["--n_steps", 120, "--save_every", 10, "--log_every", 3]
 RUNS = {
     "pretraining, with masks, Muon and accumulated gradients": [
         "pretraining_train.py",
-        *("--mlm", "--gradient_accumulation_steps", 2, "--optimizer", "muon", "--eval_every", 25, *STEPS),
+        *(
+            "--mlm",
+            "--eval_at_start",
+            "--gradient_accumulation_steps",
+            2,
+            "--optimizer",
+            "muon",
+            "--eval_every",
+            25,
+            *STEPS,
+        ),
     ],
     "fine-tuning in adversarial turns, with an auxiliary loss": [
         "finetuning_train.py",

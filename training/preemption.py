@@ -65,7 +65,8 @@ def handlers(receive: Callable[[int, object], None]) -> Iterator[None]:
     before = {}
     with contextlib.suppress(ValueError):
         for number in SIGNALS:
-            before[number] = signal.signal(number, receive)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell does for what runs behind it
+                before[number] = signal.signal(number, receive)
     try:
         yield
     finally:

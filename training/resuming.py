@@ -173,10 +173,9 @@ def resume(run: Run, state: dict) -> None:
     step = state["trainer"].state.iteration
     show(f"resuming after step {step}")
     if run.is_main:
-        from checkpoints.event_log import forget_later_events  # slow to import
-
         forget_later_evaluations(run.folder, state["best"].latest["step"])
-        forget_later_events(run.folder, step)
+    if run.events:
+        run.events.forget(step if checkpoint else -1)
 
 
 def read_newest(folder: Path) -> tuple[Path | None, dict | None]:
@@ -189,6 +188,8 @@ def read_newest(folder: Path) -> tuple[Path | None, dict | None]:
     for file in files:
         try:
             return file, read_checkpoint(file)
+        except OSError as error:
+            raise UserError(f"{file} cannot be read: {error.strerror}") from error
         except Exception as error:
             logger.warning(f"{file} is damaged ({first_line(error)}); it is renamed to {file.name}.damaged")
             file.rename(f"{file}.damaged")

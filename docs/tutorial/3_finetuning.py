@@ -69,6 +69,7 @@ Excerpt(pool, ClfHead.score)
 LENGTH = 24 if SHORT else 32  # tokens of a review
 pretrained = language_model()
 inputs = {"dataset_path": REVIEWS, "max_length": LENGTH, "truncation": "tail", "valid_batch_size": 256}
+inputs |= {"eval_every": 10**6}  # the held-out reviews measure the end of a training, and choose nothing
 config = load_preset(FinetuningConfig, "quickstart_full", model_checkpoint=str(pretrained), **inputs)
 metrics = train("head", finetune, replace(config, n_steps=0, train_subset_size=100))
 model = load_finetuned(FOLDER / "head", "the tutorial's model")
@@ -328,6 +329,7 @@ real = train(
         products,
         model_checkpoint=str(minilm),
         pooling="mean",
+        restarts=2,
         n_epochs=2,
         dropout=0.1,
         optimizer="adamw",

@@ -12,7 +12,7 @@ from helpers.batches import concatenate, same
 from config.constants import IGNORE_INDEX
 from config.errors import UserError
 from data import sources
-from data.corpus import CorpusBatches, evaluation_blocks, load_corpus
+from data.corpus import CorpusBatches, EvaluationBlocks, load_corpus
 from data.masking import Masking
 from data.sources import open_source
 from data.splits import split_rows
@@ -165,7 +165,7 @@ def test_the_smallest_corpus_gives_full_batches_and_a_smaller_one_a_sentence():
 @pytest.mark.parametrize(("batch_size", "world_size"), [(1, 1), (4, 1), (4, 2), (3, 3)])
 def test_every_token_but_the_first_is_predicted_exactly_once(n_tokens, batch_size, world_size):
     ids = np.arange(n_tokens, dtype=np.uint16)
-    parts = [evaluation_blocks(ids, 8, batch_size, rank, world_size) for rank in range(world_size)]
+    parts = [EvaluationBlocks(ids, 8, batch_size, rank, world_size) for rank in range(world_size)]
     assert all(parts)  # every process has something to run, even where there is too little to predict for all
     predicted = []
     for batch in itertools.chain(*parts):
@@ -182,13 +182,13 @@ def test_masked_evaluation_is_the_same_whatever_the_batches_and_ignores_padding(
 
     def blocks(batch_size, world_size=1):
         parts = [
-            evaluation_blocks(ids, 16, batch_size, rank, world_size, Masking(tokenizer, 0.15))
+            EvaluationBlocks(ids, 16, batch_size, rank, world_size, Masking(tokenizer, 0.15))
             for rank in range(world_size)
         ]
         rows = [row for batch in itertools.chain(*parts) for row in zip(*batch.values(), strict=True)]
         return sorted(tuple(map(tuple, (column.tolist() for column in row))) for row in rows)
 
     assert blocks(4) == blocks(1) == blocks(3, world_size=2)
-    last = evaluation_blocks(ids, 16, 1000, mask=Masking(tokenizer, 1.0))[0]
+    last = EvaluationBlocks(ids, 16, 1000, mask=Masking(tokenizer, 1.0))[0]
     assert last["attention_mask"].sum() == 1003
     assert torch.equal(last["labels"] != IGNORE_INDEX, last["attention_mask"] == 1)

@@ -1,9 +1,11 @@
 """Runs that are killed again and again, and must end as if nothing had been.
 
-They are killed with SIGKILL, in turns just before a random one of the operations that change the files of
-the run folder, opening one to write, renaming, removing or truncating it, and at a random moment.
+They are ended in turns: by SIGKILL just before a random one of the operations that change the files of the
+run folder (opening one to write, renaming, removing or truncating it), by SIGKILL at a random moment, and at
+another one by a signal that they may answer with a checkpoint.
 """
 
+import itertools
 import os
 import random
 import signal
@@ -18,6 +20,7 @@ from checkpoints.files import CHECKPOINTS, CONFIG, METRICS, checkpoints_in
 from helpers.processes import call_file, start_forked
 from helpers.runs import ROOT, evaluations, metrics, run, same_weights, scalars
 
+KILLS_OF_A_RUN = 4
 N_KILLS = int(os.environ.get("KILLS", 0))  # of each run, instead of the tests' own numbers
 CHANGES = {"os.rename", "os.remove", "os.truncate", "os.mkdir", "shutil.rmtree"}
 TIMES = ("seconds", "tokens_per_second", "examples_per_second", "peak_memory_mb")
@@ -29,47 +32,64 @@ def assert_kills_change_nothing(
 ) -> list[str]:
     """Compare a run that is killed so often with one that is not; return the moments of the kills.
 
-    The last step has to have a checkpoint, in which all that a run knows is compared.
+    Of more than KILLS_OF_A_RUN kills, each so many have a run of their own. The last step has to have a
+    checkpoint, in which all that a run knows is compared.
     """
-    whole, killed = folder / "whole", folder / "killed"
+    whole, generator, moments = folder / "whole", random.Random(seed), []
     run(script, *arguments, "--output_dir", whole)
-    seconds = metrics(whole)["seconds"]
-    generator, moments = random.Random(seed), []
-    for number in range(N_KILLS or n_kills):
-        if (killed / METRICS).is_file():
-            break
-        words = ["--resume", killed] if (killed / CONFIG).is_file() else [*arguments, "--output_dir", killed]
-        after = generator.uniform(0, seconds / 2) if number % 2 else None
-        change = None if number % 2 else generator.randint(1, 40)
-        moments.append(start_and_kill(script, killed, words, after, change))
-    run(
-        script,
-        *(["--resume", killed] if (killed / CONFIG).is_file() else [*arguments, "--output_dir", killed]),
-    )
-    assert_same(whole, killed)
-    run(script, "--resume", killed)  # a finished run stays as it is
-    assert_same(whole, killed)
-    assert not [file for file in killed.rglob(".*") if file.name != ".lock"]
-    return moments
+    for number in itertools.count():
+        killed, n_left = folder / f"killed_{number}", (N_KILLS or n_kills) - len(moments)
+        if n_left <= 0:
+            return moments
+        seconds = metrics(whole)["seconds"]
+        moments += kill_and_finish(script, killed, arguments, min(n_left, KILLS_OF_A_RUN), seconds, generator)
+        assert_same(whole, killed)
+        assert not [file for file in killed.rglob(".*") if file.name != ".lock"]
+    raise AssertionError("unreachable")
+
+
+def kill_and_finish(
+    script: str, folder: Path, arguments: Sequence, n_kills: int, seconds: float, generator: random.Random
+) -> list[str]:
+    """Kill a run up to so often, and let it go on to its end; return the moments of the kills."""
+    kills = []
+    while len(kills) < n_kills and not (folder / METRICS).is_file():
+        how = ("change", "kill", "stop")[(len(kills) + generator.randrange(3)) % 3]
+        change = generator.randint(1, 40) if how == "change" else None
+        number = generator.choice((signal.SIGTERM, signal.SIGINT)) if how == "stop" else signal.SIGKILL
+        after = generator.uniform(0, 0.7 * seconds)
+        kills += start_and_kill(script, folder, command(folder, arguments), after, change, number)
+    run(script, *command(folder, arguments))
+    return kills
+
+
+def command(folder: Path, arguments: Sequence) -> list:
+    """What starts a run, or goes on with it."""
+    is_begun = (folder / CONFIG).is_file()
+    return ["--resume", folder] if is_begun else [*arguments, "--output_dir", folder]
 
 
 def start_and_kill(
-    script: str, folder: Path, words: Sequence, after: float | None, change: int | None
-) -> str:
-    """Kill a script so many seconds after its start, or before that change of its folder; say when."""
-    start = partial(run_until_change, ROOT / script, folder, change)
-    folder.parent.joinpath("logs").mkdir(exist_ok=True)
-    process = start_forked(start, [script, *map(str, words)], ENVIRONMENT, folder.parent / "logs")
+    script: str, folder: Path, words: Sequence, after: float, change: int | None, number: int
+) -> list[str]:
+    """Kill a script so many seconds after its start, or before that change of its folder.
+
+    Returns when that was, or nothing if it had ended by then.
+    """
+    start, logs = partial(run_until_change, ROOT / script, folder, change), folder.with_name("logs")
+    logs.mkdir(exist_ok=True)
+    process = start_forked(start, [script, *map(str, words)], ENVIRONMENT, logs)
     process.join(after if change is None else 120)
     if process.is_alive():
-        os.kill(process.pid, signal.SIGKILL)
+        os.kill(process.pid, number)
     process.join()
-    assert process.exitcode in (0, -signal.SIGKILL), (folder.parent / "logs" / "stderr").read_text()
+    if process.exitcode == 0:
+        return []
+    # A signal that comes before the training, or after it, ends a process in its own way.
+    assert process.exitcode in (-number, -signal.SIGKILL, 128 + number), (logs / "stderr").read_text()
     steps = [file.stem for file in checkpoints_in(folder / CHECKPOINTS)]
-    moment = f"after {after:.2f} s" if change is None else f"before change {change}"
-    return f"{moment}, with {steps[0] if steps else 'no checkpoint'}" + " (finished)" * (
-        process.exitcode == 0
-    )
+    moment = f"before change {change}" if change else f"by {signal.Signals(number).name} after {after:.2f} s"
+    return [f"{moment}, with {steps[0] if steps else 'no checkpoint'}"]
 
 
 def run_until_change(file: Path, folder: Path, number: int | None) -> None:

@@ -207,6 +207,7 @@ def read_csv(file) -> list[dict]:
 
 def test_rankings_are_compared_with_what_transfers_gave(grid, grid_pool, cache):
     """Each figure of the file is worked out again from the table of the grid and the scores of the pool."""
+    (grid / "selection.csv").unlink(missing_ok=True)  # of another test
     methods = ["--methods", "esm-logme,textemb,fusion"]
     printed = run(EVALUATE, grid, "--pool", grid_pool, *methods, launcher=ALONE).stderr
     rows, table = read_csv(grid / "selection.csv"), read_csv(grid / "results.csv")
