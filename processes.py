@@ -96,6 +96,15 @@ def broadcast_from_main(function: Callable[[], T]) -> T:
     return result
 
 
+def gather(value: T) -> list[T]:
+    """The values of all processes, in the order of their ranks."""
+    values: list = [value]
+    if idist.get_world_size() > 1:
+        values = [None] * idist.get_world_size()
+        torch.distributed.all_gather_object(values, value)
+    return values
+
+
 @contextlib.contextmanager
 def lost_processes_told(timeout: float) -> Iterator[None]:
     """Raises TrainingFailed in place of a library's error that says that another process is gone or hangs."""

@@ -36,8 +36,8 @@ from checkpoints.files import (
 from config.constants import LOGGER
 from config.errors import UserError, without_secrets
 from config.groups import RunArguments
-from config.restarting import LAUNCHER, launcher
-from processes import broadcast_from_main, form_process_group, local_rank, n_processes
+from config.restarting import LAUNCHERS, launcher
+from processes import broadcast_from_main, form_process_group, gather, local_rank, n_processes
 
 if TYPE_CHECKING:
     from checkpoints.event_log import EventLog
@@ -161,10 +161,12 @@ def open_folder(run: Run, **sections: object) -> None:
     run.is_open = True
     if run.is_main:
         make_folder(run)
-    idist.barrier()  # a machine with a folder of its own makes it now
+    launchers = gather(
+        launcher() or ""
+    )  # which waits for the folder, and machines that share it say the same
     if local_rank() == 0:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        write_config(run, sections)
+        run.folder.mkdir(parents=True, exist_ok=True)  # a machine with a folder of its own makes it now
+        write_config(run, sorted(set(launchers) - {""}), sections)
     if run.is_main:
         from checkpoints.event_log import EventLog  # slow to import
 
@@ -186,7 +188,7 @@ def make_folder(run: Run) -> None:
         raise UserError(f"--output_dir {run.folder} cannot be made: {error.strerror}") from error
 
 
-def write_config(run: Run, sections: dict) -> None:
+def write_config(run: Run, launchers: list[str], sections: dict) -> None:
     """Write config.json, without the flags that say where and how the run was started."""
     # Addresses to notify hold passwords.
     unsaved = {"output_dir": None, "resume": None, "overwrite": False, "local_rank": -1, "notify": None}
@@ -195,7 +197,7 @@ def write_config(run: Run, sections: dict) -> None:
         "script": Path(sys.argv[0]).name,
         "git_commit": git_commit(),
         "world_size": run.world_size,
-        LAUNCHER: launcher(),
+        LAUNCHERS: launchers,
         "versions": {"python": platform.python_version()} | versions,
         "arguments": dataclasses.asdict(run.config) | unsaved,
     }

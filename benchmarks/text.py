@@ -25,7 +25,7 @@ from common import (
     side_by_side,
 )
 
-from data.cache import ENCODING_CHUNK
+from data.cache import ROWS_AT_ONCE
 from data.sources import open_source
 from data.wordpiece import Tokenizer
 
@@ -54,8 +54,8 @@ def tokenization(texts: list[str]) -> None:
 
     def encode() -> None:
         fresh = Tokenizer(tokenizer.vocab)  # with an empty cache of words
-        for start in range(0, len(texts), ENCODING_CHUNK):
-            fresh.encode_batch(texts[start : start + ENCODING_CHUNK])
+        for start in range(0, len(texts), ROWS_AT_ONCE):
+            fresh.encode_batch(texts[start : start + ROWS_AT_ONCE])
 
     spent = side_by_side(
         5,

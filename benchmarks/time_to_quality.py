@@ -18,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from common import (
     BATCH_SIZE,
@@ -67,7 +68,7 @@ def run_nanogpt(checkout: str, corpus: Corpus, lr: float) -> dict[str, float]:
         data = copy / "data" / "benchmark"
         data.mkdir()
         for name, split in (("train", corpus.train), ("val", corpus.valid)):
-            split.ids.astype("uint16").tofile(data / f"{name}.bin")
+            np.asarray(split.ids).astype("uint16").tofile(data / f"{name}.bin")
         (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(corpus.tokenizer)}))
         options = {
             "dataset": "benchmark",

@@ -5,7 +5,7 @@ import os
 import socket
 from pathlib import Path
 
-LAUNCHER = "launcher"  # in config.json
+LAUNCHERS = "launchers"  # in config.json: of all machines
 
 
 def launcher() -> str | None:
@@ -31,12 +31,12 @@ def interrupted_run(output_dir: str | None) -> str | None:
     if launcher() is None:
         return None
     folders = [Path(output_dir)] if output_dir else Path("runs").glob("*")
-    files = [folder / "config.json" for folder in folders if launcher_of(folder) == launcher()]
+    files = [folder / "config.json" for folder in folders if launcher() in launchers_of(folder)]
     return str(max(files, key=lambda file: file.stat().st_mtime).parent) if files else None
 
 
-def launcher_of(run_folder: Path) -> str | None:
+def launchers_of(run_folder: Path) -> list[str]:
     try:
-        return json.loads((run_folder / "config.json").read_bytes()).get(LAUNCHER)
+        return json.loads((run_folder / "config.json").read_bytes()).get(LAUNCHERS) or []
     except (OSError, ValueError, AttributeError):  # not a run folder, or not yet
-        return None
+        return []

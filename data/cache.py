@@ -238,7 +238,7 @@ def _write(folder: Path, chunks: Iterable[EncodedTexts], dtype: type[np.unsigned
     n_words = 0
     with open(folder / "ids.bin", "wb") as ids_file, open(folder / "spans.bin", "wb") as spans_file:
         for chunk in chunks:
-            chunk.ids.astype(dtype).tofile(ids_file)
+            np.asarray(chunk.ids).astype(dtype).tofile(ids_file)
             if chunk.spans is not None:
                 chunk.spans.astype(np.int32).tofile(spans_file)
             lengths.extend(np.diff(chunk.offsets).tolist())

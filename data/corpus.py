@@ -6,7 +6,7 @@ processes together see what one would see. Batches are dicts of CPU tensors, bat
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -123,7 +123,7 @@ class CorpusBatches:
 
 
 @dataclass
-class EvaluationBlocks(Sequence[Batch]):
+class EvaluationBlocks:
     """A process's batches of a validation corpus. All processes together predict each token but the first."""
 
     ids: np.ndarray | ArrayOnDisk
@@ -143,6 +143,9 @@ class EvaluationBlocks(Sequence[Batch]):
 
     def __len__(self) -> int:
         return len(self.starts)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, number: int) -> Batch:
         return _evaluation_batch(self.ids, self.starts[number], self.seq_len, self.mask)

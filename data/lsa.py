@@ -47,8 +47,8 @@ def latent_semantic_analysis(embeddings: Tensor, ids: np.ndarray | ArrayOnDisk, 
 def count_tokens(ids: np.ndarray | ArrayOnDisk, num_embeddings: int, seq_len: int) -> scipy.sparse.csr_array:
     """How often each token occurs in each block of `seq_len` tokens: sparse [blocks, num_embeddings]."""
     n_blocks = len(ids) // seq_len
-    starts = range(0, n_blocks * seq_len, -(-n_blocks // MAX_BLOCKS) * seq_len)
-    blocks = np.stack([ids[start : start + seq_len] for start in starts]).astype(np.int64)
+    chosen = range(0, n_blocks * seq_len, -(-n_blocks // MAX_BLOCKS) * seq_len)
+    blocks = np.stack([ids[start : start + seq_len] for start in chosen]).astype(np.int64)
     starts = np.arange(0, blocks.size + 1, seq_len)
     counts = scipy.sparse.csr_array(
         (np.ones(blocks.size, np.float32), blocks.ravel(), starts), shape=(len(blocks), num_embeddings)

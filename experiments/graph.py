@@ -18,7 +18,7 @@ import filelock
 import ignite.distributed as idist
 
 from checkpoints.files import CONFIG, read_metrics
-from config.errors import TrainingFailed, UserError
+from config.errors import Stopped, TrainingFailed, UserError
 from config.flags import replace
 from config.groups import RunArguments
 from experiments.notify import one_line
@@ -134,7 +134,11 @@ def train_or_resume(function: Callable[[Any], Metrics], config: RunArguments, ru
     if not is_begun and idist.get_rank() == 0:
         remove_files(run_folder)  # of a run that was killed before it wrote its config
     resume = str(run_folder) if is_begun else None
-    function(replace(config, output_dir=str(run_folder), resume=resume))
+    try:
+        function(replace(config, output_dir=str(run_folder), resume=resume))
+    except Stopped:
+        show("this is one of several trainings: start them again as before (--restarts: with --resume)")
+        raise
     metrics = broadcast_from_main(lambda: read_metrics(run_folder))
     if metrics is None:
         raise RuntimeError(f"{function.__name__} left no metrics in {run_folder}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from config.constants import IGNORE_INDEX
 from data.cache import EncodedTexts
 from data.fast_tokenizers import FastTokenizer
+from data.token_file import ArrayOnDisk
 from utils import Batch
 
 
@@ -28,7 +29,7 @@ class Examples:
     """Encoded examples: example i has the texts first_texts[i] : first_texts[i + 1], and text j the tokens
     ids[bounds[j, 0] : bounds[j, 1]]."""
 
-    ids: np.ndarray
+    ids: np.ndarray | ArrayOnDisk
     bounds: np.ndarray
     first_texts: np.ndarray
     labels: np.ndarray | list[np.ndarray]

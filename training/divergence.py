@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from torch import Tensor, nn
+from torch import Tensor
 
 from checkpoints.files import CHECKPOINTS, checkpoints_in
 from config.errors import TrainingFailed
@@ -59,9 +59,9 @@ def check_evaluation(run: Run, step: int, metrics: Mapping[str, float], chosen: 
             raise diverged(run, f"the {name} of the evaluation is {value} at step {step}")
 
 
-def check_weights(run: Run, step: int, model: nn.Module) -> None:
+def check_weights(run: Run, step: int, weights: Mapping[str, Tensor]) -> None:
     """Raises TrainingFailed if a weight is not finite."""
-    for name, weight in model.named_parameters():
+    for name, weight in weights.items():
         if not weight.isfinite().all():
             raise diverged(run, f"{name} has values that are not finite after step {step}")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from checkpoints.files import WEIGHTS, load_weights, save_weights
 from processes import broadcast_from_main
-from training.divergence import check_evaluation
+from training.divergence import check_evaluation, check_weights
 from training.step import LoopOptions
 from utils import Run, show
 
@@ -48,13 +48,14 @@ class BestWeights:
         self.early_stopping.logger.setLevel(logging.WARNING)  # `attach_evaluation` says it above the bar
 
     def update(self, trainer: Engine, metrics: dict[str, float]) -> None:
-        """Compare an evaluation with the best so far."""
+        """Compare an evaluation with the best so far. Raises TrainingFailed unless the weights are finite."""
         self.latest = {"step": trainer.state.iteration} | metrics
         self.early_stopping(trainer)
         if self.early_stopping.counter == 0:
-            self.best = self.latest
+            self.best, weights = self.latest, self.weights()
+            check_weights(self.run, trainer.state.iteration, weights)
             if self.run.is_main:
-                save_weights(self.run.folder / WEIGHTS, self.weights())
+                save_weights(self.run.folder / WEIGHTS, weights)
 
     @property
     def is_stopped_early(self) -> bool:

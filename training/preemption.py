@@ -12,8 +12,8 @@ from ignite.engine import Engine, Events
 from config.errors import Stopped
 from utils import Run, show
 
-# What schedulers send, Ctrl-C, and what SLURM's --signal may be.
-NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
+# What schedulers send, Ctrl-C, a terminal that is closed, and what SLURM's --signal may be.
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 SIGNALS = [signal.Signals[name] for name in NAMES if hasattr(signal, name)]
 
 

@@ -147,7 +147,7 @@ def attach_checkpoints(
     def save(engine: Engine) -> Path:
         step = engine.state.iteration
         if step not in saved:
-            check_weights(run, step, model)
+            check_weights(run, step, dict(model.named_parameters()))
             checkpoint(engine)
             saved.clear()
             saved[step] = run.folder / CHECKPOINTS / str(checkpoint.last_checkpoint)

@@ -7,7 +7,7 @@ import pytest
 
 from config.command_line import parse_argv
 from config.groups import OptimizationArguments
-from config.restarting import LAUNCHER, interrupted_run, launcher
+from config.restarting import LAUNCHERS, interrupted_run, launcher
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def restarted(monkeypatch, tmp_path):
 def begin(folder, by: str | None, age: int = 0) -> str:
     folder.mkdir(parents=True)
     file = folder / "config.json"
-    file.write_text(json.dumps({LAUNCHER: by, "arguments": {"lr": 0.5}}))
+    file.write_text(json.dumps({LAUNCHERS: by and ["of another machine", by], "arguments": {"lr": 0.5}}))
     os.utime(file, (1e9 - age, 1e9 - age))
     return str(folder)
 
