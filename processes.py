@@ -110,6 +110,8 @@ def lost_processes_told(timeout: float) -> Iterator[None]:
     """Raises TrainingFailed in place of a library's error that says that another process is gone or hangs."""
     try:
         yield
+    except TrainingFailed:
+        raise
     except RuntimeError as error:
         if idist.get_world_size() == 1 or not any(words in str(error) for words in LOST):
             raise

@@ -31,7 +31,7 @@ from config.presets import arguments_of_run
 from experiments.checks import refuse_launcher
 from experiments.grid_table import TABLE, read_table
 from experiments.restarts import sample_deviation
-from experiments.task_map import NO_TRANSFER, file_name
+from experiments.task_map import NO_TRANSFER
 from finetuning_train import finetune
 from selection.choosing import chosen_names, is_defined, megabytes
 from selection.methods import FUSION, build_methods
@@ -98,7 +98,8 @@ def cells_of(grid: Path) -> list[Cell]:
         if NO_TRANSFER not in realised:
             raise UserError(f"{grid / TABLE}: {target} was not trained without transfer; go on with the grid")
         seeds = rows[0]["seeds"].split()
-        if file_name(target, str(grid / TABLE)) != target or not all(map(str.isdecimal, seeds)):
+        is_name = Path(target).name == target != ".." and all(map(str.isdecimal, seeds))
+        if not is_name:
             raise UserError(
                 f"{grid / TABLE}: {target} and {rows[0]['seeds']} are no names of its run folders"
             )

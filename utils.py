@@ -24,15 +24,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from checkpoints.files import (
-    CONFIG,
-    METRICS,
-    append_evaluation,
-    flatten,
-    is_unused,
-    remove_tmp_files,
-    write_json,
-)
+from checkpoints.atomic import is_unused, remove_tmp_files
+from checkpoints.files import CONFIG, METRICS, append_evaluation, flatten, write_json
 from config.constants import LOGGER
 from config.errors import UserError, without_secrets
 from config.groups import RunArguments
@@ -132,6 +125,10 @@ def start_run(config: RunArguments) -> Run:
     torch.set_float32_matmul_precision("high")  # TensorFloat-32 where the GPU has it
     folder = broadcast_from_main(lambda: choose_folder(config))
     dtype, is_resumed = choose_dtype(config.precision, device), bool(config.resume)
+    if len(set(gather(is_resumed))) > 1:
+        raise UserError(
+            f"{folder}: some processes resume it and others begin it; start all with --resume {folder}"
+        )
     return Run(config, folder, device, dtype, rank, world_size, owns_process_group, is_resumed=is_resumed)
 
 
@@ -139,7 +136,8 @@ class AboveProgressBar(logging.Handler):
     """Prints messages to stderr on lines of their own, above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(without_secrets(self.format(record)), file=sys.stderr)
+        with contextlib.suppress(OSError):  # a terminal that is gone is no reason to lose a run
+            tqdm.write(without_secrets(self.format(record)), file=sys.stderr)
 
 
 def show_messages(level: int = logging.INFO) -> None:

@@ -20,7 +20,8 @@ import numpy as np
 from selection_tables import RANKINGS, TRANSFERS, print_tables, read_lines
 from selection_tasks import TARGETS, write_study
 
-from checkpoints.files import as_json, atomic_write, read_metrics, write_json
+from checkpoints.atomic import atomic_write
+from checkpoints.files import as_json, read_metrics, write_json
 from checkpoints.pretrained import open_checkpoint
 from config.flags import replace
 from config.selection import EvaluationConfig, SelectionConfig

@@ -14,7 +14,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import Summary, scalar, text
 
-from checkpoints.files import size_of, write_failure
+from checkpoints.atomic import size_of, write_failure
 
 FLUSH_SECONDS = 30.0  # TensorBoard is at most so far behind
 PREFIX = "events"

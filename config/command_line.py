@@ -47,9 +47,13 @@ def run_script(function: Callable, *arguments) -> None:
         function(*arguments)
     except UserError as error:
         fail(error)
-    except BrokenPipeError:  # of `… | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + 13)
+    except BrokenPipeError:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # of `… | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + 13)
+        raise
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
@@ -77,9 +81,11 @@ def parse_argv(config_class: type[Config], description: str, argv: list[str] | N
     explicit = vars(values)
     presets, holder = explicit.pop("presets", []), holder_of_flags(config_class)
     if holder is None:
-        if hasattr(config_class, "resume") and (folder := interrupted_run(explicit.get("output_dir"))):
-            presets, explicit = [], explicit | {"resume": folder, "overwrite": False}
         below = values_below(config_class, presets, explicit.get("resume"))
+        may_resume = hasattr(config_class, "resume") and not explicit.get("resume")
+        if may_resume and (folder := interrupted_run((below | explicit).get("output_dir"))):
+            below = arguments_of_run(config_class, folder)
+            explicit |= {"resume": folder, "overwrite": False}
         config = config_class(**below | explicit)
     else:
         below = read_presets(holder.metadata["flags_of"], presets)

@@ -40,7 +40,7 @@ def without_secrets(text: str) -> str:
     """A text for people, without passwords of addresses, and without the tokens that the environment has:
     what a library says of its failure may quote them.
     """
-    text = re.sub(r"(?<=://)[^/\s@]+@", "***@", text)
+    text = re.sub(r"(?<=://)\S+@", "***@", text)
     for secret in filter(None, map(os.environ.get, SECRET_VARIABLES)):
         text = text.replace(secret, "***")
     return text

@@ -17,7 +17,8 @@ import filelock
 import numpy as np
 from tqdm import tqdm
 
-from checkpoints.files import as_json, refusal, size_of, sync, write_failure, write_json
+from checkpoints.atomic import refusal, size_of, sync, write_failure
+from checkpoints.files import as_json, write_json
 from config.errors import UserError
 from data.fast_tokenizers import FastTokenizer
 from data.splits import Source

@@ -9,7 +9,7 @@ import numpy as np
 import tokenizers
 from tokenizers import processors
 
-from checkpoints.files import atomic_write
+from checkpoints.atomic import atomic_write
 
 # From JSON escapes and undecodable bytes. It is not text, and Rust refuses it.
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from checkpoints.files import atomic_write
+from checkpoints.atomic import atomic_write
 from config.errors import UserError
 from data.network import WITHOUT_NETWORK, hub_errors
 from data.splits import SPLIT_FILES, Table, text_digest

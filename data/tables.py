@@ -91,7 +91,7 @@ def _csv_rows(lines: Iterable[str], file: Path) -> Iterator[dict]:
 def check_names(columns: Sequence[str], file: Path) -> None:
     """Raises UserError if two columns have one name: all but the last would be lost."""
     for name in columns:
-        if columns.count(name) > 1:
+        if name and columns.count(name) > 1:  # spreadsheets leave empty ones at the end
             raise UserError(f"{file} has more than one column called {name!r}; rename all but one")
 
 

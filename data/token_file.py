@@ -28,9 +28,14 @@ class ArrayOnDisk:
 
     def __getitem__(self, index: slice) -> np.ndarray:
         start, stop, step = index.indices(len(self))
-        size = self.dtype.itemsize
-        content = os.pread(self.descriptor, max(0, stop - start) * size, start * size)
-        return np.frombuffer(content, self.dtype)[::step]
+        numbers = np.empty(max(0, stop - start), self.dtype)
+        content, done = numbers.view(np.uint8).data, 0
+        while done < len(content):  # a call reads at most two gigabytes
+            n_bytes = os.preadv(self.descriptor, [content[done:]], start * self.dtype.itemsize + done)
+            if not n_bytes:
+                raise EOFError(f"the file ends {len(content) - done} bytes too early")
+            done += n_bytes
+        return numbers[::step]
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return self[:].astype(dtype or self.dtype)

@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from checkpoints.files import atomic_write
+from checkpoints.atomic import atomic_write
 from config.errors import UserError
 from data.fast_tokenizers import LONE_SURROGATE, FastTokenizer
 from data.tokenizer_settings import bert_normalizer, read_settings

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from checkpoints.files import atomic_write
+from checkpoints.atomic import atomic_write
 from data.tables import read_rows
 from experiments.cells import Cell
 from experiments.graph import Metrics

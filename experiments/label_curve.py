@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from checkpoints.files import atomic_write
+from checkpoints.atomic import atomic_write
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")  # Okabe and Ito's

@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from checkpoints.files import CONFIG, WEIGHTS, atomic_write, read_run_config, write_json
+from checkpoints.atomic import atomic_write
+from checkpoints.files import CONFIG, WEIGHTS, read_run_config, write_json
 from checkpoints.pretrained import open_start
 from config.finetuning import FinetuningConfig
 from config.flags import replace

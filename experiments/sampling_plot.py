@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from checkpoints.files import atomic_write
+from checkpoints.atomic import atomic_write
 from experiments.grid_table import shorten
 
 LABELS = {"share": "share of the rows", "entropy": "relative entropy of the candidates"}

@@ -4,7 +4,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from checkpoints.files import CONFIG, METRICS, WEIGHTS, atomic_write, write_json
+from checkpoints.atomic import atomic_write
+from checkpoints.files import CONFIG, METRICS, WEIGHTS, write_json
 from checkpoints.maps import HEAD
 from checkpoints.pretrained import HUB_PREFIX, Checkpoint
 from checkpoints.published_maps import fetch_maps, find_maps

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from checkpoints.files import atomic_write, write_json
+from checkpoints.atomic import atomic_write
+from checkpoints.files import write_json
 from utils import show
 
 Row = dict[str, Any]

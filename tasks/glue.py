@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.files import atomic_write
+from checkpoints.atomic import atomic_write
 from config.errors import UserError
 from config.presets import read_dataset
 from data.sources import open_source

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoints.files import atomic_write, write_json
+from checkpoints.atomic import atomic_write
+from checkpoints.files import write_json
 from data.sources import open_source
 from data.splits import split_rows
 

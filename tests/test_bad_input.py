@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoints.files import atomic_write, load_into, load_weights, save_weights, write_json
+from checkpoints.atomic import atomic_write
+from checkpoints.files import load_into, load_weights, save_weights, write_json
 from config.command_line import parse_argv
 from config.errors import UserError
 from finetuning_predict import PredictionConfig, predict

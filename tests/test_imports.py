@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 # A line imports what it names, and what those lines import.
 LAYERS = {
     "config": [],
-    "checkpoints.files": ["config"],
+    "checkpoints.atomic": ["config"],
+    "checkpoints.files": ["checkpoints.atomic"],
     "checkpoints.event_log": ["checkpoints.files"],
     "processes": ["config"],
     "utils": ["processes", "checkpoints.event_log"],

@@ -220,11 +220,15 @@ def lines_of(file: Path, names: list[str]) -> int:
 # ---------------------------------------------------------------------------------------- flags and commands
 
 
+OF_OTHERS = ("--max-restarts", "--signal", "--signals-to-handle", "--shutdown-timeout")  # torchrun, SLURM
+
+
 def flags_of_scripts() -> set[str]:
     """The flags of all scripts, also in the form `--no-…`."""
     fields = [field for script in MAIN for field in dataclasses.fields(config_class_of(script))]
     return {f"--{prefix}{field.name}" for field in fields for prefix in ("", "no-")} | {
         "--help",
+        *OF_OTHERS,
         *(f"--{alias}" for alias in ALIASES),
     }
 

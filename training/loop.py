@@ -86,8 +86,9 @@ class Progress:
 
     def state_dict(self) -> dict:
         """With the losses of all processes, [process, step], for the row of the logs that they belong to."""
-        losses = torch.stack(self.losses) if self.losses else torch.empty(0)
-        gathered = torch.as_tensor(idist.all_gather(losses)) if self.losses else losses
+        # Those of a checkpoint are on the CPU, those since then where the model is.
+        losses = [loss.to(self.losses[-1].device) for loss in self.losses]
+        gathered = torch.as_tensor(idist.all_gather(torch.stack(losses))) if losses else torch.empty(0)
         return {"n_skipped": self.n_skipped, "losses": gathered.view(idist.get_world_size(), -1)}
 
     def load_state_dict(self, state: dict) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints of a training, and what must not change when it is resumed from one."""
 
+import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,15 +12,14 @@ from ignite.handlers import Checkpoint
 from ignite.handlers.checkpoint import BaseSaveHandler
 from torch import Tensor, nn
 
+from checkpoints.atomic import atomic_write, remove_tmp_files
 from checkpoints.files import (
     CHECKPOINTS,
     EVALUATIONS,
     as_json,
-    atomic_write,
     checkpoints_in,
     read_evaluations,
     read_run_config,
-    remove_tmp_files,
 )
 from config.errors import UserError
 from config.groups import OptimizationArguments
@@ -164,11 +164,14 @@ def resume(run: Run, state: dict) -> None:
     """
     file, checkpoint = broadcast_from_main(lambda: read_newest(run.folder / CHECKPOINTS))
     if checkpoint:
+        # Checkpoints of earlier versions do not have it.
+        checkpoint.setdefault("progress", {"n_skipped": 0, "losses": torch.empty(run.world_size, 0)})
         try:
             Checkpoint.load_objects(state, checkpoint)
         except Exception as error:
             raise UserError(
-                f"{file} cannot be resumed from: {first_line(error)}; delete it to use the one before"
+                f"{file} does not fit this run: {first_line(error)}; resume with the flags and the code "
+                "that it was written with"
             ) from error
     step = state["trainer"].state.iteration
     show(f"resuming after step {step}")
@@ -176,6 +179,10 @@ def resume(run: Run, state: dict) -> None:
         forget_later_evaluations(run.folder, state["best"].latest["step"])
     if run.events:
         run.events.forget(step if checkpoint else -1)
+
+
+class Damaged(Exception):
+    """A file that is not what was written."""
 
 
 def read_newest(folder: Path) -> tuple[Path | None, dict | None]:
@@ -190,7 +197,7 @@ def read_newest(folder: Path) -> tuple[Path | None, dict | None]:
             return file, read_checkpoint(file)
         except OSError as error:
             raise UserError(f"{file} cannot be read: {error.strerror}") from error
-        except Exception as error:
+        except Damaged as error:
             logger.warning(f"{file} is damaged ({first_line(error)}); it is renamed to {file.name}.damaged")
             file.rename(f"{file}.damaged")
     if files:
@@ -199,12 +206,20 @@ def read_newest(folder: Path) -> tuple[Path | None, dict | None]:
 
 
 def read_checkpoint(file: Path) -> dict:
-    """Raises an exception of some library's if a checkpoint is truncated, if one of its bits has changed, or
-    if it holds anything but tensors and plain values."""
-    with zipfile.ZipFile(file) as archive:  # torch does not compare the checksums
-        if record := archive.testzip():
-            raise zipfile.BadZipFile(f"the checksum of {record} is wrong")
-    return torch.load(file, map_location="cpu", weights_only=True)
+    """Raises Damaged if a checkpoint is truncated, if a bit of it has changed, or if it holds anything but
+    tensors and plain values.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:  # torch does not compare the checksums
+            if record := archive.testzip():
+                raise Damaged(f"the checksum of {record} is wrong")
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise Damaged(first_line(error)) from error
+    except RuntimeError as error:
+        if "memory" in str(error):
+            raise
+        raise Damaged(first_line(error)) from error
 
 
 def first_line(error: Exception) -> str:

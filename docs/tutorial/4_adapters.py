@@ -17,8 +17,8 @@
 # And what can be done with additions that cannot be done with models: put several of them into one model, and
 # let it choose.
 #
-# The trainings took 8 minutes on one busy core, and take less on two free ones. They start from chapter 2's
-# model, and train it first if it is not there.
+# It takes seven minutes on two cores. It starts from chapter 2's model, and trains it first if it is not
+# there.
 # %%
 import os
 import sys

@@ -17,8 +17,8 @@
 # model a little. This chapter trains both kinds, looks at what the vector does, and at a way to choose which
 # task a step should be about.
 #
-# The trainings took 7 minutes on one busy core, and take less on two free ones. They start from chapter 2's
-# model, and train it first if it is not there.
+# It takes four and a half minutes on two cores. It starts from chapter 2's model, and trains it first if it
+# is not there.
 # %%
 import os
 import sys

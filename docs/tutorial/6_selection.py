@@ -16,8 +16,8 @@
 # what fine-tuning does to the embeddings of texts, replaces it with a matrix, ranks five tasks with such
 # matrices, and then does try them all, to see whether the ranking was right.
 #
-# The trainings took 6 minutes on one busy core, and take less on two free ones. They start from chapter 2's
-# model, and train it first if it is not there.
+# It takes four and a half minutes on two cores. It starts from chapter 2's model, and trains it first if it
+# is not there.
 # %%
 import os
 import sys

@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER.parents[1]))
 
-from checkpoints.files import atomic_write
+from checkpoints.atomic import atomic_write
 
 
 def build(chapter: Path) -> None:

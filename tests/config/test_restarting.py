@@ -38,10 +38,11 @@ def test_it_is_that_of_the_same_launcher(restarted, tmp_path):
 
 def test_it_is_resumed_whatever_the_command_line_says_of_its_beginning(restarted, tmp_path):
     folder = begin(tmp_path / "run", launcher())
-    argv = ["my_preset", "--overwrite", "--output_dir", folder, "--lr", "0.25"]
-    config = parse_argv(OptimizationArguments, "", argv)
-    assert config.resume == folder and not config.overwrite and config.lr == 0.25
-    assert parse_argv(OptimizationArguments, "", argv[2:4]).lr == 0.5
+    (tmp_path / "mine.json").write_text(json.dumps({"output_dir": folder, "lr": 0.75}))
+    for argv in (["--output_dir", folder], ["mine.json"]):
+        config = parse_argv(OptimizationArguments, "", [*argv, "--overwrite"])
+        assert config.resume == folder and not config.overwrite and config.lr == 0.5
+    assert parse_argv(OptimizationArguments, "", ["mine.json", "--lr", "0.25"]).lr == 0.25
 
 
 def test_without_torchrun_nothing_is_resumed(restarted, tmp_path, monkeypatch):

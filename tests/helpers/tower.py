@@ -83,14 +83,7 @@ def train(
         with torch.inference_mode():
             return {"loss": sum(model(**batches[step]).item() for step in range(len(batches))) / 80}
 
-    progress = fit(
-        model,
-        optimizers,
-        objective,
-        batches,
-        evaluate,
-        best,
-        run,
-        LoopOptions.from_flags(flags, batches, **options),
-    )
+    options = LoopOptions.from_flags(flags, batches, **options)
+    progress = fit(model, optimizers, objective, batches, evaluate, best, run, options)
+    run.close({})
     return model, optimizers, best, progress

@@ -7,17 +7,15 @@ import torch
 from helpers.runs import scalars
 from helpers.tower import train
 
+from checkpoints.atomic import atomic_write, sync
 from checkpoints.files import (
     CHECKPOINTS,
-    EVALUATIONS,
     WEIGHTS,
-    atomic_write,
     checkpoints_in,
     file_digest,
     load_weights,
     read_evaluations,
     save_weights,
-    sync,
     write_json,
 )
 from config.errors import TrainingFailed
@@ -29,7 +27,7 @@ OPTIONS = {"n_steps": 20, "save_every": 4, "eval_every": 5}
 
 @pytest.mark.parametrize(
     ("when", "left", "culprit"),
-    [(8, 4096, f"{CHECKPOINTS}/checkpoint_8.pt"), (10, 0, EVALUATIONS)],
+    [(8, 4096, f"{CHECKPOINTS}/checkpoint_8.pt"), (10, 0, WEIGHTS)],
 )
 def test_a_run_says_what_it_cannot_write_and_goes_on(when, left, culprit, small_disk, tmp_path):
     disk, fill = small_disk
@@ -85,9 +83,9 @@ def test_json_that_does_not_fit_leaves_the_old_one(small_disk):
 
 def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("checkpoints.files.sync", lambda path: calls.append(("sync", path)) or sync(path))
+    monkeypatch.setattr("checkpoints.atomic.sync", lambda path: calls.append(("sync", path)) or sync(path))
     monkeypatch.setattr(
-        "checkpoints.files.os.replace", lambda old, new: calls.append(("rename", new)) or old.rename(new)
+        "checkpoints.atomic.os.replace", lambda old, new: calls.append(("rename", new)) or old.rename(new)
     )
     with atomic_write(tmp_path / "file") as tmp_file:
         tmp_file.write_text("whole")
