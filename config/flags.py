@@ -132,7 +132,10 @@ def check_types(config_class: type, values: dict, source: str) -> dict:
             )
         kind = kinds[name]
         if type(value) is int and is_a(0.0, kind):
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError:
+                raise UserError(f"{source}: {key} is too large a number") from None
         if not is_a(value, kind):
             allowed = inspect.formatannotation(kind).replace("None", "null").replace(" | ", " or ")
             raise UserError(f"{source}: {key} must be {allowed}, not {json.dumps(value)}")

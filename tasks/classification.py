@@ -78,6 +78,12 @@ class Regression(Kind):
         if numbers is None:
             wrong = next(index for index, label in enumerate(labels) if as_numbers([label]) is None)
             raise UserError(f"{where}: the label {labels[wrong]!r} of example {wrong + 1} is not a number")
+        too_large = np.flatnonzero(np.abs(numbers) > np.finfo(np.float32).max)
+        if len(too_large):
+            label, number = numbers[too_large[0]], too_large[0] + 1
+            raise UserError(
+                f"{where}: the label {label:g} of example {number} is too large; scale the labels"
+            )
         return np.array(numbers, dtype=np.float32)
 
     def placeholder_labels(self, rows: list[dict]) -> np.ndarray:

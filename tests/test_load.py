@@ -40,7 +40,9 @@ def trained(finetuning, tmp_path_factory) -> Path:
 def test_a_pipe_takes_the_same_memory_however_long_it_is(trained):
     few, many = (
         peak_memory(
-            "finetuning_predict.py", trained, lines=(f"the film number {n % 1000} was good" for n in range(size))
+            "finetuning_predict.py",
+            trained,
+            lines=(f"the film number {n % 1000} was good" for n in range(size)),
         )
         for size in (10_000, 100_000)
     )

@@ -181,6 +181,7 @@ CASES = [
     ),
     finetune('{"text": "a", "choices": ["b"], "label": 3}\n', "choices", flags=("--kind", "multiple_choice")),
     finetune('{"text": "a", "label": "b"}\n', "not a number", flags=("--kind", "regression")),
+    finetune('{"text": "a", "label": 1e39}\n', "too large", flags=("--kind", "regression")),
     finetune('{"text": "a", "label": 1' + "0" * 400 + "}\n", "label", flags=("--kind", "regression")),
     # JSON of presets, task maps and runs.
     ("pretraining_train.py", {"my.json": "{"}, ["my.json"], ("my.json is not valid JSON",)),
@@ -188,6 +189,7 @@ CASES = [
     ("pretraining_train.py", {"my.json": "[]"}, ["my.json"], ("one JSON object",)),
     ("pretraining_train.py", {"my.json": b"\xff\xfe{"}, ["my.json"], ("my.json is not valid JSON",)),
     ("pretraining_train.py", {"my.json": '{"lr": 1, "lr": 2}'}, ["my.json"], ("'lr' is there twice",)),
+    ("pretraining_train.py", {"my.json": '{"lr": 1' + "0" * 400 + "}"}, ["my.json"], ("lr is too large",)),
     ("pretraining_train.py", {"my.json": '{"lr": "1"}'}, ["my.json"], ("my.json: lr must be float",)),
     ("pretraining_train.py", {"my.json": '{"learning": 1}'}, ["my.json"], ("unknown key 'learning'",)),
     (
