@@ -153,8 +153,13 @@ def download_checkpoint(repository: str, flag: str) -> Path:
 def newest_checkpoint() -> str:
     """The newest pretraining run under runs/. Raises UserError if there is none."""
     folders = [file.parent for file in Path("runs").glob(f"**/{WEIGHTS}") if (file.parent / CONFIG).is_file()]
+    of_pretraining = {
+        "model"
+    }  # without the labels or tasks of others; a pool's representations have no model
     folders = [
-        folder for folder in folders if not read_run_config(folder, "runs").keys() & {"labels", "tasks"}
+        folder
+        for folder in folders
+        if read_run_config(folder, "runs").keys() & {"model", "labels", "tasks"} == of_pretraining
     ]
     if not folders:
         raise UserError(

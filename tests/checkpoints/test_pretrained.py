@@ -1,6 +1,7 @@
 """Checkpoints of other families give the hidden states and logits that transformers gives."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import transformers
 from helpers.published import MODELS, padded_batch, save_random
 from helpers.runs import call
 
-from checkpoints.pretrained import load_pretrained, open_checkpoint
+from checkpoints.files import save_weights, write_json
+from checkpoints.pretrained import load_pretrained, newest_checkpoint, open_checkpoint
 from config.errors import UserError
 from finetuning_predict import Predictor
 from pretraining_model import TransformerWithLMHead
@@ -133,3 +135,14 @@ def test_sentence_embeddings_of_a_real_encoder_equal_those_of_transformers(revie
         states = (model.eval().transformer(**batch), reference(**theirs_batch).last_hidden_state)
     ours, theirs = (torch.nn.functional.normalize((one * mask).sum(1) / mask.sum(1)) for one in states)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_newest_pretraining_is_none_of_a_pools_representations(pretrained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pretrained, "runs/pretrained")
+    for name, config in (("pool/tokens/rte", {"source": {}}), ("tuned", {"model": {}, "labels": ["a", "b"]})):
+        folder = Path("runs", name)
+        folder.mkdir(parents=True)
+        save_weights(folder / "model.safetensors", {"weight": torch.ones(2)})
+        write_json(folder / "config.json", config)
+    assert newest_checkpoint() == "runs/pretrained"

@@ -239,6 +239,7 @@ def test_an_evaluation_keeps_the_rows_of_earlier_ones(grid, grid_pool):
     def methods_of_rows() -> list[str]:
         return [row["method"] for row in read_csv(grid / "selection.csv")]
 
+    (grid / "selection.csv").unlink(missing_ok=True)  # of another test
     call(EVALUATE, grid, "--pool", grid_pool, "--methods", "vocabulary-overlap")
     before = methods_of_rows()
     call(EVALUATE, grid, "--pool", grid_pool, "--methods", "data-size")
