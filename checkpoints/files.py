@@ -13,7 +13,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from checkpoints.atomic import atomic_write, sync, write_failure
-from config.errors import UserError
+from config.errors import UserError, first_line
 from config.presets import read_json
 
 WEIGHTS, CONFIG, METRICS = "model.safetensors", "config.json", "metrics.json"
@@ -96,7 +96,7 @@ def damage_told(source: str) -> Iterator[None]:
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         if "memory" in str(error):  # it is whole, and the model too large
             raise
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{source}: its {CONFIG} is damaged, or of another version ({reason})") from error
 
 

@@ -46,6 +46,11 @@ def without_secrets(text: str) -> str:
     return text
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, or its class if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """`; did you mean …?` for a name that is nearly one of `known`, else nothing."""
     nearest = difflib.get_close_matches(name, list(known), n=1)

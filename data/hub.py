@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from checkpoints.atomic import atomic_write
-from config.errors import UserError
+from config.errors import UserError, first_line
 from data.network import WITHOUT_NETWORK, hub_errors
 from data.splits import SPLIT_FILES, Table, text_digest
-from data.tables import first_line
 from utils import logger
 
 

@@ -10,8 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from config.errors import UserError
-from data.tables import first_line
+from config.errors import UserError, first_line
 from utils import logger
 
 LOOKUP_SECONDS = 3.0  # to find the address of a host, and again to connect to it

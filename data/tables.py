@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from config.errors import UserError
+from config.errors import UserError, first_line
 
 FILE_TYPES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet", ".conll", ".conllu")
 FIELDS = ("text", "text_pair", "choices", "heads", "group", "label")  # that a row of a task may have
@@ -183,8 +183,3 @@ def _as_text(row: dict, column: str) -> str:
 def is_missing(value: object) -> bool:
     """Is it what tables hold where there is no value: null or NaN?"""
     return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an exception's message, or its class if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

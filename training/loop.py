@@ -37,8 +37,7 @@ def fit(
 
     The metrics that `evaluate()` returns go to `best`, which keeps the best weights in the run folder and may
     stop the training early. Returns how many steps were taken, and how fast. Raises UserError if the tracker
-    cannot start, or if there is no resuming from the run's newest checkpoint, TrainingFailed if the training
-    diverges or cannot write its files, and Stopped after a signal.
+    cannot start or no checkpoint fits, TrainingFailed if the training fails, and Stopped after a signal.
     """
     wrapped = wrap_model(model, run, options.unfreeze_every > 0 or options.parts_are_unused)
     step = TrainingStep(wrapped, optimizers, objective, run, options)
@@ -50,7 +49,7 @@ def fit(
     state |= {f"optimizer_{index}": optimizer for index, optimizer in enumerate(optimizers)}
 
     # The handlers of an event run in this order. Learning rates and frozen layers are set before the step;
-    # the clock stops before the evaluation; the checkpoint comes last, since it includes the evaluation.
+    # numbers are checked before they are logged; the checkpoint comes last, since it has the evaluation.
     attach_schedule(trainer, optimizers, options)
     if options.unfreeze_every:
         assert isinstance(model, TrainableModel)
@@ -68,8 +67,6 @@ def fit(
         run.close()
         raise
     progress.n_steps = trainer.state.iteration
-    if progress.n_skipped:
-        show(f"{progress.n_skipped} of {progress.n_steps} steps were skipped: gradients overflowed in fp16")
     return progress
 
 
@@ -172,6 +169,12 @@ def attach_logging(trainer: Engine, optimizers: list, run: Run, log_every: int) 
         run.log_scalars("training", step, scalars)
         if not sys.stderr.isatty() and step % (10 * log_every) == 0:  # no bar in a log file
             show(f"step {step}: training loss {loss:.4g}, {speed:,.0f} tokens/s")
+
+    @trainer.on(Events.COMPLETED)
+    def tell_of_skipped_steps(engine: Engine) -> None:
+        if progress.n_skipped:
+            of_all = f"{progress.n_skipped} of {engine.state.iteration} steps"
+            show(f"{of_all} were skipped: gradients overflowed in fp16")
 
     if run.is_main:
         event = Events.ITERATION_COMPLETED(every=log_every)

@@ -21,7 +21,7 @@ from checkpoints.files import (
     read_evaluations,
     read_run_config,
 )
-from config.errors import UserError
+from config.errors import UserError, first_line
 from config.groups import OptimizationArguments
 from processes import broadcast_from_main
 from training.divergence import check_weights
@@ -220,10 +220,6 @@ def read_checkpoint(file: Path) -> dict:
         if "memory" in str(error):
             raise
         raise Damaged(first_line(error)) from error
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def forget_later_evaluations(folder: Path, step: int) -> None:

@@ -294,9 +294,9 @@ def test_a_password_is_taken_from_netrc_and_not_from_an_address(tmp_path, monkey
 
 def test_a_model_may_be_pinned(tmp_path, hub):
     for name, version in (("model", 2), ("model@v1", 1)):
-        folder = tmp_path / "models" / "owner" / name
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(f'{{"version": {version}}}')
+        file = tmp_path / "models" / "owner" / name / "config.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(f'{{"version": {version}}}')
     code = """
 import sys
 from data.hub import download
@@ -308,10 +308,7 @@ for name in ("owner/model", "owner/model@v1"):
 
 
 SHAPE = [
-    "--embed_dim",
-    "16",
-    "--hidden_dim",
-    "32",
+    *("--embed_dim", "16", "--hidden_dim", "32"),
     "--num_layers",
     "1",
     "--num_heads",

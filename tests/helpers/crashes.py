@@ -19,6 +19,7 @@ import torch
 from checkpoints.files import CHECKPOINTS, CONFIG, METRICS, checkpoints_in
 from helpers.processes import call_file, start_forked
 from helpers.runs import ROOT, evaluations, metrics, run, same_weights, scalars
+from training.resuming import read_checkpoint
 
 KILLS_OF_A_RUN = 4
 N_KILLS = int(os.environ.get("KILLS", 0))  # of each run, instead of the tests' own numbers
@@ -119,7 +120,7 @@ def assert_same(*run_folders: Path) -> None:
     assert evaluations(one) == evaluations(other) and scalars(one) == scalars(other)
     first, second = (without_times(metrics(folder)) for folder in run_folders)
     assert first == second
-    first, second = (torch.load(checkpoints_in(folder / CHECKPOINTS)[0]) for folder in run_folders)
+    first, second = (read_checkpoint(checkpoints_in(folder / CHECKPOINTS)[0]) for folder in run_folders)
     for checkpoint in (first, second):
         del checkpoint["checkpointer"]  # which files there are: of a run that was told to stop, others
     assert differences(first, second) == []
