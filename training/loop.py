@@ -173,8 +173,7 @@ def attach_logging(trainer: Engine, optimizers: list, run: Run, log_every: int) 
     @trainer.on(Events.COMPLETED)
     def tell_of_skipped_steps(engine: Engine) -> None:
         if progress.n_skipped:
-            of_all = f"{progress.n_skipped} of {engine.state.iteration} steps"
-            show(f"{of_all} were skipped: gradients overflowed in fp16")
+            show(f"{progress.n_skipped} of {engine.state.iteration} steps were skipped: overflows in fp16")
 
     if run.is_main:
         event = Events.ITERATION_COMPLETED(every=log_every)
