@@ -18,6 +18,14 @@ FLAGS = OptimizationArguments(lr=0.02, n_warmup=2, log_every=3)
 OPTIONS = {"n_steps": 20, "save_every": 8, "eval_every": 5}
 
 
+@pytest.fixture(autouse=True)
+def not_in_the_background():
+    """A shell lets what it starts in the background ignore Ctrl-C, and then it stays ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 @pytest.mark.parametrize("when", [4, 8, 10])
 def test_it_goes_on_as_if_nothing_had_been(number, when, tmp_path, caplog):
