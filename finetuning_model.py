@@ -13,6 +13,7 @@ from config.constants import IGNORE_INDEX
 from config.model import TransformerConfig
 from layers.adapters import Tuning, apply_tuning, is_added, is_fused
 from pretraining_attention import at_positions
+from pretraining_dropout import Dropout
 from pretraining_model import LanguageModel, initialize
 
 HEAD_PREFIX = "classification_head."  # of the names of its weights
@@ -38,7 +39,7 @@ class ClfHead(nn.Linear):
     def __init__(self, config: TransformerConfig, head: HeadConfig):
         super().__init__(len(head.pooling.split("_")) * config.embed_dim, head.num_outputs)
         initialize(self, head.initializer_range)
-        self.causal, self.pooling, self.dropout = config.causal, head.pooling, nn.Dropout(config.dropout)
+        self.causal, self.pooling, self.dropout = config.causal, head.pooling, Dropout(config.dropout)
 
     @property
     def reads_only_cls(self) -> bool:
@@ -82,7 +83,7 @@ class TagHead(nn.Linear):
     def __init__(self, config: TransformerConfig, head: HeadConfig):
         super().__init__(config.embed_dim, head.num_outputs)
         initialize(self, head.initializer_range)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def score(self, hidden_states: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """[batch, seq, embed] → [batch, seq, tags]."""
@@ -148,7 +149,7 @@ class ParserHead(Biaffine):
 
     def __init__(self, config: TransformerConfig, head: HeadConfig):
         super().__init__(config.embed_dim, head)
-        self.causal, self.dropout = config.causal, nn.Dropout(config.dropout)
+        self.causal, self.dropout = config.causal, Dropout(config.dropout)
 
     def score(self, hidden_states: Tensor, attention_mask: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """[batch, seq, embed] → [batch, dependent, head, 1 + relations], of the arc and its relations.

@@ -17,6 +17,7 @@ from config.constants import IGNORE_INDEX
 from config.errors import UserError
 from config.model import TransformerConfig
 from pretraining_attention import KeyValueCache, SelfAttention, at_positions, causal_mask_at, expand_mask
+from pretraining_dropout import Dropout
 from pretraining_loss import chunked_cross_entropy, sample_vocabulary
 
 # By the names of the transformers library. gelu_new is GPT-2's, approximated by tanh; gelu is BERT's.
@@ -66,7 +67,7 @@ class TransformerLayer(nn.Module):
         self.feed_forward_norm = layer_norm(config)
         self.feed_forward = FeedForward(config)
         self.after_feed_forward: nn.Module = EmptySlot()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self,
@@ -105,7 +106,7 @@ class Transformer(nn.Module):
             nn.Embedding(config.num_token_types, config.embed_dim) if config.num_token_types else None
         )
         self.embedding_norm = layer_norm(config) if config.embedding_norm else nn.Identity()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.after_embedding: nn.Module = nn.Identity()
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
         self.final_norm = layer_norm(config) if config.pre_norm else nn.Identity()

@@ -84,7 +84,9 @@ common = {
     "dataset_path": "rotten_tomatoes",
     "train_subset_size": 1000,
     "max_length": 48,
+    "train_batch_size": 32,
     "valid_batch_size": 256,
+    "eval_every": 10**6,  # once, at the end
     "restarts": 3,
 }
 full = load_preset(FinetuningConfig, "quickstart_full", **common)
@@ -93,9 +95,9 @@ frozen = load_preset(FinetuningConfig, "quickstart_adapters", **common | {"adapt
 recipes = {
     "head": {"0": {}},
     "bitfit": {"0": {}},
-    "lora": {str(rank): {"lora_rank": rank} for rank in (2, 8, 32)},
-    "pfeiffer": {str(width): {"adapters_dim": width} for width in (4, 16, 64)},
-    "houlsby": {str(width): {"adapters_dim": width} for width in (4, 16, 64)},
+    "lora": {str(rank): {"lora_rank": rank} for rank in (2, 32)},
+    "pfeiffer": {str(width): {"adapters_dim": width} for width in (4, 64)},
+    "houlsby": {str(width): {"adapters_dim": width} for width in (4, 64)},
 }
 if SHORT:
     recipes = {"head": recipes["head"]}
