@@ -50,7 +50,7 @@ def export(config: ExportConfig) -> None:
     }
     output.mkdir(parents=True, exist_ok=True)
     tokenizer.export(output, checkpoint.config.causal, checkpoint.config.num_max_positions)
-    save_weights(output / WEIGHTS, weights)
+    save_weights(output / WEIGHTS, weights, {"format": "pt"})  # transformers 4 refuses a header without it
     write_json(output / CONFIG, settings | special)
     print(f"{settings['architectures'][0]} in {output}")
 

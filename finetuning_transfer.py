@@ -23,13 +23,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from checkpoints.files import CHECKPOINTS, CONFIG, WEIGHTS, write_json
+from checkpoints.locking import locked
 from checkpoints.pretrained import open_start
 from config.errors import UserError, termination_as_exit
 from config.presets import read_json
 from experiments.cells import Cell, jobs_of
 from experiments.checks import check_training, check_unchanged, refuse_launcher
 from experiments.engines import open_engine
-from experiments.graph import Graph, Outcome, locked
+from experiments.graph import Graph, Outcome
 from experiments.grid_table import TABLE, draw_heat_map, in_order_of_map, rows_of_cells, write_table
 from experiments.notify import notified
 from experiments.task_map import TaskMap, read_task_map, with_metric

@@ -27,12 +27,13 @@ from torch import Tensor
 
 from checkpoints.encoders import open_encoder
 from checkpoints.files import CHECKPOINTS, WEIGHTS, save_weights
+from checkpoints.locking import locked
 from checkpoints.maps import HEAD, map_sections
 from checkpoints.pretrained import Checkpoint, open_checkpoint
 from config.errors import termination_as_exit
 from config.selection import RepresentationConfig
 from experiments.engines import open_engine
-from experiments.graph import Metrics, locked
+from experiments.graph import Metrics
 from experiments.notify import notified
 from experiments.task_map import file_name
 from finetuning_model import TransformerWithClfHead

@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from checkpoints.atomic import is_unused, remove_tmp_files
+from checkpoints.atomic import LOCK, is_unused, remove_tmp_files
 from checkpoints.files import CONFIG, METRICS, append_evaluation, flatten, write_json
+from checkpoints.locking import lock_folder
 from config.constants import LOGGER
 from config.errors import UserError, without_secrets
 from config.groups import RunArguments
@@ -33,6 +34,8 @@ from config.restarting import LAUNCHERS, launcher
 from processes import broadcast_from_main, form_process_group, gather, local_rank, n_processes
 
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
     from checkpoints.event_log import EventLog
 
 PACKAGES = ("torch", "pytorch-ignite", "tokenizers", "safetensors", "numpy")
@@ -70,6 +73,7 @@ class Run:
     step: int = 0  # optimizer steps that it has taken
     events: "EventLog | None" = None  # for TensorBoard, in the main process
     tracker: Tracker | None = None  # in the main process
+    lock: "BaseFileLock | None" = None  # of the folder, in the main process
 
     @property
     def is_main(self) -> bool:
@@ -99,12 +103,15 @@ class Run:
             self.tracker.log_scalars(tag, step, values)
 
     def close(self, metrics: dict[str, float] | None = None) -> None:
-        """Close the logs, with the final metrics; without any, the run has failed."""
+        """Close the logs, with the final metrics, and unlock the folder; a run without any has failed."""
         if self.events is not None:
             self.events.close()
         if self.tracker is not None:
             self.tracker.close(metrics)
             self.tracker = None
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
 
 
 def start_run(config: RunArguments) -> Run:
@@ -174,14 +181,16 @@ def open_folder(run: Run, **sections: object) -> None:
 
 
 def make_folder(run: Run) -> None:
-    """Make the folder, or empty it, unless the run is resumed."""
+    """Make the folder and lock it; empty it, unless the run is resumed. Raises UserError if it cannot."""
     try:
+        run.lock = lock_folder(run.folder)
         if run.is_resumed:
             (run.folder / METRICS).unlink(missing_ok=True)  # which would say that it is finished
             remove_tmp_files(run.folder)
-        elif run.folder.is_dir() and any(run.folder.iterdir()):
-            shutil.rmtree(run.folder)  # `choose_folder` has checked --overwrite
-        run.folder.mkdir(parents=True, exist_ok=True)
+        else:  # `choose_folder` has checked --overwrite
+            for path in run.folder.iterdir():
+                if path.name != LOCK:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     except OSError as error:
         raise UserError(f"--output_dir {run.folder} cannot be made: {error.strerror}") from error
 

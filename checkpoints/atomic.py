@@ -15,6 +15,7 @@ REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, err
 REFUSALS |= {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 # What a killed process was writing: under our names, and under those of safetensors.
 TMP_NAME = re.compile(r"\..+\.[0-9a-f]{32}|\.tmp\w{6}")
+LOCK = ".lock"  # in a folder that belongs to a process
 
 
 @contextlib.contextmanager
@@ -88,5 +89,6 @@ def remove_tmp_files(folder: Path) -> None:
 
 
 def is_unused(folder: Path) -> bool:
-    """Is there no such folder, or nothing in it but what a killed process was writing?"""
-    return not folder.is_dir() or all(TMP_NAME.fullmatch(path.name) for path in folder.iterdir())
+    """Is there no such folder, or nothing in it but its lock and what a killed process was writing?"""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return all(name == LOCK or TMP_NAME.fullmatch(name) for name in names)

@@ -5,11 +5,13 @@ import errno
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from checkpoints.atomic import atomic_write, sync, write_failure
@@ -17,6 +19,7 @@ from config.errors import UserError, first_line
 from config.presets import read_json
 
 WEIGHTS, CONFIG, METRICS = "model.safetensors", "config.json", "metrics.json"
+CHECKSUM = "crc32"  # in the header of weights
 EVALUATIONS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
 
@@ -39,22 +42,42 @@ def write_json(path: Path, value: object) -> None:
         tmp_path.write_text(as_json(value, indent=2) + "\n", encoding="utf-8")
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write safetensors atomically."""
+def save_weights(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+    """Write safetensors atomically; `about` takes the place of the checksum in their header.
+
+    The same weights are the same bytes, as long as there is one entry: safetensors writes several in random
+    order.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with atomic_write(path, sum(tensor.nbytes for tensor in tensors.values())) as tmp_path:
         tmp_path.touch()
         mode = tmp_path.stat().st_mode
-        safetensors.torch.save_file(tensors, tmp_path)
+        safetensors.torch.save_file(tensors, tmp_path, dict(about or {CHECKSUM: checksum(tensors)}))
         tmp_path.chmod(mode)  # safetensors would let nobody else read it
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read safetensors. Raises UserError if the file is missing or is not one."""
+    """Read safetensors. Raises UserError if the file is missing, is not one, or has changed since it was
+    written; files of others have no checksum.
+    """
     try:
-        return safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, "pt") as file:
+            weights = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            expected = (file.metadata() or {}).get(CHECKSUM)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {error}") from error
+    if expected not in (None, checksum(weights)):
+        raise UserError(f"{path} is damaged: its checksum is wrong; copy or train it again")
+    return weights
+
+
+def checksum(weights: Mapping[str, Tensor]) -> str:
+    """CRC-32 of the names, types, shapes and values of contiguous tensors."""
+    state = 0
+    for name, tensor in sorted(weights.items()):
+        state = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), state)
+        state = zlib.crc32(tensor.view(-1).view(torch.uint8).numpy().data, state)
+    return f"{state:08x}"
 
 
 def load_into(

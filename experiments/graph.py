@@ -5,20 +5,18 @@ killing a worker or the whole program costs only the time since the last checkpo
 on. `engines.py` says where the trainings run.
 """
 
-import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-import filelock
 import ignite.distributed as idist
 
 from checkpoints.files import CONFIG, read_metrics
-from config.errors import Stopped, TrainingFailed, UserError
+from config.errors import Stopped, TrainingFailed
 from config.flags import replace
 from config.groups import RunArguments
 from experiments.notify import one_line
@@ -159,21 +157,3 @@ def summary(metrics: Metrics) -> str:
     shown = [name for name in metrics if name == "average" or name.startswith("valid_")][:2]
     values = [f"{name} {metrics[name]:.4g}" for name in shown]
     return ", ".join([*values, f"{metrics['seconds']:.0f} s"] if "seconds" in metrics else values)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other drivers away from a folder. The lock of a process that is killed is free at once.
-
-    Raises UserError if another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock", blocking=False)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise UserError(f"another process works in {folder}; wait until it ends, or end it") from None
-    try:
-        yield
-    finally:
-        lock.release()

@@ -1,6 +1,5 @@
 """Several trainings that differ in nothing but the seed: how much of a result is luck."""
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -18,7 +17,7 @@ from config.flags import replace
 from config.groups import EngineArguments
 from experiments.checks import check_training
 from experiments.engines import open_engine
-from experiments.graph import Graph, Job, Metrics, locked
+from experiments.graph import Graph, Job, Metrics
 from utils import finish_run, open_folder, start_run
 
 # Where trainings run is not a part of what they are, so a resumed run may take another engine.
@@ -43,7 +42,7 @@ def train_restarts(config: FinetuningConfig, train: Callable[[FinetuningConfig],
     once = replace(config, restarts=1, notify=None, overwrite=False)
     seeds = range(config.seed, config.seed + config.restarts)
     jobs = [Job(f"restart_{seed}", train, replace(once, seed=seed)) for seed in seeds]
-    with locked(parent.folder) if parent.is_main else contextlib.nullcontext(), engine:
+    with engine:
         metrics = Graph(parent.folder, jobs).run(engine, keep_going=False).metrics
     results = {seed: metrics[f"restart_{seed}"] for seed in seeds}
     best = best_seed(metric, results)

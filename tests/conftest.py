@@ -25,6 +25,7 @@ from helpers.runs import SHAPE, STEPS, TOKEN, WORDS, run
 from data.sources import open_source
 from data.wordpiece import train_tokenizer
 
+pytest_plugins = ["helpers.reasons", "pytester"]
 # The sitecustomize.py of processes that use the Hub: retries do not wait.
 NO_WAITING = "import time; sleep = time.sleep; time.sleep = lambda seconds: sleep(min(seconds, 0.01))"
 

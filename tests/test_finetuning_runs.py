@@ -21,6 +21,7 @@ from helpers.runs import (
 )
 
 
+@pytest.mark.processes("it is about two of them")
 @pytest.mark.parametrize("lm_loss_coef", [0, 0.5])
 def test_two_finetuning_processes_equal_one(lm_loss_coef, finetuning, tmp_path):
     common = [*finetuning, *NO_DROPOUT, "--n_steps", 6, "--eval_every", 2, "--lm_loss_coef", lm_loss_coef]
@@ -52,6 +53,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.processes("it is about how one ends")
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
 def test_the_threads_of_the_process_group_end_before_the_interpreter(finetuning, tmp_path):
     """Else one that is late aborts a process that has finished its work."""
@@ -76,6 +78,7 @@ def test_finetuning_learns_and_uses_the_test_split_once(finetuned):
     assert {"valid_macro_f1", "valid_matthews", "examples_per_second", "n_trained"} <= final.keys()
 
 
+@pytest.mark.processes("the next one finds the base by the path that is stored")
 def test_adapters_store_what_they_trained_and_find_their_base(finetuning, pretrained, task, tmp_path):
     folder = tmp_path / "adapters"
     result = run(
@@ -116,6 +119,7 @@ def test_adapters_store_what_they_trained_and_find_their_base(finetuning, pretra
         base.write_bytes(content)
 
 
+@pytest.mark.processes("it reads all that a run prints")
 def test_early_stopping_restores_the_best_weights(finetuning, tmp_path):
     common = [
         "--n_epochs",
@@ -186,6 +190,7 @@ def test_regression_is_measured_by_correlations(regression):
     assert final["valid_pearson"] > 0.8 and final["valid_spearman"] > 0.8 and "valid_accuracy" not in final
 
 
+@pytest.mark.processes("it looks at the exit code and at all that is printed")
 def test_pairs_are_read_from_arguments_and_columns(regression, tmp_path):
     good, bad = (f"{' '.join([word] * 5)}\ta film" for word in ("good", "bad"))
     lines = run("finetuning_predict.py", regression, good, bad).stdout.splitlines()
@@ -198,6 +203,7 @@ def test_pairs_are_read_from_arguments_and_columns(regression, tmp_path):
     assert alone.returncode == 2 and "text 1 of the input is not a pair" in alone.stderr
 
 
+@pytest.mark.processes("it feeds standard input")
 def test_prediction_reads_arguments_files_and_standard_input_in_order(finetuned, tmp_path):
     texts = [
         f"the film was {'good' if index % 3 else 'bad'} {'and so on ' * (index % 7)}".strip()

@@ -184,6 +184,7 @@ def test_losses_that_differ_are_a_fault(bf16, agree):
     assert bool(gpu.faults({"notes": [], "losses": losses})) is not agree
 
 
+@pytest.mark.processes("it looks at the exit code and at all that is printed")
 def test_without_a_card_it_says_so_and_writes_nothing(run_script):
     before = gpu.RESULTS.exists()
     result = run_script("benchmarks/gpu.py", env={"CUDA_VISIBLE_DEVICES": ""})

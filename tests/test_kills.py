@@ -6,6 +6,8 @@ Each of these tests starts processes, since it kills them; KILLS=50 kills each r
 import pytest
 from helpers.crashes import assert_kills_change_nothing
 
+pytestmark = pytest.mark.processes("it kills them")
+
 STEPS = ["--n_steps", 120, "--save_every", 10, "--log_every", 3]
 RUNS = {
     "pretraining, with masks, Muon and accumulated gradients": [

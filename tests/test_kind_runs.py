@@ -156,6 +156,7 @@ def test_a_run_from_before_the_two_had_heads_of_their_own_predicts_the_same(kind
     assert call("finetuning_predict.py", old, line) == call("finetuning_predict.py", trained, line)
 
 
+@pytest.mark.processes("it is about two of them")
 def test_two_processes_equal_one(kind, options, tmp_path):
     common = [*options[0], *NO_DROPOUT, "--n_steps", 4, "--eval_every", 2]
     call("finetuning_train.py", *common, "--output_dir", tmp_path / "one")
@@ -172,6 +173,7 @@ def test_two_processes_equal_one(kind, options, tmp_path):
         assert one == pytest.approx(two, abs=2e-3) and one["loss"] == pytest.approx(two["loss"], abs=1e-4)
 
 
+@pytest.mark.processes("it kills one")
 @pytest.mark.parametrize("kind", ["question_answering"], indirect=True)
 def test_a_killed_run_resumes_to_the_same_result(kind, options, tmp_path):
     steps = ["--n_steps", 120, "--save_every", 10, "--optimizer", "muon", "--muon_lr", 0.01]

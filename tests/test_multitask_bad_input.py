@@ -170,6 +170,7 @@ def test_other_scripts_say_what_a_multitask_run_is_for(folder):
         shutil.rmtree("runs")
 
 
+@pytest.mark.processes("it looks at the exit code and at all that is printed")
 def test_a_mistake_is_one_line_and_exit_code_2(folder):
     result = run(SCRIPT, *MULTITASK, "--freeze_layers", "7", check=False)
     lines = [line for line in result.stderr.splitlines() if not line.startswith(("film", "number"))]

@@ -196,6 +196,7 @@ def assert_sampling_resumes_exactly(folder: Path, *arguments) -> None:
     assert_kills_change_nothing(SCRIPT, folder, *arguments, *steps, seed=2)
 
 
+@pytest.mark.processes("it kills one")
 def test_a_killed_run_with_uncertainty_resumes_exactly(multitask, tmp_path):
     assert_sampling_resumes_exactly(tmp_path, *multitask, *UNCERTAINTY)
 
@@ -221,6 +222,7 @@ def assert_two_processes_equal_one(folder: Path, *arguments) -> None:
     assert {row["film.share"] for row in evaluations(two)} != {0.0}
 
 
+@pytest.mark.processes("it is about two of them")
 def test_two_processes_that_have_different_tasks_equal_one(multitask, tmp_path):
     assert_two_processes_equal_one(tmp_path, *multitask, "--sampling", "sequential")
 

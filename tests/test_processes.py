@@ -17,6 +17,8 @@ from finetuning_train import FinetuningConfig
 from training.resuming import check_resumable, rows_per_process
 from utils import Run, gpu_index
 
+pytestmark = pytest.mark.processes("it is about several of them")
+
 UNDER_SLURM = {"SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2"}
 # A machine with one GPU, as ignite would see it.
 ONE_GPU = """

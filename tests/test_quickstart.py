@@ -95,6 +95,7 @@ def test_six_sources_are_transferred_and_ranked(home, capsys):
         assert json.loads((folder / "config.json").read_text())["arguments"]["train_subset_size"] == 200
 
 
+@pytest.mark.processes("it looks at the exit code and at all that is printed")
 def test_a_wrong_argument_starts_nothing(home):
     with contextlib.chdir(home):
         result = run("quickstart.py", "--multitsk", check=False)

@@ -305,6 +305,7 @@ def test_texts_follow_the_tasks_definitions(trained):
 # ------------------------------------------------------------------------------------------------- many tasks
 
 
+@pytest.mark.processes("the libraries read the address of the Hub when they are imported")
 def test_the_presets_of_many_tasks_train_a_step_on_them(hub, published, tiny_vocab, tmp_path, run_script):
     """On uncertain examples, with 128 tokens at most although some tasks allow more."""
     mirror, folder = hub(published), tmp_path / "run"

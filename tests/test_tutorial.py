@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from helpers.runs import ROOT
 
+pytestmark = pytest.mark.processes("a chapter sets the style of all plots and the folder that it runs in")
+
 CHAPTERS = sorted((ROOT / "docs" / "tutorial").glob("[0-9]_*.py"))
 CELL = re.compile(r"^# %%(.*)\n", re.MULTILINE)
 EXCERPT = re.compile(r"^# ([\w/]+\.py), line \d+\n", re.MULTILINE)

@@ -7,6 +7,7 @@ import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from tqdm import tqdm
 
 from checkpoints.files import EVALUATIONS, METRICS, read_evaluations, read_metrics, write_json
@@ -65,6 +66,7 @@ finish_run(run, {"valid_loss": 1.0})
 """
 
 
+@pytest.mark.processes("it takes a module away from one")
 def test_where_the_system_does_not_tell_the_peak_memory_it_is_left_out(run_script, tmp_path):
     result = run_script("-c", WITHOUT_RESOURCE, tmp_path)
     assert result.returncode == 0, result.stderr

@@ -18,6 +18,8 @@ from helpers.runs import ROOT, free_port, launch, run
 
 from checkpoints.files import CHECKPOINTS, checkpoints_in
 
+pytestmark = pytest.mark.processes("it kills them, or tells them to stop")
+
 STEPS = ["--n_steps", 60, "--save_every", 10, "--eval_every", 25, "--log_every", 4, "--train_batch_size", 2]
 SCRIPT = "pretraining_train.py"
 

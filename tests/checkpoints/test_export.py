@@ -1,5 +1,6 @@
 """Exported checkpoints are loaded by transformers and compute the same."""
 
+import pytest
 import torch
 import transformers
 from helpers.published import MODELS, padded_batch
@@ -33,6 +34,7 @@ def test_an_exported_checkpoint_is_loaded_by_transformers(folder, tmp_path):
     assert theirs.pad_token_id == ours.pad_id and theirs.mask_token_id == ours.mask_id
 
 
+@pytest.mark.processes("the command as a user gives it")
 def test_our_own_model_can_be_exported(corpus, cache, pretraining, tmp_path):
     call("pretraining_train.py", *pretraining, "--n_steps", 2, "--output_dir", tmp_path / "run")
     run("export.py", tmp_path / "run", tmp_path / "exported", launcher=ALONE)
@@ -43,6 +45,7 @@ def test_our_own_model_can_be_exported(corpus, cache, pretraining, tmp_path):
         torch.testing.assert_close(model.eval()(input_ids), exported(input_ids).logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.processes("it looks at the exit code and at all that is printed")
 def test_what_cannot_be_exported_is_a_sentence(pretrained, tmp_path):
     result = run("export.py", pretrained, tmp_path / "exported", check=False)
     assert (

@@ -75,6 +75,7 @@ def test_a_foreign_checkpoint_is_fine_tuned_and_predicts(folder, task, cache, tm
     assert set(prediction["probabilities"]) == {"neg", "pos"}
 
 
+@pytest.mark.processes("the libraries read the address of the Hub when they are imported")
 def test_a_checkpoint_of_the_hub_is_fine_tuned_with_adapters_that_find_it_again(hub, folder, task, tmp_path):
     repository = tmp_path / "hub" / "models" / "owner" / "model"
     repository.parent.mkdir(parents=True)

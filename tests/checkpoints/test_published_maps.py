@@ -13,6 +13,8 @@ from checkpoints.maps import load_map, save_map
 from checkpoints.publishing import model_card, published_config
 from selection_model import build_map
 
+pytestmark = pytest.mark.processes("the libraries read the address of the Hub when they are imported")
+
 BASE, SHORT = "google-bert/bert-base-uncased", "bert-base-uncased"
 NOBODY = "http://127.0.0.1:1"
 ASK = """

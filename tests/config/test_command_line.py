@@ -167,6 +167,7 @@ def test_a_mistake_in_a_preset_names_the_key(tmp_path, content, message):
     assert message in str(error.value)
 
 
+@pytest.mark.processes("it looks at what a new process imports")
 @pytest.mark.parametrize("script, usage", USAGE.items())
 def test_help_imports_nothing_heavy_and_shows_what_the_script_takes(script, usage):
     code = (
@@ -183,6 +184,7 @@ def test_help_imports_nothing_heavy_and_shows_what_the_script_takes(script, usag
     )
 
 
+@pytest.mark.processes("it looks at the exit code and at all that is printed")
 def test_a_mistake_exits_with_code_2_at_once_and_debug_shows_where(monkeypatch):
     command = [sys.executable, str(ROOT / "pretraining_train.py"), "--n_step", "3"]
     result = subprocess.run(command, capture_output=True, text=True)
@@ -201,6 +203,7 @@ def test_help_titles_the_groups(capsys):
     assert titles == ["positional arguments:", "options:", "what to read:", "optimization:", "run:"]
 
 
+@pytest.mark.processes("a shell starts one for each key")
 @pytest.mark.parametrize(
     "typed, completions",
     [

@@ -211,6 +211,7 @@ def test_what_the_cache_holds_has_the_permissions_of_the_umask(umask, tokenizer,
     }
 
 
+@pytest.mark.processes("it becomes another user")
 @pytest.mark.parametrize(
     "closed, verb", [("entry/file", "read"), ("entry", "read"), (".", "read"), ("to_others", "written")]
 )
@@ -248,6 +249,7 @@ def test_a_cache_of_somebody_else_that_is_closed_is_a_sentence(closed, verb):
     )
 
 
+@pytest.mark.processes("it is about two of them")
 def test_two_processes_at_once_build_once(tmp_path):
     context = multiprocessing.get_context("fork")
     ready, results = context.Barrier(2), context.Queue()

@@ -14,6 +14,8 @@ from config.errors import UserError
 from data import hub, network
 from data.sources import open_source
 
+pytestmark = pytest.mark.processes("the libraries read the address of the Hub when they are imported")
+
 SHARD = "00000-of-00001"
 SPLITS = ["train", "validation", "test"]
 QUESTION_CLASSES = {

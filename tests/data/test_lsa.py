@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from helpers.runs import evaluations, run
+from helpers.runs import call, evaluations
 
 from data.lsa import MAX_BLOCKS, count_tokens, latent_semantic_analysis
 
@@ -59,6 +59,6 @@ def test_a_large_corpus_is_sampled_all_over():
 def test_pretraining_starts_from_them(pretraining, tmp_path):
     common = [*pretraining, "--n_steps", 4, "--eval_every", 2, "--eval_at_start"]
     for kind in ("random", "lsa"):
-        run("pretraining_train.py", *common, "--initial_embeddings", kind, "--output_dir", tmp_path / kind)
+        call("pretraining_train.py", *common, "--initial_embeddings", kind, "--output_dir", tmp_path / kind)
     random, lsa = evaluations(tmp_path / "random"), evaluations(tmp_path / "lsa")
     assert random[0]["loss"] != lsa[0]["loss"] and lsa[-1]["loss"] < lsa[0]["loss"]

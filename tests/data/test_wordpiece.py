@@ -73,6 +73,7 @@ def test_training_gives_the_same_vocabulary_although_many_pairs_are_equally_freq
     assert all(one == vocabularies[0] for one in vocabularies)
 
 
+@pytest.mark.processes("each has its own order of sets")
 def test_training_gives_the_same_vocabulary_in_every_process(reviews, run_script, tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(row["text"].replace("\n", " ") for row in reviews[:200]), encoding="utf-8")
@@ -157,6 +158,7 @@ def test_special_tokens_may_have_any_id():
     assert tokenizer.encode("good [MASK] evil") == [0, 1, 4]
 
 
+@pytest.mark.processes("it looks at what a new process imports")
 def test_no_reference_is_imported_for_plain_text(run_script):
     """It imports torch and takes seconds."""
     code = (

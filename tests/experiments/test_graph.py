@@ -19,7 +19,7 @@ from checkpoints.files import write_json
 from config.errors import TrainingFailed, UserError
 from config.groups import EngineArguments
 from experiments.engines import InOrder, check_reachable, importable_name, open_engine, share
-from experiments.graph import Graph, Job, locked
+from experiments.graph import Graph, Job
 
 
 def job(name: str, *needs: str, fails: str = "") -> Job:
@@ -98,29 +98,10 @@ def test_a_broken_gpu_ends_the_process(tmp_path, monkeypatch):
     assert not (tmp_path / "c").exists()
 
 
-HOLD = """
-import filelock, sys
-lock = filelock.FileLock(sys.argv[1])
-lock.acquire()
-print(flush=True)
-sys.stdin.read()
-"""
-
-
-def test_a_folder_has_one_driver_and_a_killed_one_lets_go_of_it(tmp_path):
-    command = [sys.executable, "-c", HOLD, str(tmp_path / ".lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        with pytest.raises(UserError, match="another process works in"), locked(tmp_path):
-            pass
-        other.send_signal(signal.SIGKILL)
-    with locked(tmp_path), pytest.raises(UserError, match="another process works in"), locked(tmp_path):
-        pass
-
-
 # ----------------------------------------------------------------------------------------------------- on Ray
 
 
+@pytest.mark.processes("it is about Ray's processes")
 def test_ray_does_the_same_in_fresh_processes_that_may_be_killed(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     monkeypatch.chdir(tmp_path)

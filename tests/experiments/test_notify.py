@@ -29,6 +29,7 @@ def start(flags, *notify):
     )
 
 
+@pytest.mark.processes("it reads all that a run prints")
 def test_start_and_end_with_metrics_are_told_and_the_address_is_kept_nowhere(inbox, flags, tmp_path):
     address, messages = inbox
     metrics = start(flags, address)

@@ -131,6 +131,7 @@ def test_a_metric_that_is_no_number_spoils_no_summary():
     assert best_seed("loss", results) == 6
 
 
+@pytest.mark.processes("it is about two of them")
 def test_two_processes_restart_like_one(finetuning, tmp_path):
     common = [*finetuning, *NO_DROPOUT, "--n_steps", 3, "--restarts", 2]
     start(*common, "--output_dir", tmp_path / "one")

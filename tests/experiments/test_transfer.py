@@ -15,10 +15,10 @@ from helpers.runs import STEPS, kill_when_there_is, metrics, spawn
 from matplotlib.figure import Figure
 
 from checkpoints.finetuned import load_finetuned
+from checkpoints.locking import locked
 from config.command_line import parse_argv, run_script
 from config.errors import UserError
 from config.transfer import TransferConfig
-from experiments.graph import locked
 from experiments.grid_table import draw_heat_map
 from finetuning_train import FinetuningConfig, finetune
 from finetuning_transfer import transfer
@@ -218,6 +218,7 @@ def test_the_heat_map_shows_every_cell_that_there_is(tmp_path, monkeypatch):
     assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.processes("it kills one")
 def test_a_killed_grid_goes_on_to_the_same_table(grid, grid_map, common, tmp_path):
     folder = tmp_path / "killed"
     kill_when_there_is(

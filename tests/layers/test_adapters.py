@@ -279,6 +279,7 @@ def test_half_precision_thaws_with_an_optimizer_that_has_nothing_to_do_yet(finet
     assert metrics(tmp_path / "run")["n_steps"] == 3
 
 
+@pytest.mark.processes("it is about two of them")
 def test_two_processes_thaw_like_one(finetuning, tmp_path):
     common = [*finetuning, *NO_DROPOUT, "--n_steps", 6, "--eval_every", 2, "--unfreeze_every", 2]
     call("finetuning_train.py", *common, "--output_dir", tmp_path / "one")

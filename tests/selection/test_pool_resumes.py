@@ -25,6 +25,7 @@ def command(sources, flags) -> list:
     return ["--sources", f"{sources}/film,{sources}/score", *flags, *TRAINING]
 
 
+@pytest.mark.processes("it kills one")
 @pytest.mark.parametrize("moment", ["runs/film/checkpoints/*.pt", "esm/film/metrics.jsonl"])
 def test_a_killed_pool_goes_on(moment, pool, command, tmp_path):
     command += ["--save_every", 5, "--output_dir", tmp_path / "pool"]

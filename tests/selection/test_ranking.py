@@ -119,6 +119,7 @@ def test_the_fine_tuned_model_s_own_predictions_are_those_of_its_head(pool, sour
         np.testing.assert_allclose(logits, model(**batch).numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.processes("the command as a user gives it, and all that it prints")
 def test_a_short_ranking_names_and_shows_the_best(pool, sources, flags, tmp_path):
     options = [
         "--methods",
@@ -205,6 +206,7 @@ def read_csv(file) -> list[dict]:
         return list(csv.DictReader(table))
 
 
+@pytest.mark.processes("the command as a user gives it")
 def test_rankings_are_compared_with_what_transfers_gave(grid, grid_pool, cache):
     """Each figure of the file is worked out again from the table of the grid and the scores of the pool."""
     (grid / "selection.csv").unlink(missing_ok=True)  # of another test
@@ -255,6 +257,7 @@ def test_without_flags_an_evaluation_takes_the_methods_that_the_pool_has_somethi
     assert not methods & {"taskemb", "semb"}
 
 
+@pytest.mark.processes("it looks at the exit code and at all that is printed")
 def test_a_grid_of_another_base_is_no_truth_about_a_pool(grid, sources, flags, pretraining, tmp_path):
     call(
         "pretraining_train.py", *pretraining, "--n_steps", 2, "--seed", 9, "--output_dir", tmp_path / "other"

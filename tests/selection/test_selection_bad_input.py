@@ -97,6 +97,7 @@ def test_ranking(arguments, sentence, pool, sources, flags, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.processes("it looks at the exit code and at all that is printed")
 def test_a_method_whose_files_are_missing_says_how_to_make_them(pool, sources, flags, tmp_path):
     folder = pool / "runs" / "film"
     small = tmp_path / "pool"

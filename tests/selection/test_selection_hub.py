@@ -59,6 +59,7 @@ for words in map(json.loads, sys.argv[1:]):
 """
 
 
+@pytest.mark.processes("the libraries read the address of the Hub when they are imported")
 def test_maps_are_published_fetched_and_ranked(base_folder, hub, sources, cache, tmp_path):
     """One script after the other, in a process that has the loopback Hub for the real one."""
     hub, common = hub(base_folder.parents[2]), ["--model_checkpoint", f"hf:{BASE}", "--dataset_cache", cache]

@@ -145,6 +145,7 @@ def hub_root(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.processes("the libraries read the address of the Hub when they are imported")
 def test_a_model_of_mnli_predicts_the_diagnostics_of_the_hub(hub, hub_root, cache, pretrained, tmp_path):
     mirror = hub(hub_root)
     start = ["--dataset_cache", cache, "--model_checkpoint", pretrained, *STEPS, "--n_steps", 1]

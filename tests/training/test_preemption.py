@@ -47,6 +47,7 @@ def test_it_goes_on_as_if_nothing_had_been(number, when, tmp_path, caplog):
     assert scalars(tmp_path / "run") == scalars(tmp_path / "whole")
 
 
+@pytest.mark.processes("it ends one")
 def test_a_second_signal_ends_the_process_at_once(tmp_path):
     """In a process of its own, which it ends."""
     code = f"""
