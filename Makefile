@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart multitask selection tutorial check test test-slow lint bench clean
+.PHONY: quickstart multitask selection tutorial check test test-slow lint audit bench clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python quickstart.py
@@ -34,6 +34,12 @@ lint: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Looks up the known vulnerabilities of what is installed from the lists, on PyPI.
+audit: $(VENV)/installed-for-audit
+	for list in requirements*.txt */requirements.txt; do \
+		$(BIN)/pip-audit --strict --no-deps --disable-pip -r $$list || exit 1; \
+	done
+
 # NANOGPT=path names a nanoGPT checkout to compare with; without one, the peer is transformers.
 bench: $(VENV)/installed-for-benchmarks
 	for name in throughput time_to_quality finetuning multitask ranking generation text scaling ablation adapters gpu; do \
@@ -60,6 +66,10 @@ $(VENV)/installed-for-slow-tests: requirements-trackers.txt $(VENV)/installed-fo
 # 30 MB of notebook machinery and a checkpoint of 80 MB, which no other target needs.
 $(VENV)/installed-for-tutorial: requirements-tutorial.txt $(VENV)/installed
 	$(BIN)/python -m pip install --quiet -r requirements-tutorial.txt
+	touch $@
+
+$(VENV)/installed-for-audit: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet pip-audit
 	touch $@
 
 $(VENV)/installed-for-benchmarks: benchmarks/requirements.txt $(VENV)/installed

@@ -19,8 +19,8 @@ from checkpoints.atomic import atomic_write
 def build(chapter: Path) -> None:
     """Write the notebook of a text file, with outputs that are the same each time it is executed."""
     notebook = jupytext.read(chapter)
-    where = {"metadata": {"path": str(FOLDER)}}
-    NotebookClient(notebook, timeout=None, record_timing=False, resources=where).execute()
+    options = {"timeout": None, "record_timing": False, "coalesce_streams": True}
+    NotebookClient(notebook, resources={"metadata": {"path": str(FOLDER)}}, **options).execute()
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"  # otherwise random
         logs = {"stderr"}  # progress is for those who wait
