@@ -23,6 +23,7 @@ print({"wandb", "mlflow", "clearml"} & sys.modules.keys())
 """
 
 
+@pytest.mark.processes("it looks at what a new process imports")
 def test_trackers_are_imported_by_those_who_ask_for_them(run_script, monkeypatch):
     assert run_script("-c", IMPORTED).stdout == "set()\n"
     for name in ("wandb", "mlflow", "clearml"):
