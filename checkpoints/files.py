@@ -66,7 +66,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             expected = (file.metadata() or {}).get(CHECKSUM)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {error}") from error
-    if expected not in (None, checksum(weights)):
+    if expected is not None and expected != checksum(weights):
         raise UserError(f"{path} is damaged: its checksum is wrong; copy or train it again")
     return weights
 
