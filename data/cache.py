@@ -8,6 +8,7 @@ import os
 import shutil
 import uuid
 import zlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,8 +234,7 @@ def in_chunks(items: Iterable[T], n_items: int, length: Callable[[T], int]) -> I
 
 
 def _write(folder: Path, chunks: Iterable[EncodedTexts], dtype: type[np.unsignedinteger]) -> None:
-    lengths: list[int] = []
-    n_texts: list[int] = []
+    lengths, n_texts = array("q", [0]), array("i")  # of many rows, so no lists
     labels: list = []
     n_words = 0
     with open(folder / "ids.bin", "wb") as ids_file, open(folder / "spans.bin", "wb") as spans_file:
@@ -242,12 +242,13 @@ def _write(folder: Path, chunks: Iterable[EncodedTexts], dtype: type[np.unsigned
             np.asarray(chunk.ids).astype(dtype).tofile(ids_file)
             if chunk.spans is not None:
                 chunk.spans.astype(np.int32).tofile(spans_file)
-            lengths.extend(np.diff(chunk.offsets).tolist())
-            n_texts.extend(chunk.n_texts.tolist())
+            lengths.frombytes(np.diff(chunk.offsets).astype(np.int64).tobytes())
+            n_texts.frombytes(chunk.n_texts.astype(np.int32).tobytes())
             labels.extend(chunk.labels)
             n_words += chunk.n_words
-    np.save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
-    np.save(folder / "n_texts.npy", np.array(n_texts, dtype=np.int32))
+    offsets = np.frombuffer(lengths, np.int64)
+    np.save(folder / "offsets.npy", np.cumsum(offsets, out=offsets))
+    np.save(folder / "n_texts.npy", np.array(n_texts, np.int32))
     meta = {"dtype": dtype.__name__, "n_words": n_words, "labels": labels}
     (folder / "meta.json").write_text(as_json(meta), encoding="utf-8")
 
