@@ -1,6 +1,6 @@
 """A run that is killed again and again ends as one that is not, bit for bit.
 
-Each of these tests starts processes, since it kills them; KILLS=50 kills each run so often.
+KILLS=50 kills each run so often.
 """
 
 import pytest

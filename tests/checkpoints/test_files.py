@@ -37,7 +37,7 @@ def test_the_same_weights_are_the_same_bytes(tmp_path):
     assert len({(tmp_path / name).read_bytes() for name in "abcdefgh"}) == 1
 
 
-def test_any_flipped_bit_of_weights_is_told(tmp_path):
+def test_a_flipped_bit_of_any_byte_is_told(tmp_path):
     file = tmp_path / WEIGHTS
     save_weights(file, TENSORS)
     content = file.read_bytes()
@@ -71,7 +71,6 @@ sys.stdin.read()
 
 @pytest.mark.processes("locks are between processes")
 def test_a_run_folder_belongs_to_one_process_and_a_killed_one_lets_go_of_it(pretraining, tmp_path):
-    """Starts a process, since locks are between processes."""
     folder = tmp_path / "run"
     flags = [*pretraining, "--n_steps", 2]
     call("pretraining_train.py", *flags, "--output_dir", folder)
