@@ -110,7 +110,7 @@ class Run:
             self.tracker.close(metrics)
             self.tracker = None
         if self.lock is not None:
-            self.lock.release()
+            self.lock.release(force=True)  # also that of an earlier run in this folder, which failed
             self.lock = None
 
 

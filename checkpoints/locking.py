@@ -16,7 +16,8 @@ def lock_folder(folder: Path) -> filelock.BaseFileLock:
     The lock of a process that is killed is free at once. Raises UserError if another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / LOCK, blocking=False)
+    # A notebook in which a run failed may start it again, though the run that failed still holds its lock.
+    lock = filelock.FileLock(folder.resolve() / LOCK, blocking=False, is_singleton=True)
     try:
         lock.acquire()
     except filelock.Timeout:

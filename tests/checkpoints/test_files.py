@@ -1,17 +1,20 @@
 """Weights that have changed since they were written are told; folders belong to one process at a time."""
 
+import dataclasses
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import filelock
 import pytest
 import safetensors.torch
 import torch
 from helpers.runs import call, parse
 
-from checkpoints.atomic import is_unused
+import pretraining_train
+from checkpoints.atomic import LOCK, is_unused
 from checkpoints.files import METRICS, WEIGHTS, load_weights, save_weights
-from checkpoints.locking import locked
 from config.errors import UserError
 from pretraining_train import pretrain
 
@@ -88,8 +91,29 @@ def test_a_run_folder_belongs_to_one_process_and_a_killed_one_lets_go_of_it(pret
     assert (folder / METRICS).is_file()
 
 
+def test_a_process_may_start_a_run_again_that_failed_and_others_may_when_it_is_done(
+    pretraining, tmp_path, monkeypatch
+):
+    config = parse("pretraining_train.py", *pretraining, "--n_steps", 1, "--output_dir", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining_train, "fit", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError) as failed:  # which keeps the run, as a notebook does
+            pretrain(config)
+    assert is_locked(tmp_path / "run")
+    pretrain(dataclasses.replace(config, overwrite=True))
+    assert not is_locked(tmp_path / "run")
+    del failed
+
+
+def is_locked(folder: Path) -> bool:
+    """For other processes, as the system counts them: one that opens the file of the lock again."""
+    try:
+        filelock.FileLock(folder / LOCK, blocking=False).acquire().lock.release()
+    except filelock.Timeout:
+        return True
+    return False
+
+
 def test_a_lock_alone_is_no_use_of_a_folder(tmp_path):
-    with locked(tmp_path), pytest.raises(UserError, match="another process works in"), locked(tmp_path):
-        pass
-    (tmp_path / ".lock").touch()
+    (tmp_path / LOCK).touch()
     assert is_unused(tmp_path)

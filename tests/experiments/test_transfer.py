@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import filelock
 import pytest
 import safetensors.torch
 import torch
@@ -14,8 +15,8 @@ from helpers.grids import FLAGS, SCRIPT, command, read_table, start
 from helpers.runs import STEPS, kill_when_there_is, metrics, spawn
 from matplotlib.figure import Figure
 
+from checkpoints.atomic import LOCK
 from checkpoints.finetuned import load_finetuned
-from checkpoints.locking import locked
 from config.command_line import parse_argv, run_script
 from config.errors import UserError
 from config.transfer import TransferConfig
@@ -233,7 +234,9 @@ def test_a_killed_grid_goes_on_to_the_same_table(grid, grid_map, common, tmp_pat
 
 def test_a_grid_is_for_one_process_and_one_driver(tasks, common, tmp_path, monkeypatch):
     content = {"from": [str(tasks / "one")], "to": [str(tasks / "two")]}
-    with locked(tmp_path / "grid"), pytest.raises(UserError, match="another process works in"):
+    (tmp_path / "grid").mkdir()
+    other = filelock.FileLock(tmp_path / "grid" / LOCK)  # for the system, each that opens the file is another
+    with other, pytest.raises(UserError, match="another process works in"):
         start(content, tmp_path / "grid", *common)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="a launcher started 2 processes, but one is enough"):
