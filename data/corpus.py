@@ -15,7 +15,7 @@ from torch import Tensor
 
 from config.constants import IGNORE_INDEX
 from config.errors import UserError
-from data.cache import EncodedTexts, encode_rows, find_tokenizer
+from data.cache import encode_rows, find_tokenizer
 from data.fast_tokenizers import FastTokenizer
 from data.masking import Masking
 from data.sources import open_source
@@ -27,12 +27,20 @@ VALID_FRACTION = 0.025  # the end of a corpus that has no validation split
 
 
 @dataclass
+class RunningText:
+    """Token ids of many lines, with [SEP] after each. Where a line begins is forgotten: it takes memory."""
+
+    ids: np.ndarray | ArrayOnDisk
+    n_words: int
+
+
+@dataclass
 class Corpus:
-    """Running text as token ids, with [SEP] after each line, and the tokenizer that made them."""
+    """Running text, and the tokenizer that made token ids of it."""
 
     tokenizer: FastTokenizer
-    train: EncodedTexts
-    valid: EncodedTexts
+    train: RunningText
+    valid: RunningText
 
 
 def load_corpus(dataset_path: str, tokenizer: str, cache: str, text_column: str | None = None) -> Corpus:
@@ -42,9 +50,10 @@ def load_corpus(dataset_path: str, tokenizer: str, cache: str, text_column: str 
     def training_texts() -> Iterator[str]:
         return (row["text"] for row in _lines(source, "train"))
 
-    def encode(split: str) -> EncodedTexts:
+    def encode(split: str) -> RunningText:
         lines, name = functools.partial(_lines, source, split), f"{source.name} {split}"
-        return encode_rows(lines, made, name, cache, ("corpus", source.key, split), end_id=made.sep_id)
+        texts = encode_rows(lines, made, name, cache, ("corpus", source.key, split), end_id=made.sep_id)
+        return RunningText(texts.ids, texts.n_words)
 
     made = find_tokenizer(tokenizer, source, "corpus", training_texts, cache)
     return Corpus(made, encode("train"), encode("valid"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -9,10 +10,19 @@ from pathlib import Path
 
 import pytest
 from helpers.crashes import ENVIRONMENT
-from helpers.runs import ROOT, metrics
+from helpers.runs import ROOT, SHAPE, STEPS, metrics
 
 pytestmark = pytest.mark.slow
-GIGABYTE = 1e9
+GIGABYTE, MEGABYTE = 10**9, 10**6
+# Runs a script, and tells how much address space it has taken at most.
+MEASURED = """
+import re, runpy, sys
+try:
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print("VmPeak", re.search(r"VmPeak:\\s+(\\d+)", open("/proc/self/status").read())[1], file=sys.stderr)
+"""
 
 
 def peak_memory(script: str, *arguments, lines: Iterable[str] = ()) -> float:
@@ -72,3 +82,34 @@ def test_a_million_short_examples_are_learned_from(finetuning, task, tmp_path):
     flags = [*finetuning, "--dataset_path", tmp_path, "--n_steps", 4, "--output_dir", tmp_path / "run"]
     assert peak_memory("finetuning_train.py", *flags) < 3 * GIGABYTE
     assert metrics(tmp_path / "run")["n_steps"] == 4
+
+
+def address_space(script: str, *arguments, limit: int = resource.RLIM_INFINITY) -> int:
+    """Run a script that may take so much (`ulimit -v`); how much it has taken, in bytes."""
+    command = [sys.executable, "-c", MEASURED, str(ROOT / script), *map(str, arguments)]
+    result = subprocess.run(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    assert result.returncode == 0, result.stderr
+    return int(result.stderr.split("VmPeak ")[1].split()[0]) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_a_corpus_trains_that_is_larger_than_the_memory(corpus, tmp_path):
+    """Both its text and its token ids, of two bytes each, are larger than what a tiny corpus leaves."""
+    text, left = (corpus / "train.txt").read_text(), 128 * MEGABYTE
+    with open(tmp_path / "train.txt", "w") as file:
+        for _ in range(4 * left // len(text)):
+            file.write(text)
+    (tmp_path / "valid.txt").write_text((corpus / "valid.txt").read_text())
+    common = [*SHAPE, *STEPS, "--n_steps", 4, "--dataset_cache", tmp_path / "cache"]
+    flags = [*common, "--dataset_path", corpus, "--tokenizer", "train:200"]
+    tiny = address_space("pretraining_train.py", *flags, "--output_dir", tmp_path / "tiny")
+    flags = [*common, "--dataset_path", tmp_path, "--tokenizer", tmp_path / "tiny"]
+    address_space("pretraining_train.py", *flags, "--output_dir", tmp_path / "run", limit=tiny + left)
+    largest = max(file.stat().st_size for file in tmp_path.glob("cache/**/*"))
+    assert largest > left and metrics(tmp_path / "run")["n_steps"] == 4

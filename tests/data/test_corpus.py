@@ -12,7 +12,8 @@ from helpers.batches import concatenate, same
 from config.constants import IGNORE_INDEX
 from config.errors import UserError
 from data import sources
-from data.corpus import CorpusBatches, EvaluationBlocks, load_corpus
+from data.corpus import CorpusBatches, EvaluationBlocks, RunningText, load_corpus
+from data.fast_tokenizers import FastTokenizer
 from data.masking import Masking
 from data.sources import open_source
 from data.splits import split_rows
@@ -33,6 +34,12 @@ def test_a_folder_of_text_files_is_a_corpus(tmp_path, tiny_vocab):
     assert corpus.valid.n_words == (5 + 1) + (0 + 1) + (1 + 1) + (5 + 1)  # a line's end counts as a word
 
 
+def lines_of(text: RunningText, tokenizer: FastTokenizer) -> list[tuple[int, ...]]:
+    """The ids of each line, without the [SEP] that ends it."""
+    ends = np.flatnonzero(text.ids == tokenizer.sep_id)
+    return [tuple(line[line != tokenizer.sep_id].tolist()) for line in np.split(text.ids, ends + 1)[:-1]]
+
+
 def test_the_end_of_a_single_file_is_held_out(tmp_path, tiny_vocab):
     (tmp_path / "book.txt").write_text("".join(f"{number}\n" for number in range(200)))
     corpus = load_corpus(str(tmp_path / "book.txt"), str(tiny_vocab), str(tmp_path / "cache"))
@@ -42,7 +49,7 @@ def test_the_end_of_a_single_file_is_held_out(tmp_path, tiny_vocab):
         for token in (*corpus.tokenizer.encode(str(number)), corpus.tokenizer.sep_id)
     ]
     assert corpus.valid.ids.tolist() == expected
-    assert len(corpus.train.offsets) - 1 == 195
+    assert len(lines_of(corpus.train, corpus.tokenizer)) == 195
 
 
 def test_a_table_is_a_corpus_of_its_text_column(tmp_path, tiny_vocab):
@@ -86,11 +93,8 @@ def test_the_review_corpus_never_holds_a_review_held_out_for_classification(
     assert len(task["train"]) + len(task["valid"]) == 200 and len(task["valid"]) == 60
     corpus = load_corpus("imdb", str(tiny_vocab), str(tmp_path / "cache"))
     held_out = {tuple(ids) for ids in corpus.tokenizer.encode_batch(sorted(task["valid"]))}
-    seen = [
-        tuple(part[index][:-1])
-        for part in (corpus.train, corpus.valid)
-        for index in range(len(part.offsets) - 1)
-    ]
+    train, valid = (lines_of(part, corpus.tokenizer) for part in (corpus.train, corpus.valid))
+    seen = [*train, *valid]
     assert not held_out & set(seen)
     in_order = [
         tuple(corpus.tokenizer.encode(row["text"])) for row in split_rows(open_source("imdb"))["train"]
@@ -98,7 +102,7 @@ def test_the_review_corpus_never_holds_a_review_held_out_for_classification(
     assert sorted(seen) == sorted(in_order) and seen != in_order, (
         "all others, shuffled: the package sorts by class"
     )
-    assert len(corpus.valid.offsets) - 1 == round(0.025 * len(seen))
+    assert len(valid) == round(0.025 * len(seen))
 
 
 @pytest.mark.skipif(not WIKITEXT.is_dir(), reason="needs WikiText-2")
