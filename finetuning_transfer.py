@@ -18,11 +18,10 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from checkpoints.files import CHECKPOINTS, CONFIG, WEIGHTS, write_json
+from checkpoints.files import CONFIG, WEIGHTS, write_json
 from checkpoints.locking import locked
 from checkpoints.pretrained import open_start
 from config.errors import UserError, termination_as_exit
@@ -52,10 +51,8 @@ def transfer(config: TransferConfig) -> dict[str, float]:
     grid = open_grid(config)
 
     def keep_results(job: Cell, outcome: Outcome) -> None:
-        run_folder = grid.folder / job.name
-        shutil.rmtree(run_folder / CHECKPOINTS, ignore_errors=True)
         if job.target and not config.keep_models:
-            (run_folder / WEIGHTS).unlink(missing_ok=True)
+            (grid.folder / job.name / WEIGHTS).unlink(missing_ok=True)
         write_table(grid.folder / TABLE, rows_of_cells(grid.jobs, outcome.metrics))
 
     with engine, locked(grid.folder), termination_as_exit():
@@ -76,7 +73,7 @@ def open_grid(config: TransferConfig) -> Graph[Cell]:
     folder = Path(config.output_dir or Path("runs") / Path(config.task_map).stem)
     check_folder(folder)
     task_map = check_tasks(read_task_map(config))
-    grid = Graph(folder, jobs_of(task_map, config, folder, finetune))
+    grid = Graph(folder, jobs_of(task_map, config, folder, finetune), keeps_checkpoints=False)
     for job in grid.jobs:
         given_by_name = {"model_checkpoint", "adapters"} if job.needs else set()
         check_unchanged(folder / job.name, job.config, given_by_name)

@@ -17,7 +17,6 @@ if __name__ == "__main__":
     config = parse_arguments(SelectionConfig, __doc__)  # before the slow imports: --help answers at once
 
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.encoders import open_encoder
-from checkpoints.files import CHECKPOINTS, WEIGHTS, save_weights
+from checkpoints.files import WEIGHTS, save_weights
 from checkpoints.locking import locked
 from checkpoints.maps import HEAD, map_sections
 from checkpoints.pretrained import Checkpoint, open_checkpoint
@@ -72,7 +71,7 @@ def train_sources(config: SelectionConfig) -> dict[str, Metrics]:
         write_pool_config(config, graph.folder, base)
         fetch_published(published, graph.folder)
         show(f"{len(graph.jobs)} jobs in {graph.folder}")
-        outcome = graph.run(engine, lambda job, _: shutil.rmtree(graph.folder / job.name / CHECKPOINTS, True))
+        outcome = graph.run(engine)
         publish(config, graph)
     outcome.check()
     return {name: metrics for name, metrics in outcome.metrics.items() if not name.startswith("runs/")}

@@ -7,6 +7,7 @@ on. `engines.py` says where the trainings run.
 
 import functools
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
@@ -15,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import ignite.distributed as idist
 
-from checkpoints.files import CONFIG, read_metrics
+from checkpoints.files import CHECKPOINTS, CONFIG, read_metrics
 from config.errors import Stopped, TrainingFailed
 from config.flags import replace
 from config.groups import RunArguments
@@ -77,6 +78,7 @@ class Graph(Generic[AnyJob]):
 
     folder: Path
     jobs: Sequence[AnyJob]
+    keeps_checkpoints: bool = True  # of trainings that are finished
 
     def run(
         self,
@@ -94,6 +96,7 @@ class Graph(Generic[AnyJob]):
         for name in jobs:
             if metrics := broadcast_from_main(functools.partial(read_metrics, self.folder / name)):
                 outcome.metrics[name] = metrics
+                self.tidy(name)  # for one that was killed before it could
         n_before, total = len(outcome.metrics), len(jobs)
         if n_before:
             show(f"{n_before} of {total} trainings in {self.folder} were finished before")
@@ -118,10 +121,16 @@ class Graph(Generic[AnyJob]):
                 logger.error(f"{name} failed: {one_line(result)}", exc_info=trace)
             else:
                 outcome.metrics[name] = result
+                self.tidy(name)
                 show(f"{len(outcome.metrics)} of {total} trainings finished: {name}, {summary(result)}")
                 finished(jobs[name], outcome)
             sorter.done(name)
         return outcome
+
+    def tidy(self, name: str) -> None:
+        """Remove what a finished training no longer needs."""
+        if not self.keeps_checkpoints:
+            shutil.rmtree(self.folder / name / CHECKPOINTS, ignore_errors=True)
 
 
 def train_or_resume(function: Callable[[Any], Metrics], config: RunArguments, run_folder: Path) -> Metrics:

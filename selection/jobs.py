@@ -46,7 +46,7 @@ def open_pool_graph(
     check_publishing(config, base, jobs)
     for job in jobs:
         check_unchanged(folder / job.name, job.config, {"source"})
-    return Graph(folder, jobs), base
+    return Graph(folder, jobs, keeps_checkpoints=False), base
 
 
 def jobs_of_source(

@@ -18,6 +18,7 @@ from helpers.runs import (
     launch,
     metrics,
     run,
+    run_two,
 )
 
 
@@ -26,15 +27,7 @@ from helpers.runs import (
 def test_two_finetuning_processes_equal_one(lm_loss_coef, finetuning, tmp_path):
     common = [*finetuning, *NO_DROPOUT, "--n_steps", 6, "--eval_every", 2, "--lm_loss_coef", lm_loss_coef]
     run("finetuning_train.py", *common, "--output_dir", tmp_path / "one")
-    run(
-        "finetuning_train.py",
-        *common,
-        "--train_batch_size",
-        2,
-        "--output_dir",
-        tmp_path / "two",
-        launcher=launch("torch.distributed.run"),
-    )
+    run_two("finetuning_train.py", *common, "--train_batch_size", 2, "--output_dir", tmp_path / "two")
     for one, two in zip(evaluations(tmp_path / "one"), evaluations(tmp_path / "two"), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-4) and one["accuracy"] == two["accuracy"]
     assert metrics(tmp_path / "one")["test_loss"] == pytest.approx(

@@ -6,16 +6,7 @@ import shutil
 
 import pytest
 from helpers.crashes import assert_kills_change_nothing
-from helpers.runs import (
-    NO_DROPOUT,
-    SHAPE,
-    STEPS,
-    call,
-    evaluations,
-    launch,
-    metrics,
-    run,
-)
+from helpers.runs import NO_DROPOUT, SHAPE, STEPS, call, evaluations, metrics, run_two
 
 NAMES, PLACES, VERBS = (
     ["anna", "bob", "carl", "dora", "eva"],
@@ -160,15 +151,7 @@ def test_a_run_from_before_the_two_had_heads_of_their_own_predicts_the_same(kind
 def test_two_processes_equal_one(kind, options, tmp_path):
     common = [*options[0], *NO_DROPOUT, "--n_steps", 4, "--eval_every", 2]
     call("finetuning_train.py", *common, "--output_dir", tmp_path / "one")
-    run(
-        "finetuning_train.py",
-        *common,
-        "--train_batch_size",
-        2,
-        "--output_dir",
-        tmp_path / "two",
-        launcher=launch("torch.distributed.run"),
-    )
+    run_two("finetuning_train.py", *common, "--train_batch_size", 2, "--output_dir", tmp_path / "two")
     for one, two in zip(evaluations(tmp_path / "one"), evaluations(tmp_path / "two"), strict=True):
         assert one == pytest.approx(two, abs=2e-3) and one["loss"] == pytest.approx(two["loss"], abs=1e-4)
 

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from helpers.crashes import ENVIRONMENT
-from helpers.runs import ROOT, SHAPE, STEPS, metrics
+from helpers.runs import ROOT, SHAPE, STEPS, environment, metrics
 
 pytestmark = pytest.mark.slow
 GIGABYTE, MEGABYTE = 10**9, 10**6
@@ -29,7 +28,7 @@ def peak_memory(script: str, *arguments, lines: Iterable[str] = ()) -> float:
     """Run a script with these lines in its standard input; the memory that it has taken, in bytes."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment()
     )
     for line in lines:
         process.stdin.write(f"{line}\n")
@@ -91,7 +90,7 @@ def address_space(script: str, *arguments, limit: int = resource.RLIM_INFINITY) 
         command,
         stderr=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        env=environment(),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
     assert result.returncode == 0, result.stderr

@@ -9,16 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from helpers.crashes import assert_kills_change_nothing
-from helpers.runs import (
-    NO_DROPOUT,
-    STEPS,
-    WORDS,
-    call,
-    evaluations,
-    launch,
-    metrics,
-    run,
-)
+from helpers.runs import NO_DROPOUT, STEPS, WORDS, call, evaluations, metrics, run, run_two
 from matplotlib.figure import Figure
 
 from checkpoints.files import read_metrics
@@ -214,7 +205,7 @@ def assert_two_processes_equal_one(folder: Path, *arguments) -> None:
     common = [*arguments, *NO_DROPOUT, "--n_steps", 6, "--eval_every", 2, "--train_batch_size", 1]
     one, two = folder / "one", folder / "two"
     call(SCRIPT, *common, "--gradient_accumulation_steps", 2, "--output_dir", one)
-    run(SCRIPT, *common, "--output_dir", two, launcher=launch("torch.distributed.run"))
+    run_two(SCRIPT, *common, "--output_dir", two)
     for first, second in zip(evaluations(one), evaluations(two), strict=True):
         assert first == pytest.approx(second, abs=1e-4)
     for name, values in metrics(one)["tasks"].items():

@@ -3,13 +3,22 @@ before.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from helpers.runs import NO_DROPOUT, ROOT, call, evaluations, free_port, launch, metrics, run
+from helpers.processes import run_together
+from helpers.runs import (
+    NO_DROPOUT,
+    ROOT,
+    call,
+    environment,
+    evaluations,
+    free_port,
+    metrics,
+    of_two,
+    run,
+    run_two,
+)
 
 from checkpoints.files import write_json
 from config.errors import UserError
@@ -49,74 +58,28 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     assert metrics(one)["test_loss"] == pytest.approx(metrics(other)["test_loss"], abs=1e-4)
 
 
-def start_together(commands: list[list], environments: list[dict], folders: list[Path]) -> None:
-    """Start processes that wait for each other; all have to succeed."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)], cwd=folder, stderr=subprocess.PIPE, text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | environment,
-        )
-        for command, environment, folder in zip(commands, environments, folders, strict=True)
-    ]  # fmt: skip
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-
-
 @pytest.mark.parametrize("more", [{}, {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}], ids=["salloc", "srun"])
 def test_torchrun_counts_under_slurm(more, short_run, alone, tmp_path, monkeypatch):
     variables = {"SLURM_JOB_ID": "7"} | ({"SLURM_STEP_NUM_TASKS": "1"} | UNDER_SLURM | more if more else {})
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    run(
-        "finetuning_train.py",
-        *short_run,
-        "--train_batch_size",
-        2,
-        "--output_dir",
-        tmp_path / "two",
-        launcher=launch("torch.distributed.run"),
-    )
+    run_two("finetuning_train.py", *short_run, "--train_batch_size", 2, "--output_dir", tmp_path / "two")
     assert_equal_runs(alone, tmp_path / "two")
 
 
 def test_srun_needs_no_torchrun(short_run, alone, tmp_path):
     common = {"SLURM_JOB_ID": str(free_port() - 15_000), "SLURM_STEP_NUM_TASKS": "2"} | UNDER_SLURM
-    command = [
-        ROOT / "finetuning_train.py",
-        *short_run,
-        "--train_batch_size",
-        2,
-        "--output_dir",
-        tmp_path / "two",
-    ]
-    start_together(
-        [command] * 2,
-        [common | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in "01"],
-        [tmp_path] * 2,
-    )
+    arguments = [*short_run, "--train_batch_size", 2, "--output_dir", tmp_path / "two"]
+    environments = [environment() | common | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in "01"]
+    run_together(ROOT / "finetuning_train.py", [arguments] * 2, environments, [tmp_path] * 2)
     assert_equal_runs(alone, tmp_path / "two")
     assert json.loads((tmp_path / "two" / "config.json").read_text())["world_size"] == 2
 
 
 def start_on_two_machines(*arguments, folders: list[Path]) -> None:
     """Run the fine-tuning script, one process on each machine, in its own folder."""
-    address = [
-        "--nnodes",
-        2,
-        "--nproc_per_node",
-        1,
-        "--master_addr",
-        "127.0.0.1",
-        "--master_port",
-        free_port(),
-    ]
-    script = [ROOT / "finetuning_train.py", *arguments]
-    start_together(
-        [["-m", "torch.distributed.run", *address, "--node_rank", rank, *script] for rank in range(2)],
-        [{}, {}],
-        folders,
-    )
+    environments = [variables | {"LOCAL_RANK": "0"} for variables in of_two()]
+    run_together(ROOT / "finetuning_train.py", [[*arguments]] * 2, environments, folders)
 
 
 @pytest.fixture
@@ -165,12 +128,8 @@ if sys.argv[1] == "write":
 def test_processes_of_a_run_agree_on_a_folder_that_no_other_run_has(tmp_path):
     script = tmp_path / "start.py"
     script.write_text(SAME_SECOND)
-    commands = [
-        [*launch("torch.distributed.run"), script, "write"],
-        [*launch("torch.distributed.run"), script, "write"],
-        [script, "fail"],
-    ]
-    start_together(commands, [{"PYTHONPATH": str(ROOT)}] * 3, [tmp_path] * 3)
+    environments = [*of_two(), *of_two(), environment()]
+    run_together(script, [["write"]] * 4 + [["fail"]], environments, [tmp_path] * 5)
     chosen = [file.read_text() for file in tmp_path.glob("*.txt")]
     written = {str(folder.relative_to(tmp_path)) for folder in (tmp_path / "runs").iterdir()}
     assert len(written) == 2, "the one that wrote nothing has left nothing"
@@ -178,20 +137,8 @@ def test_processes_of_a_run_agree_on_a_folder_that_no_other_run_has(tmp_path):
 
 
 def test_fewer_processes_go_on_with_the_same_steps(short_run, alone, tmp_path):
-    folder = tmp_path / "run"
-    run(
-        "finetuning_train.py",
-        *short_run,
-        "--train_batch_size",
-        2,
-        "--n_steps",
-        2,
-        "--save_every",
-        2,
-        "--output_dir",
-        folder,
-        launcher=launch("torch.distributed.run"),
-    )
+    folder, steps = tmp_path / "run", ["--n_steps", 2, "--save_every", 2]
+    run_two("finetuning_train.py", *short_run, "--train_batch_size", 2, *steps, "--output_dir", folder)
     resumed = run("finetuning_train.py", "--resume", folder, "--n_steps", 4)
     assert (
         "an optimizer step keeps its 4 rows: one process takes them, at most 2 in one forward pass"
@@ -254,6 +201,6 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
 def test_more_processes_than_gpus_may_use_the_cpu(short_run, alone, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(ONE_GPU)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    options = [*short_run, "--train_batch_size", 2, "--device", "cpu", "--output_dir", tmp_path / "two"]
-    run("finetuning_train.py", *options, launcher=launch("torch.distributed.run"))
+    options = ["--train_batch_size", 2, "--device", "cpu", "--output_dir", tmp_path / "two"]
+    run_two("finetuning_train.py", *short_run, *options)
     assert_equal_runs(alone, tmp_path / "two")

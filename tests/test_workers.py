@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.crashes import ENVIRONMENT, assert_same
-from helpers.runs import ROOT, free_port, launch, run
+from helpers.crashes import assert_same
+from helpers.runs import ROOT, environment, free_port, launch, run
 
 from checkpoints.files import CHECKPOINTS, checkpoints_in
 
@@ -34,7 +34,7 @@ def start(pretraining, tmp_path):
         words = [*launcher, ROOT / SCRIPT, *pretraining, *steps, "--output_dir", "run", *arguments]
         with open(folder / "log", "w") as log:
             command = [sys.executable, *map(str, words)]
-            agents.append(subprocess.Popen(command, stderr=log, stdout=log, cwd=folder, env=ENVIRONMENT))
+            agents.append(subprocess.Popen(command, stderr=log, stdout=log, cwd=folder, env=environment()))
         return agents[-1]
 
     yield start

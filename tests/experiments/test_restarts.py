@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from helpers.runs import NO_DROPOUT, launch, metrics, run, same_weights
+from helpers.runs import NO_DROPOUT, metrics, run, run_two, same_weights
 
 from config.command_line import parse_argv
 from config.errors import UserError
@@ -135,15 +135,7 @@ def test_a_metric_that_is_no_number_spoils_no_summary():
 def test_two_processes_restart_like_one(finetuning, tmp_path):
     common = [*finetuning, *NO_DROPOUT, "--n_steps", 3, "--restarts", 2]
     start(*common, "--output_dir", tmp_path / "one")
-    run(
-        "finetuning_train.py",
-        *common,
-        "--train_batch_size",
-        2,
-        "--output_dir",
-        tmp_path / "two",
-        launcher=launch("torch.distributed.run"),
-    )
+    run_two("finetuning_train.py", *common, "--train_batch_size", 2, "--output_dir", tmp_path / "two")
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert one["valid_loss"] == pytest.approx(two["valid_loss"], abs=1e-4) and one[
         "valid_loss_std"

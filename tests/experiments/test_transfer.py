@@ -11,8 +11,8 @@ import filelock
 import pytest
 import safetensors.torch
 import torch
-from helpers.grids import FLAGS, SCRIPT, command, read_table, start
-from helpers.runs import STEPS, kill_when_there_is, metrics, spawn
+from helpers.grids import FLAGS, command, read_table, start
+from helpers.runs import STEPS, metrics
 from matplotlib.figure import Figure
 
 from checkpoints.atomic import LOCK
@@ -217,19 +217,6 @@ def test_the_heat_map_shows_every_cell_that_there_is(tmp_path, monkeypatch):
         assert sorted(text.get_text() for text in axes.texts) == sorted(f"{row['mean']:.3f}" for row in shown)
         assert all(len(label.get_text()) < 45 for label in axes.get_xticklabels() + axes.get_yticklabels())
     assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.processes("it kills one")
-def test_a_killed_grid_goes_on_to_the_same_table(grid, grid_map, common, tmp_path):
-    folder = tmp_path / "killed"
-    kill_when_there_is(
-        "cells/*/*/42/checkpoints/*.pt", folder, spawn(SCRIPT, *command(grid_map, folder, *common))
-    )
-    finished = {file: file.stat().st_mtime_ns for file in folder.glob("**/metrics.json")}
-    assert finished
-    start(grid_map, folder, *common)
-    assert (folder / "results.csv").read_text() == (grid / "results.csv").read_text()
-    assert all(file.stat().st_mtime_ns == written for file, written in finished.items())
 
 
 def test_a_grid_is_for_one_process_and_one_driver(tasks, common, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Runs that are killed again and again, and must end as if nothing had been.
+"""Runs, and folders of runs, that are killed again and again and must end as if nothing had been.
 
 They are ended in turns: by SIGKILL just before a random one of the operations that change the files of the
 run folder (opening one to write, renaming, removing or truncating it), by SIGKILL at a random moment, and at
@@ -18,79 +18,99 @@ import torch
 
 from checkpoints.files import CHECKPOINTS, CONFIG, METRICS, checkpoints_in
 from helpers.processes import call_file, start_forked
-from helpers.runs import ROOT, evaluations, metrics, run, same_weights, scalars
+from helpers.runs import ROOT, environment, evaluations, metrics, run, same_weights, scalars
 from training.resuming import read_checkpoint
 
-KILLS_OF_A_RUN = 4
+KILLS_OF_ONE = 4
+GO_ON_BY_THEMSELVES = {"finetuning_transfer.py", "selection_train.py"}
 N_KILLS = int(os.environ.get("KILLS", 0))  # of each run, instead of the tests' own numbers
 CHANGES = {"os.rename", "os.remove", "os.truncate", "os.mkdir", "shutil.rmtree"}
 TIMES = ("seconds", "tokens_per_second", "examples_per_second", "peak_memory_mb")
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
 
 
 def assert_kills_change_nothing(
-    script: str, folder: Path, *arguments, n_kills: int = 2, seed: int = 0
+    script: str, folder: Path, *arguments, n_kills: int = 2, n_changes: int = 40, seed: int = 0
 ) -> list[str]:
-    """Compare a run that is killed so often with one that is not; return the moments of the kills.
+    """Compare a run, a grid or a pool that is killed so often with one that is not; return the moments.
 
-    Of more than KILLS_OF_A_RUN kills, each so many have a run of their own. The last step has to have a
-    checkpoint, in which all that a run knows is compared.
+    Of more than KILLS_OF_ONE kills, each so many have one of their own. The last step of a run has to have a
+    checkpoint, in which all that it knows is compared; grids and pools remove theirs when a run is finished.
+    Changes of files are counted to `n_changes`.
     """
     whole, generator, moments = folder / "whole", random.Random(seed), []
     run(script, *arguments, "--output_dir", whole)
+    runs = [file.parent.relative_to(whole) for file in whole.rglob(METRICS)]
+    seconds = sum(metrics(whole / name)["seconds"] for name in runs)
     for number in itertools.count():
         killed, n_left = folder / f"killed_{number}", (N_KILLS or n_kills) - len(moments)
         if n_left <= 0:
             return moments
-        seconds = metrics(whole)["seconds"]
-        moments += kill_and_finish(script, killed, arguments, min(n_left, KILLS_OF_A_RUN), seconds, generator)
-        assert_same(whole, killed)
-        assert not [file for file in killed.rglob(".*") if file.name != ".lock"]
+        limits = (0.7 * seconds, n_changes)
+        moments += kill_and_finish(script, killed, arguments, min(n_left, KILLS_OF_ONE), limits, generator)
+        for name in runs:
+            assert_same(whole / name, killed / name)
+        for table in whole.rglob("*.csv"):
+            assert table.read_text() == (killed / table.relative_to(whole)).read_text()
+        assert not [file for file in killed.rglob(".*") if not file.name.endswith(".lock")]
     raise AssertionError("unreachable")
 
 
 def kill_and_finish(
-    script: str, folder: Path, arguments: Sequence, n_kills: int, seconds: float, generator: random.Random
+    script: str,
+    folder: Path,
+    arguments: Sequence,
+    n_kills: int,
+    limits: tuple[float, int],
+    generator: random.Random,
 ) -> list[str]:
-    """Kill a run up to so often, and let it go on to its end; return the moments of the kills."""
-    kills = []
-    while len(kills) < n_kills and not (folder / METRICS).is_file():
+    """Kill it up to so often, and let it go on to its end, with no run done twice; return the moments.
+
+    `limits` are the last second and the last change.
+    """
+    kills, finished = [], {}
+    for _ in range(n_kills):
         how = ("change", "kill", "stop")[(len(kills) + generator.randrange(3)) % 3]
-        change = generator.randint(1, 40) if how == "change" else None
+        change = generator.randint(1, limits[1]) if how == "change" else None
         number = generator.choice((signal.SIGTERM, signal.SIGINT)) if how == "stop" else signal.SIGKILL
-        after = generator.uniform(0, 0.7 * seconds)
-        kills += start_and_kill(script, folder, command(folder, arguments), after, change, number)
-    run(script, *command(folder, arguments))
+        after, words = generator.uniform(0, limits[0]), command(script, folder, arguments)
+        moment = start_and_kill(script, folder, words, after, change, number)
+        finished |= {file: file.stat().st_mtime_ns for file in folder.glob(f"*/**/{METRICS}")}
+        if moment is None:
+            break
+        kills.append(moment)
+    run(script, *command(script, folder, arguments))
+    assert all(file.stat().st_mtime_ns == written for file, written in finished.items())
     return kills
 
 
-def command(folder: Path, arguments: Sequence) -> list:
-    """What starts a run, or goes on with it."""
-    is_begun = (folder / CONFIG).is_file()
-    return ["--resume", folder] if is_begun else [*arguments, "--output_dir", folder]
+def command(script: str, folder: Path, arguments: Sequence) -> list:
+    """What starts it, or goes on with it."""
+    is_resumed = script not in GO_ON_BY_THEMSELVES and (folder / CONFIG).is_file()
+    return ["--resume", folder] if is_resumed else [*arguments, "--output_dir", folder]
 
 
 def start_and_kill(
     script: str, folder: Path, words: Sequence, after: float, change: int | None, number: int
-) -> list[str]:
+) -> str | None:
     """Kill a script so many seconds after its start, or before that change of its folder.
 
-    Returns when that was, or nothing if it had ended by then.
+    Returns when that was, or None if it had ended by then.
     """
     start, logs = partial(run_until_change, ROOT / script, folder, change), folder.with_name("logs")
     logs.mkdir(exist_ok=True)
-    process = start_forked(start, [script, *map(str, words)], ENVIRONMENT, logs)
+    process = start_forked(start, [script, *map(str, words)], environment(), logs)
     process.join(after if change is None else 120)
     if process.is_alive():
         os.kill(process.pid, number)
     process.join()
     if process.exitcode == 0:
-        return []
+        return None
     # A signal that comes before the training, or after it, ends a process in its own way.
     assert process.exitcode in (-number, -signal.SIGKILL, 128 + number), (logs / "stderr").read_text()
-    steps = [file.stem for file in checkpoints_in(folder / CHECKPOINTS)]
+    checkpoints = sorted(folder.rglob(f"{CHECKPOINTS}/*.pt"), key=lambda file: file.stat().st_mtime_ns)
+    newest = checkpoints[-1].relative_to(folder).with_suffix("") if checkpoints else "no checkpoint"
     moment = f"before change {change}" if change else f"by {signal.Signals(number).name} after {after:.2f} s"
-    return [f"{moment}, with {steps[0] if steps else 'no checkpoint'}"]
+    return f"{moment}, with {newest}"
 
 
 def run_until_change(file: Path, folder: Path, number: int | None) -> None:
@@ -120,10 +140,11 @@ def assert_same(*run_folders: Path) -> None:
     assert evaluations(one) == evaluations(other) and scalars(one) == scalars(other)
     first, second = (without_times(metrics(folder)) for folder in run_folders)
     assert first == second
-    first, second = (read_checkpoint(checkpoints_in(folder / CHECKPOINTS)[0]) for folder in run_folders)
-    for checkpoint in (first, second):
-        del checkpoint["checkpointer"]  # which files there are: of a run that was told to stop, others
-    assert differences(first, second) == []
+    for files in zip(*(checkpoints_in(folder / CHECKPOINTS)[:1] for folder in run_folders), strict=True):
+        first, second = map(read_checkpoint, files)
+        for checkpoint in (first, second):
+            del checkpoint["checkpointer"]  # which files there are: of a run that was told to stop, others
+        assert differences(first, second) == []
 
 
 def without_times(metrics: dict) -> dict:

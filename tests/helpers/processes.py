@@ -2,6 +2,7 @@
 them do.
 """
 
+import atexit
 import functools
 import importlib
 import io
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -49,6 +50,26 @@ def run_forked(
     return subprocess.CompletedProcess(argv, process.exitcode, *printed)
 
 
+def run_together(
+    file: Path, arguments: Sequence[list], environments: Sequence[Mapping[str, str]], folders: Sequence[Path]
+) -> None:
+    """Run `python FILE` once with each of these, all at the same time; each has to succeed."""
+    with tempfile.TemporaryDirectory() as folder:
+        logs = [Path(folder, str(number)) for number in range(len(arguments))]
+        processes = []
+        for words, environment, cwd, log in zip(arguments, environments, folders, logs, strict=True):
+            log.mkdir()
+            command = [str(file), *map(str, words)]
+            processes.append(start_forked(functools.partial(call_file, file), command, environment, log, cwd))
+        try:
+            for process, log in zip(processes, logs, strict=True):
+                process.join(120)
+                assert process.exitcode == 0, (log / "stderr").read_text()
+        finally:
+            for process in processes:
+                process.kill()
+
+
 def start_forked(
     start: Callable, argv: list[str], env: Mapping[str, str], folder: Path, cwd: Path | None = None, stdin=""
 ) -> multiprocessing.process.BaseProcess:
@@ -82,3 +103,5 @@ def run_here(start: Callable, argv: list[str], env: dict[str, str], cwd: Path, s
     except Exception:
         traceback.print_exc()
         sys.exit(1)
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing does not call

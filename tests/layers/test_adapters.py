@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from helpers.runs import NO_DROPOUT, call, evaluations, launch, metrics, run
+from helpers.runs import NO_DROPOUT, call, evaluations, metrics, run_two
 
 from config.errors import UserError
 from config.model import TransformerConfig
@@ -283,14 +283,6 @@ def test_half_precision_thaws_with_an_optimizer_that_has_nothing_to_do_yet(finet
 def test_two_processes_thaw_like_one(finetuning, tmp_path):
     common = [*finetuning, *NO_DROPOUT, "--n_steps", 6, "--eval_every", 2, "--unfreeze_every", 2]
     call("finetuning_train.py", *common, "--output_dir", tmp_path / "one")
-    run(
-        "finetuning_train.py",
-        *common,
-        "--train_batch_size",
-        2,
-        "--output_dir",
-        tmp_path / "two",
-        launcher=launch("torch.distributed.run"),
-    )
+    run_two("finetuning_train.py", *common, "--train_batch_size", 2, "--output_dir", tmp_path / "two")
     for one, two in zip(evaluations(tmp_path / "one"), evaluations(tmp_path / "two"), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-4)

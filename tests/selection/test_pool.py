@@ -1,13 +1,14 @@
 """A pool of sources as a user makes it: trained, represented, and continued."""
 
 import json
+import os
 import shutil
 
 import pytest
 import safetensors.torch
 import torch
 from helpers.pools import NAMES
-from helpers.runs import call, metrics, parse
+from helpers.runs import call, evaluations, metrics, parse, run, same_weights
 
 from checkpoints.encoders import open_encoder
 from checkpoints.files import load_weights
@@ -160,3 +161,16 @@ def test_batches_of_embeddings_go_on_from_any_step():
     for batch in batches[4:]:
         resumed = next(later)
         assert all(torch.equal(batch[key], resumed[key]) for key in batch)
+
+
+@pytest.mark.slow
+def test_a_pool_on_ray_is_the_same(pool, sources, flags, tmp_path):
+    training = ["--esm_n_epochs", 40, "--esm_lr", 0.02, "--represent", "esm"]
+    options = ["--sources", f"{sources}/film,{sources}/score", *flags, *training, "--workers", 2]
+    run(SCRIPT, *options, "--output_dir", tmp_path / "pool")
+    folders = [file.parent.relative_to(tmp_path / "pool") for file in tmp_path.glob("pool/*/*/metrics.json")]
+    assert sorted(map(str, folders)) == ["esm/film", "esm/score", "runs/film", "runs/score"]
+    for folder in folders:
+        assert same_weights(pool / folder, tmp_path / "pool" / folder), folder
+    assert evaluations(pool / "esm" / "film") == evaluations(tmp_path / "pool" / "esm" / "film")
+    assert os.listdir(tmp_path / "pool" / "logs" / "esm"), "they trained in processes of their own"
