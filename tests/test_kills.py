@@ -4,10 +4,14 @@ KILLS=50 kills each so often.
 """
 
 import json
+import time
 
 import pytest
-from helpers.crashes import assert_kills_change_nothing
+from helpers.crashes import assert_kills_change_nothing, assert_same
 from helpers.pools import write_sources
+from helpers.runs import run, spawn
+
+from checkpoints.files import CHECKPOINTS, checkpoints_in
 
 pytestmark = pytest.mark.processes("it kills them")
 
@@ -79,3 +83,24 @@ def test_a_pool_ends_as_if_nothing_had_been(sources, training, tmp_path, capsys)
     maps = ["--esm_n_epochs", 20, "--represent", "esm"]
     command = ["selection_train.py", tmp_path, "--sources", ",".join(sources.values()), *training, *maps]
     tell(capsys, "a pool", assert_kills_change_nothing(*command, n_changes=150, seed=1))
+
+
+@pytest.mark.slow
+def test_half_a_checkpoint_of_real_size_is_none(pretraining, tmp_path):
+    """That of BERT's or GPT-2's size, which takes a second to write: it is killed in the middle of that."""
+    shape = ["--embed_dim", 768, "--hidden_dim", 3072, "--num_layers", 12, "--num_heads", 12]
+    command = ["pretraining_train.py", *pretraining, *shape, "--n_steps", 6, "--save_every", 2]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(*command, "--output_dir", whole)
+    size = checkpoints_in(whole / CHECKPOINTS)[0].stat().st_size
+    assert size > 10**9
+    process = spawn(*command, "--output_dir", killed)
+    while not (half := [file for file in killed.glob(f"{CHECKPOINTS}/.*") if file.stat().st_size > size / 4]):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)  # a poll: the file grows in another process
+    process.kill()
+    process.communicate()
+    assert half[0].stat().st_size < size and not checkpoints_in(killed / CHECKPOINTS)
+    run("pretraining_train.py", "--resume", killed)
+    assert_same(whole, killed)
+    assert [file.name for file in killed.rglob(".*")] == [".lock"]

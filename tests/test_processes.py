@@ -1,5 +1,5 @@
-"""Several processes: started by torchrun, by SLURM, on machines that share no folder, and fewer of them than
-before.
+"""Several processes: started by torchrun, by SLURM, on machines that share no folder, and more or fewer of
+them than before.
 """
 
 import json
@@ -144,6 +144,13 @@ def test_fewer_processes_go_on_with_the_same_steps(short_run, alone, tmp_path):
         "an optimizer step keeps its 4 rows: one process takes them, at most 2 in one forward pass"
         in resumed.stderr
     )
+    assert_equal_runs(alone, folder)
+
+
+def test_more_processes_go_on_with_the_same_steps(short_run, alone, tmp_path):
+    folder = tmp_path / "run"
+    call("finetuning_train.py", *short_run, "--n_steps", 2, "--save_every", 2, "--output_dir", folder)
+    run_two("finetuning_train.py", "--resume", folder, "--n_steps", 4)
     assert_equal_runs(alone, folder)
 
 
