@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import importlib.util
 import itertools
@@ -267,6 +268,7 @@ def remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
+@functools.cache
 def git_commit() -> str | None:
     """The commit of the code that runs, if it is a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]

@@ -1,5 +1,6 @@
 """Shared fixtures: real reviews, a small tokenizer, small data and runs, and a Hub on localhost."""
 
+import gc
 import http.server
 import json
 import os
@@ -28,6 +29,12 @@ from data.wordpiece import train_tokenizer
 pytest_plugins = ["helpers.reasons", "pytester"]
 # The sitecustomize.py of processes that use the Hub: retries do not wait.
 NO_WAITING = "import time; sleep = time.sleep; time.sleep = lambda seconds: sleep(min(seconds, 0.01))"
+
+
+def pytest_collection_finish() -> None:
+    """Modules stay: a training that ends need not look for garbage in them, for half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
