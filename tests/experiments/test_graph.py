@@ -126,6 +126,20 @@ def test_ray_does_the_same_in_fresh_processes_that_may_be_killed(tmp_path, monke
     assert first["cwd"] == str(tmp_path) and first["threads"] == int(os.environ["OMP_NUM_THREADS"])
 
 
+@pytest.mark.slow
+def test_ray_takes_a_graph_of_many_jobs(tmp_path, monkeypatch):
+    """JOBS=2000 makes so many."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    monkeypatch.chdir(tmp_path)
+    n_jobs = int(os.environ.get("JOBS", 100))
+    needs = [[f"source/{n // 20}"] if n % 20 else [] for n in range(n_jobs)]
+    jobs = [job(f"cell/{n}" if n % 20 else f"source/{n // 20}", *needs[n]) for n in range(n_jobs)]
+    with open_engine(EngineArguments(workers=os.cpu_count())) as engine:
+        outcome = Graph(Path("graph"), jobs).run(engine)
+    assert not outcome.failures and len(outcome.metrics) == n_jobs
+    assert all(starts(Path("graph", job.name)) == ["False"] for job in jobs)
+
+
 DRIVE = """
 import json, sys
 from pathlib import Path
