@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.crashes import assert_same_runs
 from helpers.grids import SCRIPT, command, start
-from helpers.runs import evaluations, same_weights, spawn
+from helpers.runs import spawn
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +41,6 @@ def wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> None:
         time.sleep(0.01)  # a poll: the checkpoint is written by a worker
 
 
-def assert_same_grid(one: Path, other: Path) -> None:
-    assert (one / "results.csv").read_text() == (other / "results.csv").read_text()
-    runs = [file.parent.relative_to(one) for file in one.glob("**/metrics.json")]
-    assert runs and all(same_weights(one / run, other / run) for run in runs)
-    assert all(evaluations(one / run) == evaluations(other / run) for run in runs)
-
-
 @pytest.mark.slow
 def test_killed_workers_cost_a_grid_on_ray_nothing(long_grid, tmp_path):
     content, flags, alone = long_grid
@@ -61,7 +55,7 @@ def test_killed_workers_cost_a_grid_on_ray_nothing(long_grid, tmp_path):
     assert "5 of 5 trainings finished" in errors
     logs = [file.read_text() for file in folder.glob("logs/**/*.log")]
     assert any("resuming after step" in log for log in logs)
-    assert_same_grid(alone, folder)
+    assert_same_runs(alone, folder)
 
 
 @pytest.mark.slow
@@ -83,4 +77,4 @@ def test_a_killed_driver_of_ray_takes_its_workers_along_and_goes_on(how, long_gr
     assert "resuming after step" in "".join(file.read_text() for file in folder.glob("logs/**/*.log"))
     assert all(file.stat().st_mtime_ns == written for file, written in finished.items())
     assert workers and not any(Path(f"/proc/{worker}").exists() for worker in workers)
-    assert_same_grid(alone, folder)
+    assert_same_runs(alone, folder)

@@ -39,18 +39,14 @@ def assert_kills_change_nothing(
     """
     whole, generator, moments = folder / "whole", random.Random(seed), []
     run(script, *arguments, "--output_dir", whole)
-    runs = [file.parent.relative_to(whole) for file in whole.rglob(METRICS)]
-    seconds = sum(metrics(whole / name)["seconds"] for name in runs)
+    seconds = sum(metrics(file.parent)["seconds"] for file in whole.rglob(METRICS))
     for number in itertools.count():
         killed, n_left = folder / f"killed_{number}", (N_KILLS or n_kills) - len(moments)
         if n_left <= 0:
             return moments
         limits = (0.7 * seconds, n_changes)
         moments += kill_and_finish(script, killed, arguments, min(n_left, KILLS_OF_ONE), limits, generator)
-        for name in runs:
-            assert_same(whole / name, killed / name)
-        for table in whole.rglob("*.csv"):
-            assert table.read_text() == (killed / table.relative_to(whole)).read_text()
+        assert_same_runs(whole, killed)
         assert not [file for file in killed.rglob(".*") if not file.name.endswith(".lock")]
     raise AssertionError("unreachable")
 
@@ -131,6 +127,16 @@ def run_until_change(file: Path, folder: Path, number: int | None) -> None:
 
 def is_writing(mode: str | None, flags: int) -> bool:
     return any(letter in mode for letter in "wax+") if mode else bool(flags & (os.O_WRONLY | os.O_RDWR))
+
+
+def assert_same_runs(one: Path, other: Path) -> None:
+    """All runs in two folders, or the run that each is, and the tables."""
+    runs = [file.parent.relative_to(one) for file in one.rglob(METRICS)]
+    assert runs
+    for name in runs:
+        assert_same(one / name, other / name)
+    for table in one.rglob("*.csv"):
+        assert table.read_text() == (other / table.relative_to(one)).read_text()
 
 
 def assert_same(*run_folders: Path) -> None:
