@@ -333,9 +333,9 @@ print("and the logits are the same:", torch.equal(measured, logits))
 # ## The loss
 #
 # The label of each position is the token that follows. The loss is the *cross-entropy*: minus the logarithm
-# of the probability that the model gave to the right token. The model returns the sum over all positions, and
-# we divide. Positions with the label −100 do not count; that is how padding, and whatever else should not be
-# learned, is left out.
+# of the probability that the model gave to the right token. With the natural logarithm, its unit is the
+# *nat*: 0.69 nats (ln 2) are one bit. The model returns the sum over all positions, and we divide. Positions
+# with the label −100 do not count; that is how padding, and whatever else should not be learned, is left out.
 
 # %%
 batch = next_token_batch(torch.tensor([ids]))

@@ -81,7 +81,8 @@ print("and predicts:  ", corpus.tokenizer.decode(batch["labels"][3, :12].tolist(
 # of contents. Three things in the preset are unusual, and buy speed: the token embeddings do not start at
 # random, but from a latent semantic analysis of the corpus (`initialize_from_counts`), which merely counts
 # which words occur in the same texts; Muon, an optimizer for matrices, trains the layer; and the softmax of a
-# training step is over the tokens of its batch and 512 others instead of all 8,192.
+# training step is over the tokens of its batch and 512 others, which stand for all 8,192, so that its loss is
+# an estimate of theirs.
 
 # %%
 Excerpt(pretrain, lm_losses)
@@ -176,9 +177,9 @@ axes.set(ylabel="loss (nats)")
 plt.show()
 
 # %% [markdown]
-# *Low bars are tokens that were expected. Inside of "one of the" and "ever seen", the last words are nearly
-# certain. `pen` costs the most: penguins occur 46 times in six million tokens, and nothing here leads up to
-# them.*
+# *Low bars are tokens that were expected. Inside of "one of the" and "ever seen", the last words get about
+# half of the probability (0.7 nats). `pen` costs the most: penguins occur 46 times in six million tokens, and
+# nothing here leads up to them.*
 #
 # ## What it writes
 #

@@ -173,13 +173,14 @@ plt.show()
 # better than counted words.*
 #
 # Pretraining is worth labels. Read the figure at equal height: by straight lines between the points, what the
-# pretrained model reaches with 100 labels takes 400 to 1,000 from scratch, and what it reaches with 1,000
-# takes 3,000 to 5,000. As labels become plenty, the gain shrinks from eight points to one. In practice they
-# are few, which is one reason why everybody pretrains.
+# pretrained model reaches with 100 labels takes about 650 from scratch (400 to 1,000 within one deviation),
+# and what it reaches with 1,000 takes about 4,000 (3,000 to 5,000). As labels become plenty, the gain shrinks
+# from eight points to one. In practice they are few, which is one reason why everybody pretrains.
 #
 # From scratch, this transformer is no better than counting words, which takes a second. That is worth
-# remembering, too. The two make different mistakes, though: the quickstart ends with a vote of counted words
-# and two fine-tuned models, which is better than any of them ([quickstart.md](../quickstart.md)).
+# remembering, too. A network and a word counter make different mistakes, though: the quickstart ends with a
+# vote of counted words and two pretrained models, which is better than any of them
+# ([quickstart.md](../quickstart.md)).
 #
 # ## Keeping the language model alive
 #
@@ -283,10 +284,11 @@ plt.show()
 # labels, the probe of the counted embeddings is better than the fine-tuned model (0.694), which reads its
 # last states.
 #
-# How much does language modeling add to the counts? A probe reads a frozen model; fine-tuning changes it,
-# and [quickstart.md](../quickstart.md) has the figures of that. This is a model of one layer that has read
-# for minutes. In large models, the middle layers are usually best to probe, at least for linguistic tasks
-# (Liu, Gardner et al. 2019).
+# How much does language modeling add to the counts? A probe reads a frozen model. What fine-tuning makes of
+# each is in the table of the [README](../../README.md#what-the-quickstart-shows): the model from embeddings
+# of counted words is behind the language model. This is a model of one layer that has read for minutes. In
+# large models, the middle layers are usually best to probe, at least for linguistic tasks (Liu, Gardner et
+# al. 2019).
 #
 # What has the fine-tuned model learned about words? We ask it to classify each word of three letters or more
 # that is a single token and occurs at least 20 times, as if it were a review. And because a seed says which
@@ -362,10 +364,11 @@ for name, metrics in systems.items():
 
 # %% [markdown]
 # Pretraining does harm here: on every seed, the model that read films is worse than the same model from
-# scratch, and both are worse than counting words. A language model of one subject knows little of another: a
-# third of the sentences are longer than what it reads, and its vocabulary has no word for *battery* or
-# *zoom*, but that is true of both. What it does know is how film reviewers write, and the small learning
-# rates that protect this knowledge protect it from being replaced.
+# scratch, and both are worse than counting words, which has the advantage of reading whole sentences: a third
+# of them are longer than what the models read. A language model of one subject knows little of another; the
+# vocabulary has no word for *battery* or *zoom*, but that is true of both. What it does know is how film
+# reviewers write, and perhaps the small learning rates that protect this knowledge protect it from being
+# replaced, too; this was not tried.
 #
 # MiniLM is eight times as large, has read far more and about everything, was trained to embed sentences, and
 # has a recipe of its own; the comparison does not separate these. But it says what to do in practice: start
@@ -391,3 +394,4 @@ for name, metrics in systems.items():
 # 3. *Word dropout*: in `Transformer.embed` (`pretraining_model.py`), when `self.training`, multiply the
 #    embeddings that it returns by `(torch.rand(input_ids.shape, device=input_ids.device) >
 #    0.1).unsqueeze(-1)`, which removes a tenth of the tokens. Does it help with 1,000 labels? With 100?
+#    `train("3_3", finetune, recipe(config, 1000))`, and `train("3_3_100", finetune, recipe(config, 100))`

@@ -142,16 +142,18 @@ plt.show()
 
 # %% [markdown]
 # *Accuracy on 1,066 held-out sentences against the number of trained weights (logarithmic); means of three
-# seeds, bars of one deviation to both sides. Nearly all bars overlap with that of the head.*
+# seeds, bars of one deviation to both sides. All bars overlap with that of the head, and some points with
+# each other.*
 #
 # The last columns are differences seed by seed. Each seed draws the same 1,000 sentences for all methods, so
 # they leave out the luck of the draw, which the bars contain. None of the eight is ahead of the head on more
 # than one seed, and BitFit, the smaller LoRA, and two of the adapters are behind on all three, mostly by a
-# point, about as much as the choice of 1,066 sentences changes an accuracy by chance (a deviation of 1.4
-# points). More weights do no better than few: full fine-tuning, with 1,750 times as many as the head, is
-# behind on two seeds. One seed is unlucky with the narrow adapter (Pfeiffer's of width 4), by five points.
-# All frozen models are trained with the learning rates that suited wider adapters in the quickstart, so this
-# says little about how good each could be.
+# point. (The choice of 1,066 sentences moves one accuracy by 1.4 points, and a difference on the same
+# sentences by less.) Of each method, the wider one is ahead by half a point to a point on average, but not on
+# every seed; and full fine-tuning, with 1,750 times as many weights as the head, is behind on two. One seed
+# is unlucky with the narrow adapter (Pfeiffer's of width 4), by five points. All frozen models are trained
+# with the learning rates that suited adapters of width 64 in the quickstart, so this says little about how
+# good each could be.
 #
 # So what the figure does show is that with 1,000 labels nothing beats the 1,538 weights of the head, 0.06 %
 # of all. With models of hundreds of millions of weights and more labels there is more to win, and adapters of
@@ -253,8 +255,9 @@ plt.show()
 # ## Exercises
 #
 # The answers are in [answers.md](answers.md). Run the whole chapter once with the source as it is. Then, for
-# each, change the source, restart the kernel, run the cells up to the first training, train as the exercise
-# says, and change the source back. A finished training is not repeated, so each needs a name of its own.
+# each, change the source, restart the kernel, run the cells up to and including the one that defines `frozen`
+# (its trainings are finished, and only read), train as the exercise says, and change the source back. A
+# finished training is not repeated, so each needs a name of its own.
 #
 # 1. In `Adapter.__init__` (`layers/adapters.py`), let the last matrix start with `std=width**-0.5` instead of
 #    near zero. What does the model compute before its training then, and what is the accuracy after
