@@ -67,6 +67,14 @@ def test_what_is_finished_is_kept_and_what_was_begun_goes_on(tmp_path):
     assert not (tmp_path / "empty" / "model.safetensors").exists(), "killed before it wrote its config"
 
 
+def test_finished_trainings_may_leave_no_checkpoints(tmp_path):
+    """Also one whose process was killed before it had removed them."""
+    (tmp_path / "finished" / "checkpoints").mkdir(parents=True)
+    write_json(tmp_path / "finished" / "metrics.json", {"n": 7})
+    Graph(tmp_path, [job("finished")], keeps_checkpoints=False).run(InOrder())
+    assert [file.name for file in (tmp_path / "finished").iterdir()] == ["metrics.json"]
+
+
 def test_what_others_have_made_in_a_folder_is_never_removed(tmp_path):
     others = tmp_path / "runs" / "mine" / "model.safetensors"
     others.parent.mkdir(parents=True)
