@@ -110,7 +110,7 @@ ONLY_READ = {
     "make tutorial": MINUTES,
     "make test": MINUTES,
     "make bench NANOGPT=path": MINUTES,
-    "python quickstart.py --labels 100,500,2000,10000 --restarts 3": MINUTES,
+    "python quickstart.py --labels 100,500,2000,10000 --restarts 2": MINUTES,
     "python benchmarks/tfidf.py 2000 5000 10000": MINUTES,
     "python benchmarks/time_to_quality.py": MINUTES,
     "python benchmarks/throughput.py": MINUTES,
