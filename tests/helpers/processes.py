@@ -9,6 +9,7 @@ import io
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -84,6 +85,20 @@ def start_forked(
 
 def run_here(start: Callable, argv: list[str], env: dict[str, str], cwd: Path, streams: list[str]) -> None:
     """Become that process."""
+    try:
+        become(argv, env, cwd, streams)
+        start()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)  # as Python ends, wherever it is
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing does not call
+
+
+def become(argv: list[str], env: dict[str, str], cwd: Path, streams: list[str]) -> None:
+    """Take on what a process is started with."""
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
@@ -98,10 +113,3 @@ def run_here(start: Callable, argv: list[str], env: dict[str, str], cwd: Path, s
     if any(Path(folder, "sitecustomize.py").is_file() for folder in folders):
         importlib.import_module("sitecustomize")  # as at a start of Python
     sys.argv = argv
-    try:
-        start()
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
-    finally:
-        atexit._run_exitfuncs()  # which multiprocessing does not call
