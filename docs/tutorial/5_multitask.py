@@ -262,6 +262,9 @@ print_scores()
 # it as of `review_sentiment`. Probably a mean over the words of a sentence rarely gets as high as the entropy
 # of the most doubtful reviews; this was not measured.
 #
+# Trained again on two threads, this run took other rows after some 200 steps, and ended at 0.505 instead of
+# 0.506; the other two came out the same.
+#
 # To be unsure of something does not mean that more examples would help. `--uncertainty_equal_shares` takes
 # the same number of rows of each task, those that the model is least sure of; [multitask.md](../multitask.md)
 # has what came of it.
