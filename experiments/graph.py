@@ -92,11 +92,7 @@ class Graph(Generic[AnyJob]):
         first exception is raised.
         """
         jobs = {job.name: job for job in self.jobs}
-        outcome = Outcome()
-        for name in jobs:
-            if metrics := broadcast_from_main(functools.partial(read_metrics, self.folder / name)):
-                outcome.metrics[name] = metrics
-                self.tidy(name)  # for one that was killed before it could
+        outcome = Outcome(self.finished_before())
         n_before, total = len(outcome.metrics), len(jobs)
         if n_before:
             show(f"{n_before} of {total} trainings in {self.folder} were finished before")
@@ -126,6 +122,15 @@ class Graph(Generic[AnyJob]):
                 finished(jobs[name], outcome)
             sorter.done(name)
         return outcome
+
+    def finished_before(self) -> dict[str, Metrics]:
+        """The metrics of finished trainings, by name, whose process may have been killed before it tidied."""
+        metrics = {}
+        for job in self.jobs:
+            if found := broadcast_from_main(functools.partial(read_metrics, self.folder / job.name)):
+                metrics[job.name] = found
+                self.tidy(job.name)
+        return metrics
 
     def tidy(self, name: str) -> None:
         """Remove what a finished training no longer needs."""
