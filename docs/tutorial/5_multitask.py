@@ -156,11 +156,9 @@ def score(name: str, condition: str) -> float:
 scores = np.array([[score(name, condition) for condition in MEASURED] for name in MEASURED])
 changes = scores - np.diag(scores)[:, None]
 figure, axes = plt.subplots(figsize=(6.5, 5))
-image = heat_map(axes, changes, MEASURED, MEASURED, limit=0.25)
-for row, column in np.ndindex(changes.shape):
-    dark = abs(changes[row, column]) > 0.15
-    text = f"{changes[row, column]:+.2f}" if row != column else f"{scores[row, column]:.2f}"
-    axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=8)
+texts = np.char.mod("%+.2f", changes)
+np.fill_diagonal(texts, np.char.mod("%.2f", np.diag(scores)))
+image = heat_map(axes, changes, MEASURED, MEASURED, limit=0.25, texts=texts)
 axes.set(xlabel="whose vector", ylabel="whose texts and head")
 figure.colorbar(image, label="change of the score")
 plt.show()
@@ -189,11 +187,8 @@ with torch.no_grad():
 centred = F.normalize(modulations - modulations.mean(0), dim=-1)
 figure, axes = plt.subplots(figsize=(6, 5))
 names = list(TASKS)
-cosines = centred @ centred.T
-image = heat_map(axes, cosines, names, names, limit=1)
-for row, column in np.ndindex(cosines.shape):
-    text, dark = f"{cosines[row, column]:.2f}", abs(cosines[row, column]) > 0.6
-    axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=8)
+cosines = (centred @ centred.T).numpy()
+image = heat_map(axes, cosines, names, names, limit=1, texts=np.char.mod("%.2f", cosines))
 figure.colorbar(image, label="cosine")
 plt.show()
 

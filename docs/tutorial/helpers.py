@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -78,14 +79,19 @@ def excerpt(item) -> str:
 
 
 def heat_map(
-    axes: Axes, values, rows: list[str], columns: list[str], limit: float | None = None
+    axes: Axes, values, rows: list[str], columns: list[str], limit: float | None = None, texts=()
 ) -> AxesImage:
-    """Draw a matrix with a name for each row and column; dark is high or, with a limit, far from 0."""
+    """Draw a matrix with a name for each row and column, and texts in its cells if there are any; dark is
+    high or, with a limit, far from 0.
+    """
     colors = {"cmap": "PuOr", "vmin": -limit, "vmax": limit} if limit else {"cmap": "Blues", "vmin": 0}
     image = axes.imshow(values, **colors)
     is_long = max(map(len, columns)) > 2
     axes.set_xticks(range(len(columns)), columns, rotation=90 if is_long else 0)
     axes.set_yticks(range(len(rows)), rows)
+    for row, column in np.ndindex(np.shape(texts)):
+        color = "white" if limit and abs(values[row][column]) > 0.6 * limit else "black"
+        axes.text(column, row, texts[row][column], ha="center", va="center", color=color, fontsize=8)
     return image
 
 
