@@ -32,6 +32,11 @@ class Condition:
     embeddings: Tensor  # [tasks, embed]: the vector z of each task in the batch
     task_ids: Tensor  # [batch]: which of these tasks each sequence is of
 
+    def rows_of(self, of_tasks: Tensor) -> Tensor:
+        """[tasks, …] → [batch, …]: what each sequence's task has."""
+        # Not of_tasks[task_ids]: on a CPU, its gradient is added up in whatever order the threads come.
+        return of_tasks.index_select(0, self.task_ids)
+
 
 class FiLM(nn.Linear):
     """Feature-wise linear modulation, y = (1 + γ(z)) x + β(z), at first y = x (Perez et al. 2018)."""
@@ -50,7 +55,7 @@ class FiLM(nn.Linear):
     def of_batch(self, condition: Condition) -> tuple[Tensor, Tensor]:
         """1 + γ and β of the batch, each [batch, 1, width]."""
         scale, shift = self.of_tasks(condition)
-        return scale[condition.task_ids].unsqueeze(1), shift[condition.task_ids].unsqueeze(1)
+        return condition.rows_of(scale).unsqueeze(1), condition.rows_of(shift).unsqueeze(1)
 
 
 class ConditionalAlignment(nn.Module):
@@ -106,13 +111,14 @@ class ConditionalAttention(SelfAttention):
 
     def forward(self, hidden_states, attention_mask=None, past=None, query_positions=None) -> Tensor:
         """As of SelfAttention, but without `past`: [batch, seq, embed] → [batch, seq or 1, embed]."""
-        seq, task_ids = hidden_states.size(1), self.task_bias.condition.task_ids
-        task_bias = self.task_bias(seq)  # small, as there are few tasks: examples take their rows of it
+        seq, condition = hidden_states.size(1), self.task_bias.condition
+        task_bias = self.task_bias(seq)  # small, as there are few tasks: sequences take their rows of it
         if query_positions is None:
-            is_shared = len(task_bias) == 1  # then all examples can read the same
-            bias = (task_bias if is_shared else task_bias[task_ids]).unsqueeze(1)
+            is_shared = len(task_bias) == 1  # then all sequences can read the same
+            bias = (task_bias if is_shared else condition.rows_of(task_bias)).unsqueeze(1)
         else:
-            bias = task_bias[task_ids, query_positions][:, None, None]
+            rows = condition.task_ids * seq + query_positions
+            bias = task_bias.flatten(0, 1).index_select(0, rows)[:, None, None]
         if attention_mask is None and self.causal:
             attention_mask = hidden_states.new_ones(seq, seq, dtype=torch.bool).tril()
         if attention_mask is not None:
@@ -179,7 +185,7 @@ class ConditionalUpdate(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[batch, seq, in] → [batch, seq, out]."""
-        gate = self.gate(self.condition.embeddings)[self.condition.task_ids].unsqueeze(1)
+        gate = self.condition.rows_of(self.gate(self.condition.embeddings)).unsqueeze(1)
         return self.up(self.down(hidden_states) * gate)
 
 

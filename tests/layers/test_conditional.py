@@ -337,3 +337,13 @@ def test_a_whole_layer_is_made_of_the_parts(pre_norm):
             total + each_position(narrow, condition, layer.feed_forward_norm(total))
         )
     equal(layer(x), expected)
+
+
+def test_no_gradient_is_added_up_in_the_order_in_which_threads_come():
+    """That of `x[ids]` is, on a CPU, and runs were not repeated bit for bit; `index_select` has an order."""
+    transformer, _ = transformer_of(PARTS, False, False)
+    nodes = [transformer(torch.randint(61, (len(TASKS), 9))).sum().grad_fn]
+    for node in nodes:  # which grows
+        nodes += [parent for parent, _ in node.next_functions if parent is not None and parent not in nodes]
+    names = {node.name() for node in nodes}
+    assert "IndexSelectBackward0" in names and "IndexBackward0" not in names
