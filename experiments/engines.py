@@ -3,6 +3,7 @@
 Ray is an extra (`requirements-grid.txt`) and is imported only if it is asked for.
 """
 
+import contextlib
 import gc
 import importlib
 import math
@@ -11,8 +12,7 @@ import socket
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +29,7 @@ from utils import show
 ROOT = Path(__file__).parents[1]
 INSTALL = "pip install -r requirements-grid.txt"
 CONNECT_TIMEOUT = 5.0  # seconds; Ray itself takes more than a minute to give up
+TRAININGS_PER_WORKER = 20  # without a GPU: importing torch takes longer than a tiny training
 OBJECT_STORE = 100 * 2**20  # bytes; only metrics go through it, so Ray's 30 % of the memory would be too much
 
 
@@ -77,7 +78,7 @@ def check_reachable(address: str) -> None:
 # --------------------------------------------------------------------------------------- one after the other
 
 
-class InOrder(AbstractContextManager):
+class InOrder(contextlib.AbstractContextManager):
     """Runs jobs in this process, in the order in which they become ready."""
 
     def __init__(self) -> None:
@@ -125,8 +126,8 @@ def free_memory() -> None:
 # ----------------------------------------------------------------------------------------------- side by side
 
 
-class OnRay(AbstractContextManager):
-    """Runs jobs on a Ray cluster, or on one that it starts on this machine, each in a fresh process.
+class OnRay(contextlib.AbstractContextManager):
+    """Runs jobs on a Ray cluster, or on one that it starts on this machine, in processes of their own.
 
     A job whose process is killed is tried again up to `max_retries` times, on from its last checkpoint.
     """
@@ -181,7 +182,7 @@ class OnRay(AbstractContextManager):
         return self.ray.remote(
             num_cpus=n_cpus,
             num_gpus=n_gpus,
-            max_calls=1,  # a fresh process for each: no leaked memory, no broken GPU
+            max_calls=1 if n_gpus else TRAININGS_PER_WORKER,  # none gets a GPU that another has broken
             max_retries=self.arguments.max_retries,
             runtime_env={"env_vars": environment},
         )(train_in_worker)
@@ -252,16 +253,32 @@ def train_in_worker(
     os.chdir(directory)
     leave_launcher()
     log.parent.mkdir(parents=True, exist_ok=True)
+    with output_in(log):
+        try:
+            # A worker of a driver that was killed may live a moment longer than its driver.
+            with filelock.FileLock(log.with_name(f".{log.name}.lock")):
+                module, name = function
+                return train_or_resume(getattr(importlib.import_module(module), name), config, run_folder)
+        except UserError as error:
+            return UserError(str(error))
+        except Exception as error:
+            traceback.print_exc()
+            return TrainingFailed(one_line(error))
+        finally:
+            free_memory()
+
+
+@contextlib.contextmanager
+def output_in(log: Path) -> Iterator[None]:
+    """Append to a file what this process prints, in whatever language."""
     with open(log, "a", encoding="utf-8") as file:
-        for stream in (sys.stdout, sys.stderr):
+        before = {stream: os.dup(stream.fileno()) for stream in (sys.stdout, sys.stderr)}
+        for stream in before:
             os.dup2(file.fileno(), stream.fileno())
-    try:
-        # A worker of a driver that was killed may live a moment longer than its driver.
-        with filelock.FileLock(log.with_name(f".{log.name}.lock")):
-            module, name = function
-            return train_or_resume(getattr(importlib.import_module(module), name), config, run_folder)
-    except UserError as error:
-        return UserError(str(error))
-    except Exception as error:
-        traceback.print_exc()
-        return TrainingFailed(one_line(error))
+        try:
+            yield
+        finally:
+            for stream, descriptor in before.items():
+                stream.flush()
+                os.dup2(descriptor, stream.fileno())
+                os.close(descriptor)

@@ -110,7 +110,7 @@ def test_a_broken_gpu_ends_the_process(tmp_path, monkeypatch):
 
 
 @pytest.mark.processes("it is about Ray's processes")
-def test_ray_does_the_same_in_fresh_processes_that_may_be_killed(tmp_path, monkeypatch):
+def test_ray_does_the_same_in_processes_that_may_be_killed(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     monkeypatch.chdir(tmp_path)
     jobs = [job("a/1"), job("killed", "a/1", fails="SIGKILL"), job("wrong", fails="UserError")]
@@ -125,12 +125,11 @@ def test_ray_does_the_same_in_fresh_processes_that_may_be_killed(tmp_path, monke
     assert starts(graph / "killed") == ["False", "True"]
     wrong, after = "the input is wrong (graph/logs/wrong.log)", "it needs wrong, which failed"
     assert outcome.failures == {"wrong": wrong, "after": after}
-    assert (logs / "a/1.log").read_text() == "counting\n" and (
-        logs / "killed.log"
-    ).read_text() == "counting\n" * 2
+    assert (logs / "a/1.log").read_text() == "counting\ncounted\n"
+    assert (logs / "killed.log").read_text() == "counting\n" * 2 + "counted\n"
 
     first, second = outcome.metrics["a/1"], outcome.metrics["killed"]
-    assert len({first["pid"], second["pid"], os.getpid()}) == 3
+    assert os.getpid() not in (first["pid"], second["pid"])
     assert first["cwd"] == str(tmp_path) and first["threads"] == int(os.environ["OMP_NUM_THREADS"])
 
 
