@@ -1,8 +1,11 @@
 """Slower proofs: `make test-slow`."""
 
 import pytest
-from helpers.runs import NO_DROPOUT, call, evaluations, run
+import torch
+from helpers.runs import NO_DROPOUT, call, evaluations, run, same_weights
 from torch._dynamo.utils import counters
+
+from tasks.review_tasks import TASKS, write_review_tasks
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +46,26 @@ def test_half_precision_learns_nearly_the_same(precision, pretraining, tmp_path)
     run("pretraining_train.py", *common, "--precision", precision, "--output_dir", tmp_path / "half")
     for single, half in zip(evaluations(tmp_path / "single"), evaluations(tmp_path / "half"), strict=True):
         assert single["loss"] == pytest.approx(half["loss"], abs=0.05)
+
+
+@pytest.fixture
+def two_threads():
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+def test_two_threads_repeat_a_run_bit_for_bit(two_threads, cache, tmp_path):
+    """With batches that threads share, of tasks that are mixed by what the model is unsure of."""
+    write_review_tasks(tmp_path / "tasks")
+    flags = ["--tasks", ",".join(str(tmp_path / "tasks" / f"{name}.json") for name in TASKS)]
+    flags += ["--model_checkpoint", "none", "--tokenizer", "train:1000", "--embed_dim", 256, "--num_heads", 4]
+    flags += ["--num_layers", 2, "--hidden_dim", 512, "--dataset_cache", cache, "--n_steps", 100]
+    flags += ["--sampling", "uncertainty", "--uncertainty_candidates", 8]
+    for name in ("first", "second"):
+        call("multitask_train.py", "multitask_quickstart", *flags, "--output_dir", tmp_path / name)
+    assert same_weights(tmp_path / "first", tmp_path / "second")
 
 
 def test_ids_are_the_references_on_every_review(reviews, tmp_path):
