@@ -56,11 +56,11 @@ def two_threads():
     torch.set_num_threads(n_threads)
 
 
-def test_two_threads_repeat_a_run_bit_for_bit(two_threads, cache, tmp_path):
+def test_two_threads_repeat_a_run_bit_for_bit(two_threads, pretrained, cache, tmp_path):
     """With batches that threads share, of tasks that are mixed by what the model is unsure of."""
     write_review_tasks(tmp_path / "tasks")
     flags = ["--tasks", ",".join(str(tmp_path / "tasks" / f"{name}.json") for name in TASKS)]
-    flags += ["--model_checkpoint", "none", "--tokenizer", "train:1000", "--embed_dim", 256, "--num_heads", 4]
+    flags += ["--model_checkpoint", "none", "--tokenizer", pretrained, "--embed_dim", 256, "--num_heads", 4]
     flags += ["--num_layers", 2, "--hidden_dim", 512, "--dataset_cache", cache, "--n_steps", 100]
     flags += ["--sampling", "uncertainty", "--uncertainty_candidates", 8]
     for name in ("first", "second"):
