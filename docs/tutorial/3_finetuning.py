@@ -80,8 +80,8 @@ print(f"{n_new:,} of {sum(sizes.values()):,} weights are new:", sorted(untrained
 print(f"accuracy before any training: {metrics['valid_accuracy']:.3f}")
 
 # %% [markdown]
-# A random head is near chance, on either side of it: the states already differ between the classes, and a
-# random direction may point the wrong way.
+# A random head is near chance. With another seed it may be a little further away, on either side: the states
+# already differ between the classes, and a random direction may point the wrong way.
 #
 # We only read the last 24 tokens of each review, where the verdict usually is. This makes it quick, and
 # harder than the quickstart, which reads more of a review.
@@ -172,10 +172,11 @@ plt.show()
 # chance). Pretraining is ahead everywhere, and most where labels are few; from scratch, the model is no
 # better than counted words.*
 #
-# Pretraining is worth labels. Read the figure at equal height: by straight lines between the points, what the
-# pretrained model reaches with 100 labels takes about 700 from scratch (400 to 1,100 within one deviation),
-# and what it reaches with 1,000 takes about 2,300 (1,600 to 3,400). As labels become plenty, the gain shrinks
-# from eight points to one. In practice they are few, which is one reason why everybody pretrains.
+# Pretraining is worth labels. Read the figure at equal height: by straight lines between the points, on the
+# logarithmic axis, what the pretrained model reaches with 100 labels takes about 700 from scratch (440 to
+# 1,150 within one deviation), and what it reaches with 1,000 takes about 2,300 (1,600 to 3,400). As labels
+# become plenty, the gain shrinks from eight points to one. In practice they are few, which is one reason why
+# everybody pretrains.
 #
 # From scratch, this transformer is no better than counting words, which takes a second. That is worth
 # remembering, too. A network and a word counter make different mistakes, though: the quickstart ends with a
@@ -279,10 +280,10 @@ plt.show()
 # Most of what can be read off this model is in its embeddings, and was there before any language modeling:
 # the mean of the counted embeddings gives 0.725, after pretraining 0.710, which is within the noise. A random
 # layer mixes the tokens and blurs their average: at the end, eight points are lost. The pretrained layer
-# loses three and the fine-tuned one only one, as if they had learned to keep what matters. But when this was
-# tried with 32 tokens of each review instead of 24, all three lost six to seven points, so do not build on
-# that. And with as many labels, the probe of the counted embeddings is better than the fine-tuned model
-# (0.671), which reads its last states.
+# loses three and the fine-tuned one only one, which is within the noise; both dip after attention and recover
+# a part, as if they had learned to keep what matters. But when this was tried with 32 tokens of each review
+# instead of 24, all three lost six to seven points, so do not build on that. And with as many labels, the
+# probe of the counted embeddings is better than the fine-tuned model (0.671), which reads its last states.
 #
 # How much does language modeling add to the counts? A probe reads a frozen model. What fine-tuning makes of
 # each is in the table of the [README](../../README.md#what-the-quickstart-shows): the model from embeddings
@@ -311,10 +312,10 @@ print("negative, without labels so far:", ", ".join(unlabeled[:12]))
 print("positive, without labels so far:", ", ".join(unlabeled[:-13:-1]))
 
 # %% [markdown]
-# The third and the fourth line are transfer at its smallest. None of the labeled text contains *magnificent*
-# or *stinker*, yet the model knows what to make of them, most likely because in the unlabeled reviews they
-# keep company with words that the labels taught it. A few are accidents, like *valuable* among the negative
-# ones.
+# The third and the fourth line are transfer at its smallest. None of the ends of reviews that it read with a
+# label contains *magnificent* or *stinker*, yet the model knows what to make of them, most likely because in
+# the unlabeled reviews they keep company with words that the labels taught it. A few are accidents, like
+# *valuable* among the negative ones.
 #
 # ## Where it ends
 #
@@ -366,16 +367,17 @@ for name, metrics in systems.items():
 # %% [markdown]
 # Pretraining does not help here: on two of three seeds, the model that read films is worse than the same
 # model from scratch, by two and by seven points, and level with it on the third. Both are worse than counting
-# words, which has the advantage of reading whole sentences: a third of them are longer than what the models
-# read. A language model of one subject knows little of another; the vocabulary has no word for *battery* or
-# *zoom*, but that is true of both. What it does know is how film reviewers write, and perhaps the small
-# learning rates that protect this knowledge protect it from being replaced, too; this was not tried.
+# words, which has the advantage of reading whole sentences: more than a third of them are longer than what
+# the models read. A language model of one subject knows little of another; the vocabulary has no word for
+# *battery* or *zoom*, but that is true of both. What it does know is how film reviewers write, and perhaps
+# the small learning rates that protect this knowledge protect it from being replaced, too; this was not
+# tried.
 #
-# MiniLM is eight times as large, has read far more and about everything, was trained to embed sentences, and
-# has a recipe of its own; the comparison does not separate these. But it says what to do in practice: start
-# from a real checkpoint, with `--model_checkpoint hf:NAME`. The code stays the same, but the recipe does not:
-# as in the cell above, a large pretrained model wants AdamW, a much lower learning rate, less dropout and
-# fewer epochs.
+# MiniLM (two seeds, the others three) is eight times as large, has read far more and about everything, was
+# trained to embed sentences, and has a recipe of its own; the comparison does not separate these. But it says
+# what to do in practice: start from a real checkpoint, with `--model_checkpoint hf:NAME`. The code stays the
+# same, but the recipe does not: as in the cell above, a large pretrained model wants AdamW, a much lower
+# learning rate, less dropout and fewer epochs.
 #
 # ## Exercises
 #

@@ -148,12 +148,13 @@ plt.show()
 #
 # The last columns are differences seed by seed. Each seed draws the same 1,000 sentences for all methods, so
 # they leave out the luck of the draw, which the bars contain. Only full fine-tuning, with 1,750 times as many
-# weights as the head, is ahead of it on all three seeds, by a point each time. (The choice of 1,066 sentences
-# moves one accuracy by 1.4 points, and a difference on the same sentences by less.) What lies between them is
-# ahead on some seeds and behind on others. Of each method, the wider one is behind the narrower one on
-# average, and one seed is unlucky with LoRA of rank 32, by five points. All frozen models are trained with
-# the learning rates that suited adapters of width 64 in the quickstart, so this says little about how good
-# each could be.
+# weights as the head, is ahead of it on all three seeds, by a point each time; but three equal signs come by
+# chance in one case of four, and there are eight comparisons. (The choice of 1,066 sentences moves one
+# accuracy by 1.4 points, and a difference on the same sentences by less.) What lies between them is ahead on
+# some seeds and behind on others. Of each method, the wider one is behind the narrower one on average and
+# scatters more: LoRA of rank 32 is five points behind the head on one seed, and three ahead on another. All
+# frozen models are trained with the learning rates that suited adapters of width 64 in the quickstart, so
+# this says little about how good each could be.
 #
 # So what the figure does show is that with 1,000 labels the 1,538 weights of the head, 0.06 % of all, come
 # within about a point of all weights, and that what is added to them shows no gain. With models of hundreds
@@ -210,14 +211,16 @@ for name, metrics in few_results.items():
     )
 
 # %% [markdown]
-# Three starts beat the head alone on every seed: the adapters of *review_sentiment* and of *order*, and the
-# fusion. Chance alone gives five equal signs in one of 16 cases, and there is only one adapter per source
-# here, so another training of it might do better or worse. Against a new adapter, which nothing has prepared,
-# that of *review_sentiment* wins on three seeds of five, and by a point on average.
+# Three starts beat the head alone on every seed: the adapters of *review_sentiment* and of *order*, that of
+# *order* by a single sentence on one of them, and the fusion. Chance alone gives five equal signs in one of
+# 16 cases. All are compared with the same five heads, one of which was unlucky, so this is less than it
+# seems; and there is only one adapter per source here, so another training of it might do better or worse.
+# Against a new adapter, which nothing has prepared, that of *review_sentiment* wins on three seeds of five,
+# and by a point on average.
 #
 # Fusion wins although nobody told it which of the three is of use, and although it has twenty times as many
-# weights to learn as a new adapter. But it is no better than a new adapter on average, and it loses to the
-# adapter of *review_sentiment* on four seeds.
+# weights to learn as a new adapter. But it is hardly better than a new adapter, by 0.3 points on average and
+# on three seeds of five, and it loses to the adapter of *review_sentiment* on four seeds.
 #
 # And which adapter does the fusion listen to? Its attention weights say so, for each token. We look at the
 # best of the five seeds.
@@ -249,8 +252,9 @@ plt.show()
 
 # %% [markdown]
 # *For each token of a sentence, the attention to the three adapters, which adds up to 1. It is nearly all or
-# nothing, and for 12 of the 17 tokens it goes to the adapter of `review_sentiment`, the one that helps most
-# by itself. Both `its` go to `one_liner`, and `is`, `##less` and the full stop to `order`. This is one seed.*
+# nothing, except at [CLS], and for 12 of the 17 tokens most of it goes to the adapter of `review_sentiment`,
+# the one that helps most by itself. Both `its` go to `one_liner`, and `is`, `##less` and the full stop to
+# `order`. This is one seed.*
 #
 # ## Exercises
 #

@@ -121,7 +121,7 @@ def print_scores() -> None:
 print_scores()
 
 # %% [markdown]
-# With 29 % more parameters, CA-MTL is level on average: ahead on two tasks, level on one, behind on five. The
+# With 29 % more parameters, CA-MTL is level on average: ahead on two tasks, level on two, behind on four. The
 # choice of held-out examples alone makes a difference of about a point, and this is one seed of a short
 # training. In the study of ten other tasks in [multitask.md](../multitask.md), CA-MTL gains 0.4 to 0.9 points
 # over plain multi-task learning with a small model and `sequential` sampling, 0.3 to 2.7 with `uniform`
@@ -172,11 +172,11 @@ plt.show()
 # changes with the vector of another task (columns). With 300 texts, changes below 0.05 may be noise.*
 #
 # `one_liner` clearly needs its own vector: it loses 0.18 to 0.25 with those of `rating`, `position` and
-# `order`. `punctuation` loses 0.15 with that of `rating`, and `review_sentiment` 0.05 to 0.08 with most
-# others, which is just above the noise. The other four hardly notice. So the model computes something else
-# for few tasks, and most hardly use the condition. It has had little chance to matter: what makes z, γ and β
-# trains at a fiftieth of the learning rate of all else (`--conditioning_lr`). `names` is left out; its metric
-# needs whole sentences.
+# `order`. `punctuation` loses 0.15 with that of `rating`, and 0.06 to 0.09 with those of `order` and
+# `position`; `review_sentiment` loses 0.05 to 0.08 with most others, which is just above the noise. The other
+# four hardly notice. So the model computes something else for few tasks, and most hardly use the condition.
+# It has had little chance to matter: what makes z, γ and β trains at a fiftieth of the learning rate of all
+# else (`--conditioning_lr`). `names` is left out; its metric needs whole sentences.
 #
 # Which tasks bend the model in a similar way? The scales and shifts of all parts, one after the other, are a
 # point for each task; the cosine of two points says how alike two tasks are to the model. The means over the
@@ -200,7 +200,8 @@ plt.show()
 # *Cosine of the modulations of each pair of tasks. Since the mean is subtracted, unrelated tasks have about
 # −0.14, not 0. The regressions, `rating` and `position`, are alike (0.35), perhaps because their heads give
 # numbers and not classes, and both are unlike `names`; the two sentiments are no more alike than unrelated
-# tasks.*
+# tasks, and `rating` and `review_sentiment`, which ask nearly the same, are even less alike (−0.31). So alike
+# vectors do not mean alike questions.*
 #
 # ## Which task comes next?
 #
@@ -247,21 +248,24 @@ print_scores()
 # quarter is the most (dotted line). Right: the mean entropy of its candidates in these steps. A regression
 # has no entropy; its candidates get the mean score of the other tasks' candidates, rank by rank.*
 #
-# Its average is the lowest, by eight points, since it leaves two tasks behind: `names`, of which it finds
-# next to nothing, and `one_liner`, which is at chance. The other six have 0.524 on average, and 0.537 with
-# CA-MTL. (The table has the evaluation with the best average, of ten here and of two elsewhere.)
+# Its average is the lowest, by eight points, since it loses two tasks that CA-MTL learns: `names`, of which
+# it finds next to nothing, and `one_liner`, which is at chance. (`order` is at chance, too, but CA-MTL hardly
+# learns it either.) The other six have 0.524 on average, and 0.537 with CA-MTL; `rating` loses most of these.
+# (The table has the evaluation with the best average, of ten here and of two elsewhere.)
 #
-# What happened to `one_liner`? Up to step 100 it gets more rows all the time, and 64 % of its answers are
-# right. Then the model grows surer of them, and other tasks, of which it is unsure, get the rows. These
-# change the layer that all tasks share, and not the head of `one_liner`. From step 250 on it gets hardly any
-# rows, and its accuracy falls to 0.500: the model gives nearly all texts the same answer, and is ever surer
-# of it. To be sure is not to be right, and as long as the model is sure, it gets no rows that would correct
-# it. `order` stays at 0.500 until step 400. Its entropy goes down and up, and only where it is high, around
-# step 250 and from step 450 on, does it get rows.
+# What happened to `one_liner`? Up to step 100 it gets more and more rows, and 64 % of its answers are right.
+# By step 150 it is down to 55 %, though it still gets more than its share: the model gives most texts the
+# same answer, and grows surer of it. So other tasks get the rows. They change the layer that all tasks share,
+# nothing corrects that for `one_liner`, and its accuracy falls on to 0.500, while the model is ever surer. To
+# be sure is not to be right, and as long as the model is sure, it gets no rows that would correct it. `order`
+# stays at 0.500 until step 400, and after the first 100 steps it gets rows only where its entropy has risen,
+# around step 250 and near the end.
 #
-# `names` gets next to nothing from step 100 on, though the model is half unsure of it. But an entropy is
-# multiplied by the mean of its task: 0.55 times 0.55 is far from the 0.9 times 0.9 of the sentiments. So the
-# tasks in the middle hardly get more than those of which the model is sure.
+# `names` gets next to nothing after step 50, though the model is more than half unsure of it. An entropy is
+# multiplied by the mean of its task, and 0.6 times 0.6 is far from the 0.9 times 0.9 of the tasks on top. The
+# mean is not all, though: `order` gets a tenth of the rows with a mean of 0.59. A sentence of `names` has the
+# mean entropy of its words, so perhaps its candidates are too alike for one to stand out; this was not
+# measured.
 #
 # To be unsure of something does not mean that more examples would help. `--uncertainty_equal_shares` takes
 # the same number of rows of each task, those that the model is least sure of; [multitask.md](../multitask.md)
