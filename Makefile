@@ -19,7 +19,7 @@ tutorial: $(VENV)/installed-for-tutorial
 	$(BIN)/python docs/tutorial/build.py $(CHAPTERS)
 
 test: $(VENV)/installed-for-tests
-	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: $(VENV)/installed-for-slow-tests
 	$(BIN)/python -m pytest -m slow
