@@ -32,7 +32,7 @@ NO_WAITING = "import time; sleep = time.sleep; time.sleep = lambda seconds: slee
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files whose tests start processes come first: they take longest, and nobody should wait for the last."""
+    """Files whose tests start processes come first: they take longest, so nobody waits for the last."""
     take_long = {item.path for item in items if item.get_closest_marker("processes")}
     items.sort(key=lambda item: item.path not in take_long)
 
