@@ -18,7 +18,14 @@ from helpers.runs import ROOT
 from checkpoints.files import write_json
 from config.errors import TrainingFailed, UserError
 from config.groups import EngineArguments
-from experiments.engines import InOrder, check_reachable, importable_name, open_engine, share
+from experiments.engines import (
+    TRAININGS_PER_WORKER,
+    InOrder,
+    check_reachable,
+    importable_name,
+    open_engine,
+    share,
+)
 from experiments.graph import Graph, Job
 
 
@@ -145,6 +152,8 @@ def test_ray_takes_a_graph_of_many_jobs(tmp_path, monkeypatch):
         outcome = Graph(Path("graph"), jobs).run(engine)
     assert not outcome.failures and len(outcome.metrics) == n_jobs
     assert all(starts(Path("graph", job.name)) == ["False"] for job in jobs)
+    n_processes = len({metrics["pid"] for metrics in outcome.metrics.values()})
+    assert n_jobs / TRAININGS_PER_WORKER <= n_processes <= n_jobs / 5, "a process takes many, and not all"
 
 
 DRIVE = """
