@@ -5,8 +5,8 @@ python quickstart.py                 classify reviews, with it and without: `mak
 python quickstart.py --multitask     learn eight tasks with one model: `make multitask`
 python quickstart.py --selection     say which of six tasks should come first: `make selection`
 
-Every number of the tables comes from a run whose preset is run_configs/quickstart_*.json,
-multitask_quickstart*.json or selection_quickstart.json.
+Every number of the tables, but those of counted words and of votes, comes from a run whose preset is
+run_configs/quickstart_*.json, multitask_quickstart*.json or selection_quickstart.json.
 """
 
 from dataclasses import dataclass

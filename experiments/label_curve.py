@@ -2,11 +2,22 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from checkpoints.atomic import atomic_write
 
-MARKERS = ("o", "s", "^", "D", "v", "P")
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")  # Okabe and Ito's
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Colors of Okabe and Ito, markers and lines, which tell systems apart in print, too.
+STYLES = (
+    ("#0072B2", "o", ":"),
+    ("#D55E00", "s", "-."),
+    ("#009E73", "^", (0, (5, 1, 1, 1, 1, 1))),
+    ("#CC79A7", "D", "--"),
+    ("#E69F00", "v", (0, (5, 1))),
+    ("#000000", "P", "-"),
+)
 
 # The accuracy and, where there are seeds, accuracy_std; of a network also seconds, and trained, the share of
 # its weights that were.
@@ -43,22 +54,47 @@ def numbers_of_labels(curves: Curves) -> list[int]:
 
 
 def draw_curves(curves: Curves, file: Path) -> None:
-    """A line per system over the numbers of labels, on a logarithmic axis, with bars of one deviation."""
+    """The accuracies, with bars of one deviation: a line per system over the numbers of labels, on a
+    logarithmic axis; with one number of labels, a row per system.
+    """
     from matplotlib.figure import Figure  # half a second
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for (name, curve), marker, color in zip(curves.items(), MARKERS, COLORS, strict=False):
-        means, deviations = values(curve.values(), "accuracy"), values(curve.values(), "accuracy_std")
-        axes.errorbar(list(curve), means, deviations, capsize=3, label=name, marker=marker, color=color)
     labels = numbers_of_labels(curves)
+    figure = Figure(figsize=(7, 4.5) if len(labels) > 1 else (7, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(alpha=0.3)
+    draw = draw_lines if len(labels) > 1 else draw_rows
+    draw(axes, curves, labels)
+    with atomic_write(file) as tmp_path:
+        figure.savefig(tmp_path, format="png", dpi=150)
+
+
+def draw_lines(axes: "Axes", curves: Curves, labels: list[int]) -> None:
+    """A line per system. Points of different systems are side by side, so that none hides another."""
+    for number, ((name, curve), style) in enumerate(zip(curves.items(), STYLES, strict=False)):
+        color, marker, line = style
+        means, deviations = values(curve.values(), "accuracy"), values(curve.values(), "accuracy_std")
+        beside = [n * 1.03 ** (number - len(curves) / 2) for n in curve]
+        axes.errorbar(beside, means, deviations, capsize=3, label=name, color=color, marker=marker, ls=line)
     axes.set(xscale="log", xlabel="labeled reviews", ylabel="accuracy on held-out reviews, %")
     axes.set_xticks(labels, [f"{n:,}" for n in labels])
     axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False)
-    with atomic_write(file) as tmp_path:
-        figure.savefig(tmp_path, format="png", dpi=150)
+    axes.legend(loc="lower right")
+
+
+def draw_rows(axes: "Axes", curves: Curves, labels: list[int]) -> None:
+    """A named row per system, with its accuracy."""
+    for row, (curve, (color, marker, _)) in enumerate(zip(curves.values(), STYLES, strict=False)):
+        point = curve[labels[0]]
+        [mean], [deviation] = values([point], "accuracy"), values([point], "accuracy_std")
+        axes.errorbar(mean, row, xerr=deviation or None, capsize=3, color=color, marker=marker)
+        axes.annotate(
+            percent(point), (mean, row), (0, 6), textcoords="offset points", ha="center", fontsize=8
+        )
+    axes.set_yticks(range(len(curves)), list(curves))
+    axes.set(ylim=(len(curves) - 0.5, -0.8))
+    axes.set(xlabel=f"accuracy on held-out reviews with {labels[0]:,} labels, %")
+    axes.margins(x=0.08)
 
 
 def values(points: Iterable[Point], name: str) -> list[float]:

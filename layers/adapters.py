@@ -92,9 +92,15 @@ class AdapterFusion(nn.Module):
         adapters = cast(list[Adapter], list(self.adapters.values()))  # ModuleDict is not generic
         inputs = adapters[0].bottleneck_input(output, residual, norm)
         outputs = torch.stack([adapter.bottleneck(inputs) for adapter in adapters], dim=2)
+        weights = self.attention(inputs, outputs)
+        return output + torch.einsum("bsa,bsae->bse", weights, self.value(outputs))
+
+    def attention(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """How much of each adapter is taken, [batch, seq, adapters], from what all of them read, [batch, seq,
+        embed], and their outputs, [batch, seq, adapters, embed].
+        """
         # b: batch, s: sequence, a: adapters, e: embedding
-        scores = torch.einsum("bse,bsae->bsa", self.query(inputs), self.key(outputs))
-        return output + torch.einsum("bsa,bsae->bse", scores.softmax(-1), self.value(outputs))
+        return torch.einsum("bse,bsae->bsa", self.query(inputs), self.key(outputs)).softmax(-1)
 
 
 # ------------------------------------------------------------------------------------------------------- LoRA

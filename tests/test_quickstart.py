@@ -168,7 +168,7 @@ def test_the_ways_start_where_they_say(learned):
     starts = {name: config["arguments"]["model_checkpoint"] for name, config in read.items()}
     assert starts["scratch"] == "none" and starts["counted"] == f"{FOLDER}/counted_words"
     assert starts["full"] == starts["adapters"] == f"{FOLDER}/pretrained"
-    assert read["full"]["arguments"]["n_epochs"] == 40  # ten times those of 2,000 labels
+    assert read["full"]["arguments"]["n_epochs"] == 30  # ten times those of 2,000 labels
     sizes = metrics(home / FOLDER / "adapters_20")
     assert sizes["n_trained"] < sizes["n_parameters"]
     # A pretraining of no steps is where the other one began.

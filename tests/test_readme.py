@@ -13,16 +13,15 @@ import shlex
 from pathlib import Path
 
 import pytest
+from helpers.documents import BLOCK, DOCS, broken_links, prose
 from helpers.runs import MAIN, ROOT, SHAPE, STEPS, call, config_class_of, parse
 
 from config.flags import ALIASES
 
-DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-README = DOCS[0].read_text(encoding="utf-8")
+README = prose(DOCS[0])
 SOURCES = {".py", ".md", ".toml", ".cff"}
 NOT_OURS = {"train.py"}  # nanoGPT's
 WRITTEN_LATER = ("runs/", "benchmarks/results")  # by a run, by a benchmark
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PROGRAMS = ("python", "torchrun", "srun", "make", "tensorboard", ".venv/bin/python")
 
 # The flags that make each command of the README run in miniature ...
@@ -173,11 +172,17 @@ def is_path(code: str) -> bool:
 
 @pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.name)
 def test_files_that_are_named_exist(doc):
-    text = doc.read_text(encoding="utf-8")
-    missing = [code for code in inline_code(text) if is_path(code) and not any(ROOT.glob(code.rstrip("/")))]
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", BLOCK.sub("", text))
-    missing += [link for link in links if not (doc.parent / link).exists()]
-    assert not missing
+    codes = inline_code(prose(doc))
+    missing = [code for code in codes if is_path(code) and not any(ROOT.glob(code.rstrip("/")))]
+    assert not missing + broken_links(doc)
+
+
+def test_a_broken_link_is_found(tmp_path):
+    (tmp_path / "there.md").write_text("# What `it` shows, and why\n", encoding="utf-8")
+    doc = tmp_path / "doc.md"
+    right = "[a](there.md), [b](there.md#what-it-shows-and-why), [c](#here) and [d](https://there.org/#no)"
+    doc.write_text(f'# Here\n{right}\n[e](gone.md), [f](there.md#what), [g](#where), <img src="no.png">')
+    assert broken_links(doc) == ["gone.md", "there.md#what", "#where", "no.png"]
 
 
 def test_the_tree_has_a_line_for_every_file():
@@ -204,6 +209,12 @@ def test_the_code_tour_leads_to_code_and_is_as_long_as_it_says():
     said = int(re.search(r"These are the ([\d,]+)", text)[1].replace(",", ""))
     assert n_lines == pytest.approx(said, rel=0.1)
     assert f"{said:,} lines" in README
+    files = [*ROOT.glob("*.py"), *ROOT.glob("[a-z]*/*.py")]
+    others = {ROOT / name for name in ("tests", "docs", "benchmarks")}
+    n_lines = sum(lines_of(file, []) for file in files if file.parent not in others)
+    assert n_lines == pytest.approx(
+        int(re.search(r"about ([\d,]+) lines", text)[1].replace(",", "")), rel=0.1
+    )
 
 
 def lines_of(file: Path, names: list[str]) -> int:
@@ -235,7 +246,7 @@ def flags_of_scripts() -> set[str]:
 
 @pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.name)
 def test_flags_that_are_named_exist(doc):
-    codes = [code for code in inline_code(doc.read_text(encoding="utf-8")) if not is_command(code)]
+    codes = [code for code in inline_code(prose(doc)) if not is_command(code)]
     named = {flag for code in codes for flag in re.findall(r"(?<![\w-])--[\w-]+", code)}
     assert named <= flags_of_scripts()
 
@@ -244,7 +255,7 @@ def test_flags_that_are_named_exist(doc):
 def test_commands_are_understood(doc, home):
     """Their scripts, targets of the Makefile, and flags exist."""
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    for command in commands(doc.read_text(encoding="utf-8")):
+    for command in commands(prose(doc)):
         script, arguments = script_and_arguments(command)
         if command.startswith("make "):
             assert command.split()[1] in targets

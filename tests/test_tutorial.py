@@ -6,12 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers.documents import CHAPTERS, cells_of
 from helpers.runs import ROOT
 
 pytestmark = pytest.mark.processes("a chapter sets the style of all plots and the folder that it runs in")
 
-CHAPTERS = sorted((ROOT / "docs" / "tutorial").glob("[0-9]_*.py"))
-CELL = re.compile(r"^# %%(.*)\n", re.MULTILINE)
 EXCERPT = re.compile(r"^# ([\w/]+\.py), line \d+\n", re.MULTILINE)
 
 
@@ -49,16 +48,6 @@ def test_a_whole_chapter_runs(chapter, tmp_path_factory, run_script):
     assert not result.returncode, result.stderr
 
 
-def cells_of(chapter: Path) -> list[tuple[bool, str]]:
-    """Whether each cell of the text file is prose, and its text without the comment signs."""
-    _, *pieces = CELL.split(chapter.read_text(encoding="utf-8"))
-    pairs = list(zip(pieces[::2], pieces[1::2], strict=True))
-    return [
-        (is_prose, re.sub(r"^# ?", "", text, flags=re.MULTILINE).strip() if is_prose else text.strip())
-        for is_prose, text in (("[markdown]" in mark, text) for mark, text in pairs)
-    ]
-
-
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
 def test_the_notebook_is_that_of_the_text_file(chapter):
     cells = json.loads(chapter.with_suffix(".ipynb").read_text(encoding="utf-8"))["cells"]
@@ -69,13 +58,6 @@ def test_the_notebook_is_that_of_the_text_file(chapter):
     )  # else it is no notebook
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert outputs and not [output for output in outputs if output["output_type"] == "error"]
-
-
-@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
-def test_links_lead_somewhere(chapter):
-    prose = "\n".join(text for is_prose, text in cells_of(chapter) if is_prose)
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", prose)
-    assert not [link for link in links if not (chapter.parent / link).exists()]
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)

@@ -18,8 +18,9 @@
 # the notebook runs.
 #
 # You need Python and some linear algebra; no GPU, and no network. All cells together take less than a minute.
-# `make tutorial` executes the chapters where they are; to change cells, open this file in an editor that
-# knows notebooks, or install `jupyterlab` into `.venv`.
+# `make tutorial` sets up `.venv` with all that the chapters need, and executes them where they are. To change
+# cells, open this file in an editor that knows notebooks, with the Python of `.venv`, or install `jupyterlab`
+# there.
 # %%
 import os
 import sys

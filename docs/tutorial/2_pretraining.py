@@ -13,7 +13,7 @@
 #
 # Labels are expensive, text is not. *Pretraining* has a model predict the next token of plain text, so that a
 # task with few labels can later start from what it has learned. In this chapter, a transformer reads a
-# quarter of 20,000 film reviews, without their labels, in two to six minutes. We look at what it reads, how
+# quarter of 20,000 film reviews, without their labels, in two to four minutes. We look at what it reads, how
 # its loss falls, what that loss means, and what it writes.
 # %%
 import os
@@ -44,8 +44,8 @@ from pretraining_train import PretrainingConfig, lm_losses, pretrain
 # ## What the model reads
 #
 # A *preset* says how to train: which data, which shape, how fast, how long. This one is the quickstart's,
-# with a third of its steps. A finished training is never repeated; one with another configuration needs
-# another `NAME`.
+# with fewer steps. A finished training is never repeated; one with another configuration needs another
+# `NAME`.
 
 # %%
 NAME = "pretrained"
@@ -237,14 +237,17 @@ for word in ("terrible", "wonderful", "actor", "he"):
 #
 # ## Exercises
 #
-# The answers are in [answers.md](answers.md).
+# The answers are in [answers.md](answers.md). Each changes the source: restart the kernel afterwards, give
+# `NAME` in the cell of the configuration the name that the exercise says, run the chapter again, and change
+# the source back.
 #
-# 1. In the cell of the configuration, set `NAME = "vocabulary_2000"` and add `tokenizer="train:2000:uncased"`
-#    to what `load_preset` gets. Which of the three columns of the table can you compare with the one above,
-#    and which model is better?
-# 2. In `initialize_from_counts` (`pretraining_train.py`), the output bias starts at the tokens' log
-#    frequencies, if there is one. What should the first loss be then? Set `NAME = "output_bias"`, add
-#    `output_bias=True`, and look. How much of the head start is left at the end?
-# 3. `data/corpus.py` cuts the corpus into blocks from another place in each epoch (`start` in
-#    `CorpusBatches.__getitem__`). If it were always 0, when would you see a difference, and why not in 400
-#    steps?
+# 1. `NAME = "random_embeddings"`. In `initialize_from_counts` (`pretraining_train.py`), remove the assignment
+#    to `embeddings.data`, so that nothing is counted before. How far apart are the two models after 100
+#    steps, and after 400? Look at the neighbors, too: what has language modeling alone put together?
+# 2. The output bias, if there is one, starts at the tokens' log frequencies. What should the first loss be
+#    then? Look, with `NAME = "output_bias"` and `output_bias=True` in what `load_preset` gets. Then remove
+#    the assignment to `output_bias.data` in `initialize_from_counts`, so that the bias starts at zero, and
+#    set `NAME = "zero_bias"`. How much of the head start is left at the end?
+# 3. `NAME = "same_cuts"`. `data/corpus.py` cuts the corpus into blocks from another place in each epoch. In
+#    `CorpusBatches.__getitem__`, set `start = 0`. Is the loss different after 400 steps? When would you see a
+#    difference?

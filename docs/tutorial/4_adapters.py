@@ -34,7 +34,7 @@ from checkpoints.finetuned import load_finetuned
 from config.flags import replace
 from config.presets import load_preset
 from data.tokenization import load_tokenizer
-from docs.tutorial.helpers import COLORS, FOLDER, MARKERS, SHORT, Excerpt, language_model, train
+from docs.tutorial.helpers import COLORS, FOLDER, MARKERS, SHORT, Excerpt, gains, language_model, train
 from finetuning_train import FinetuningConfig, finetune
 from layers import adapters
 from layers.adapters import Adapter, AdapterFusion, LoRALinear, apply_tuning
@@ -110,27 +110,24 @@ for tuning, sizes in recipes.items():
 results["full", "0"] = train("full", finetune, full)
 
 # %%
-
-
-def gains(metrics: dict, baseline: dict) -> str:
-    """The differences of the accuracies, seed by seed."""
-    pairs = zip(metrics["restarts"], baseline["restarts"], strict=True)
-    return ", ".join(f"{run['valid_accuracy'] - other['valid_accuracy']:+.3f}" for run, other in pairs)
-
-
 figure, axes = plt.subplots(figsize=(6.5, 4))
-for (tuning, marker), color in zip(zip([*recipes, "full"], MARKERS, strict=False), COLORS, strict=False):
-    points = [metrics for (name, _), metrics in results.items() if name == tuning]
+for number, tuning in enumerate([*recipes, "full"]):
+    points = {size: metrics for (name, size), metrics in results.items() if name == tuning}
+    weights = [metrics["n_trained"] * 1.06 ** (number - 2) for metrics in points.values()]
+    accuracies = [metrics["valid_accuracy"] for metrics in points.values()]
     axes.errorbar(
-        [metrics["n_trained"] for metrics in points],
-        [metrics["valid_accuracy"] for metrics in points],
-        [metrics["valid_accuracy_std"] for metrics in points],
+        weights,
+        accuracies,
+        [metrics["valid_accuracy_std"] for metrics in points.values()],
         capsize=3,
         label=tuning,
-        marker=marker,
-        color=color,
+        marker=MARKERS[number],
+        markersize=6,
+        color=COLORS[number],
     )
-    for size, metrics in zip(recipes.get(tuning, ["0"]), points, strict=True):
+    for size, x, y in zip(points, weights, accuracies, strict=True):
+        axes.annotate(size.strip("0"), (x, y), (5, 4), textcoords="offset points", fontsize=8)
+    for size, metrics in points.items():
         share = metrics["n_trained"] / metrics["n_parameters"]
         print(
             f"{tuning:8}{size:>3}{metrics['n_trained']:>12,.0f} weights ({share:7.2%}): "
@@ -143,8 +140,8 @@ plt.show()
 
 # %% [markdown]
 # *Accuracy on 1,066 held-out sentences against the number of trained weights (logarithmic); means of three
-# seeds, bars of one deviation to both sides. All bars overlap with that of the head, and some points with
-# each other.*
+# seeds, bars of one deviation to both sides. Ranks and widths are beside the points, which are moved a little
+# to the sides, so that none hides another. All bars overlap with that of the head.*
 #
 # The last columns are differences seed by seed. Each seed draws the same 1,000 sentences for all methods, so
 # they leave out the luck of the draw, which the bars contain. Only full fine-tuning, with 1,750 times as many
@@ -169,7 +166,7 @@ plt.show()
 # and model stay frozen. (As in the paper, the scores are not divided by $\sqrt{d}$.)
 
 # %%
-Excerpt(AdapterFusion.forward)
+Excerpt(AdapterFusion.attention, AdapterFusion.forward)
 
 # %% [markdown]
 # Three tasks that are made of film reviews (`tasks/review_tasks.py`) get an adapter each: whether a viewer
@@ -228,22 +225,29 @@ for name, metrics in few_results.items():
 # %%
 fused = load_finetuned(FOLDER / "few_fusion_of_the_three", "the fused model").eval()
 fusion = fused.transformer.layers[0].after_feed_forward
-queries_and_keys = {}
-fusion.query.register_forward_hook(lambda module, inputs, output: queries_and_keys.update(query=output))
-fusion.key.register_forward_hook(lambda module, inputs, output: queries_and_keys.update(key=output))
+attention, seen = fusion.attention, {}
+
+
+def remember(inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+    """The attention, which can be looked at afterwards."""
+    seen["weights"] = attention(inputs, outputs)
+    return seen["weights"]
+
+
+fusion.attention = remember
 
 tokenizer = load_tokenizer(pretrained)
 sentence = "a moving film , though its plot is hopeless and its ending a disappointment ."
 ids = [*tokenizer.encode(sentence), tokenizer.cls_id][:24]
 with torch.no_grad():
     fused(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long))
-    scores = torch.einsum("bse,bsae->bsa", queries_and_keys["query"], queries_and_keys["key"])
-weights = scores.softmax(-1)[0]
+weights = seen["weights"][0]
 
 figure, axes = plt.subplots(figsize=(8, 3))
 left = torch.zeros(len(ids))
-for number, (name, color) in enumerate(zip(SOURCES, COLORS, strict=False)):
-    axes.bar(range(len(ids)), weights[:, number], bottom=left, label=name, color=color)
+for number, (name, color, hatch) in enumerate(zip(SOURCES, COLORS, ("", "///", ".."), strict=False)):
+    style = {"color": color, "hatch": hatch, "edgecolor": "white"}
+    axes.bar(range(len(ids)), weights[:, number], bottom=left, label=name, **style)
     left += weights[:, number]
 axes.set_xticks(range(len(ids)), [tokenizer.vocab[i] for i in ids], rotation=60, ha="right")
 axes.set(ylabel="attention", ylim=(0, 1))
@@ -252,9 +256,9 @@ plt.show()
 
 # %% [markdown]
 # *For each token of a sentence, the attention to the three adapters, which adds up to 1. It is nearly all or
-# nothing, except at [CLS], and for 12 of the 17 tokens most of it goes to the adapter of `review_sentiment`,
-# the one that helps most by itself. Both `its` go to `one_liner`, and `is`, `##less` and the full stop to
-# `order`. This is one seed.*
+# nothing, except at [CLS] and, less so, at `##less`, and for 12 of the 17 tokens most of it goes to the
+# adapter of `review_sentiment`, the one that helps most by itself. Both `its` go to `one_liner`, and `is`,
+# `##less` and the full stop to `order`. This is one seed.*
 #
 # ## Exercises
 #

@@ -35,7 +35,17 @@ from config.finetuning import FinetuningConfig
 from config.flags import replace
 from config.presets import find_preset, read_preset
 from config.selection import RankConfig, SelectionConfig
-from docs.tutorial.helpers import COLORS, FOLDER, MARKERS, SHORT, SMALL, Excerpt, language_model, train
+from docs.tutorial.helpers import (
+    COLORS,
+    FOLDER,
+    MARKERS,
+    SHORT,
+    SMALL,
+    Excerpt,
+    gains,
+    language_model,
+    train,
+)
 from finetuning_train import finetune
 from selection.pool import open_pool
 from selection.quality import regret
@@ -103,23 +113,27 @@ figure, panels = plt.subplots(1, 3, figsize=(9, 3.2), sharex=True, sharey=True)
 clouds = {"before": before, "after": after, "approximated": approximated}
 for axes, (name, points) in zip(panels, clouds.items(), strict=True):
     flat = (points - centre) @ directions[:2].T
-    for label, (color, marker) in enumerate(zip(COLORS, MARKERS[:2], strict=False)):
+    for label, (color, marker) in enumerate(zip(("#88BBDD", COLORS[1]), MARKERS[:2], strict=False)):
         chosen = flat[labels == label]
         text = run.task.kind.label_names[label]
-        axes.scatter(chosen[:, 0], chosen[:, 1], s=9, alpha=0.5, color=color, marker=marker, label=text)
-    axes.set(title=f"{name}: LogME {logme(points.numpy(), labels):.3f}", xlabel="component 1")
+        axes.scatter(*chosen.T, s=9, alpha=0.6, color=color, marker=marker)
+        axes.scatter(
+            *chosen.mean(0), s=90, color=color, marker=marker, edgecolor="black", label=text, zorder=3
+        )
+    score = f"{logme(points.numpy(), labels):.3f}".replace("-", "−")
+    axes.set(title=f"{name}: LogME {score}", xlabel="component 1")
 panels[0].set(ylabel="component 2")
 panels[0].legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# *The ends of 500 reviews that the source was not trained on, as points. Left: where the pretrained model
-# puts them. Middle: where the fine-tuned one does. Right: where the map of the next section puts them. The
-# axes are those of the picture in the middle, so the others may spread in directions that are not shown.
-# Fine-tuning moves negative reviews to the left and positive ones to the right, though they still overlap
-# widely: the model gets 68 % of these right. The map achieves all of the gain in LogME, a score that is
-# explained below, is higher the better the labels can be told apart, and is computed from all 256
-# dimensions.*
+# *The ends of 500 reviews that the source was not trained on, as points, and the mean of each label, large.
+# Left: where the pretrained model puts them. Middle: where the fine-tuned one does. Right: where the map of
+# the next section puts them. The axes are those of the picture in the middle, so the others may spread in
+# directions that are not shown. Fine-tuning moves negative reviews to the left and positive ones to the
+# right, though they still overlap widely: the model gets 68 % of these right. The map achieves all of the
+# gain in LogME, a score that is explained below, is higher the better the labels can be told apart, and is
+# computed from all 256 dimensions.*
 #
 # ## Fine-tuning as a matrix
 #
@@ -197,6 +211,9 @@ truth = {"none": train("target_from_none", finetune, start)}
 for source in pool.sources:
     config = replace(start, model_checkpoint=str(source.run_folder))
     truth[source.name] = train(f"target_from_{source.name}", finetune, config)
+for name, metrics in truth.items():
+    accuracy = f"{metrics['valid_accuracy']:.3f} ± {metrics['valid_accuracy_std']:.3f}"
+    print(f"{name:18}{accuracy}   minus none: {gains(metrics, truth['none'])}")
 
 figure, panels = plt.subplots(1, 3, figsize=(9, 3.2), sharey=True)
 for axes, method in zip(panels, METHODS, strict=False):
@@ -262,19 +279,19 @@ for method in METHODS:
 #
 # The answers are in [answers.md](answers.md). Run the whole chapter once with the source as it is.
 #
-# 1. In the cell that embeds the reviews, take `rating` as the source, with its own held-out texts. Its labels
-#    are numbers, so draw each panel with one call, `dots = axes.scatter(flat[:, 0], flat[:, 1], s=9,
-#    c=labels)`, instead of the loop over labels, and replace the legend by `figure.colorbar(dots,
-#    ax=panels)`. Print `np.corrcoef(flat[:, 0], labels)[0, 1]` for each panel (its sign is arbitrary). What
-#    has this fine-tuning done to the embeddings?
-# 2. `fit_ridge` (`selection_model.py`) computes the map in closed form and shrinks it towards the identity;
-#    the ranking used `esm="linear"`, which starts from a random matrix and is trained by gradient descent.
-#    Make a pool in another folder, with `esm="ridge"` in `SelectionConfig` (it fine-tunes the sources again),
-#    and rank with it. Does the ranking change? How much of the movement do the maps explain,
-#    `finished["esm/order"]["explained"]`?
-# 3. The cell above calls `regret` without `without_transfer`, so it compares sources only with each other.
-#    Which of them are worse than no source, and could LogME have told you? Compare their scores with that of
-#    the pretrained model itself:
+# 1. Evidence has a fit and a price. In `log_evidence` (`selection_scores.py`), leave the price of a flexible
+#    model, `log_determinants`, out of `fit`, restart the kernel, and run the cells up to the ranking; the
+#    pool is there already. Which source is first, and how far apart are the scores now?
+# 2. `fit_ridge` (`selection_model.py`) computes a map in closed form and shrinks it towards the identity; the
+#    ranking used `esm="linear"`, which starts from a random matrix and is trained by gradient descent. Make a
+#    pool in another folder, with `esm="ridge"` in `SelectionConfig` (it fine-tunes the sources again), and
+#    rank with it. How much of the movement do the maps explain, `finished["esm/order"]["explained"]`? Then
+#    have it shrink towards zero: begin `fit_ridge` with `tuned = tuned + base`, so that the update is the map
+#    itself, leave out `+ torch.eye(base.size(1))`, and make one more pool. What was the identity worth?
+# 3. Whoever tries sources also knows what no source gives, and falls back on it. Have `regret`
+#    (`selection/quality.py`) compare `best_of_top` with `without_transfer`, too, as `best` is, and pass it
+#    `truth["none"]["valid_accuracy"]` in the cell above. Whose regret changes? Could LogME have told which
+#    sources are worse than none? Compare their scores with that of the pretrained model itself:
 #
 # ```python
 # from checkpoints.pretrained import open_checkpoint

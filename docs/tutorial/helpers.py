@@ -27,7 +27,7 @@ SHORT = os.environ.get("TUTORIAL") == "short"
 REVIEWS = str(FOLDER / "few_reviews") if SHORT else "imdb"
 SMALL = {"n_steps": 4, "max_length": 24, "num_max_positions": 24, "valid_batch_size": 256}
 
-# Chapter 2 trains the quickstart's language model for a third of its steps; all later ones start from there.
+# Chapter 2 trains the quickstart's language model with fewer steps; all later ones start from there.
 PRETRAINING = {"dataset_path": REVIEWS, "n_steps": 400, "eval_every": 100, "log_every": 2}
 PRETRAINING |= {"embed_dim": 32, "hidden_dim": 32} if SHORT else {}
 
@@ -115,3 +115,9 @@ def training_curve(run_folder: Path, scalar: str = "training/loss") -> tuple[lis
     """Steps and values of what a training wrote to TensorBoard."""
     events = EventAccumulator(str(run_folder)).Reload().Scalars(scalar)
     return [event.step for event in events], [event.value for event in events]
+
+
+def gains(metrics: Metrics, baseline: Metrics) -> str:
+    """The differences of two trainings' accuracies, seed by seed."""
+    pairs = zip(metrics["restarts"], baseline["restarts"], strict=True)
+    return ", ".join(f"{run['valid_accuracy'] - other['valid_accuracy']:+.3f}" for run, other in pairs)
