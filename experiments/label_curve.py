@@ -74,7 +74,7 @@ def draw_lines(axes: "Axes", curves: Curves, labels: list[int]) -> None:
     for number, ((name, curve), style) in enumerate(zip(curves.items(), STYLES, strict=False)):
         color, marker, line = style
         means, deviations = values(curve.values(), "accuracy"), values(curve.values(), "accuracy_std")
-        beside = [n * 1.03 ** (number - len(curves) / 2) for n in curve]
+        beside = [n * 1.03 ** (number - (len(curves) - 1) / 2) for n in curve]
         axes.errorbar(beside, means, deviations, capsize=3, label=name, color=color, marker=marker, ls=line)
     axes.set(xscale="log", xlabel="labeled reviews", ylabel="accuracy on held-out reviews, %")
     axes.set_xticks(labels, [f"{n:,}" for n in labels])

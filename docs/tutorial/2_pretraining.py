@@ -237,17 +237,19 @@ for word in ("terrible", "wonderful", "actor", "he"):
 #
 # ## Exercises
 #
-# The answers are in [answers.md](answers.md). Each changes the source: restart the kernel afterwards, give
-# `NAME` in the cell of the configuration the name that the exercise says, run the chapter again, and change
-# the source back.
+# The answers are in [answers.md](answers.md). For each, give `NAME` in the cell of the configuration the name
+# that the exercise says. When the source changes, restart the kernel, run the chapter again, and change the
+# source back.
 #
 # 1. `NAME = "random_embeddings"`. In `initialize_from_counts` (`pretraining_train.py`), remove the assignment
 #    to `embeddings.data`, so that nothing is counted before. How far apart are the two models after 100
-#    steps, and after 400? Look at the neighbors, too: what has language modeling alone put together?
+#    steps, and after 400? Look at the neighbors, too (`start` still shows counted embeddings): what has
+#    language modeling alone put together?
 # 2. The output bias, if there is one, starts at the tokens' log frequencies. What should the first loss be
-#    then? Look, with `NAME = "output_bias"` and `output_bias=True` in what `load_preset` gets. Then remove
-#    the assignment to `output_bias.data` in `initialize_from_counts`, so that the bias starts at zero, and
-#    set `NAME = "zero_bias"`. How much of the head start is left at the end?
+#    then? Look, with `NAME = "output_bias"` and `output_bias=True` in what `load_preset` gets. How much of
+#    the head start is left at the end? Then remove the assignment to `output_bias.data` in
+#    `initialize_from_counts`, so that the bias starts at zero, and set `NAME = "zero_bias"`. What is such a
+#    bias worth?
 # 3. `NAME = "same_cuts"`. `data/corpus.py` cuts the corpus into blocks from another place in each epoch. In
 #    `CorpusBatches.__getitem__`, set `start = 0`. Is the loss different after 400 steps? When would you see a
 #    difference?

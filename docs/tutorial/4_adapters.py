@@ -113,7 +113,7 @@ results["full", "0"] = train("full", finetune, full)
 figure, axes = plt.subplots(figsize=(6.5, 4))
 for number, tuning in enumerate([*recipes, "full"]):
     points = {size: metrics for (name, size), metrics in results.items() if name == tuning}
-    weights = [metrics["n_trained"] * 1.06 ** (number - 2) for metrics in points.values()]
+    weights = [metrics["n_trained"] * 1.06 ** (number - 2.5) for metrics in points.values()]
     accuracies = [metrics["valid_accuracy"] for metrics in points.values()]
     axes.errorbar(
         weights,
@@ -126,7 +126,7 @@ for number, tuning in enumerate([*recipes, "full"]):
         color=COLORS[number],
     )
     for size, x, y in zip(points, weights, accuracies, strict=True):
-        axes.annotate(size.strip("0"), (x, y), (5, 4), textcoords="offset points", fontsize=8)
+        axes.annotate("" if size == "0" else size, (x, y), (5, 4), textcoords="offset points", fontsize=8)
     for size, metrics in points.items():
         share = metrics["n_trained"] / metrics["n_parameters"]
         print(

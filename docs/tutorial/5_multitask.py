@@ -125,9 +125,9 @@ print_scores()
 # choice of held-out examples alone makes a difference of about a point, and this is one seed of a short
 # training. In the study of ten other tasks in [multitask.md](../multitask.md), CA-MTL gains 0.4 to 0.9 points
 # over plain multi-task learning with a small model and `sequential` sampling, 0.3 to 2.7 with `uniform`
-# (three seeds each). But a control whose tasks all have the same z gains as much (exercise 1), so that this
-# comes from weights that all tasks share, and a model per task is better still. `make multitask` makes that
-# comparison for the eight tasks here, with longer trainings.
+# (three seeds each). But with `sequential`, a control whose tasks all have the same z gains as much (exercise
+# 1), so the gain comes from weights that all tasks share, and a model per task is better still. `make
+# multitask` makes that comparison for the eight tasks here, with longer trainings.
 #
 # ## What the vector does
 #
@@ -249,7 +249,7 @@ print_scores()
 # *Left: the share of the rows that each task got in the 50 steps before; with eight candidates for 32 rows, a
 # quarter is the most (dotted line). Right: the mean entropy of its candidates in these steps. A regression
 # has no entropy; its candidates get the mean score of the other tasks' candidates, rank by rank. `one_liner`
-# has as many rows as it can get up to step 100, and none from step 250 on.*
+# has as many rows as it can get from step 50 to step 100, and none at the points from 250 on.*
 #
 # Its average is the lowest, by eight points, since it loses two tasks that CA-MTL learns: `names`, of which
 # it finds next to nothing, and `one_liner`, which is at chance. (`order` is at chance, too, but CA-MTL hardly

@@ -277,11 +277,12 @@ for method in METHODS:
 #
 # ## Exercises
 #
-# The answers are in [answers.md](answers.md). Run the whole chapter once with the source as it is.
+# The answers are in [answers.md](answers.md). Run the whole chapter once with the source as it is. After each
+# change of the source, restart the kernel and run the cells again (finished trainings are only read); change
+# the source back before the next exercise.
 #
 # 1. Evidence has a fit and a price. In `log_evidence` (`selection_scores.py`), leave the price of a flexible
-#    model, `log_determinants`, out of `fit`, restart the kernel, and run the cells up to the ranking; the
-#    pool is there already. Which source is first, and how far apart are the scores now?
+#    model, `log_determinants`, out of `fit`. Which source is first, and how far apart are the scores now?
 # 2. `fit_ridge` (`selection_model.py`) computes a map in closed form and shrinks it towards the identity; the
 #    ranking used `esm="linear"`, which starts from a random matrix and is trained by gradient descent. Make a
 #    pool in another folder, with `esm="ridge"` in `SelectionConfig` (it fine-tunes the sources again), and
