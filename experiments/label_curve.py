@@ -60,10 +60,10 @@ def draw_curves(curves: Curves, file: Path) -> None:
     from matplotlib.figure import Figure  # half a second
 
     labels = numbers_of_labels(curves)
-    figure = Figure(figsize=(7, 4.5) if len(labels) > 1 else (7, 2.6), layout="constrained")
+    draw, height = (draw_lines, 4.5) if len(labels) > 1 else (draw_rows, 2.6)
+    figure = Figure(figsize=(7, height), layout="constrained")
     axes = figure.subplots()
     axes.grid(alpha=0.3)
-    draw = draw_lines if len(labels) > 1 else draw_rows
     draw(axes, curves, labels)
     with atomic_write(file) as tmp_path:
         figure.savefig(tmp_path, format="png", dpi=150)
@@ -92,9 +92,8 @@ def draw_rows(axes: "Axes", curves: Curves, labels: list[int]) -> None:
             percent(point), (mean, row), (0, 6), textcoords="offset points", ha="center", fontsize=8
         )
     axes.set_yticks(range(len(curves)), list(curves))
-    axes.set(ylim=(len(curves) - 0.5, -0.8))
-    axes.set(xlabel=f"accuracy on held-out reviews with {labels[0]:,} labels, %")
-    axes.margins(x=0.08)
+    xlabel = f"accuracy on held-out reviews with {labels[0]:,} labels, %"
+    axes.set(ylim=(len(curves) - 0.5, -0.8), xlabel=xlabel, xmargin=0.08)
 
 
 def values(points: Iterable[Point], name: str) -> list[float]:

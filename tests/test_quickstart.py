@@ -11,6 +11,7 @@ from helpers.runs import evaluations, metrics, parse, run
 from config.errors import UserError
 from config.presets import load_preset
 from finetuning_predict import Predictor
+from finetuning_train import finetune
 from multitask_train import MultitaskConfig, train_multitask
 from quickstart import (
     FOLDER,
@@ -21,6 +22,7 @@ from quickstart import (
     main,
     multitask,
     quickstart,
+    quickstart_jobs,
     selection,
 )
 from tasks.baseline import tfidf_log_odds
@@ -175,6 +177,15 @@ def test_the_ways_start_where_they_say(learned):
     assert evaluations(home / FOLDER / "counted_words")[0]["loss"] == pytest.approx(
         evaluations(home / FOLDER / "pretrained")[0]["loss"]
     )
+
+
+def test_held_out_reviews_choose_no_checkpoint():
+    labels = [100, 500, 2000, 10_000, 20_000]
+    configs = [job.config for job in quickstart_jobs(labels, [42], {}, {}) if job.function is finetune]
+    assert len(configs) == len(labels) * len(WAYS)
+    for config in configs:
+        n_steps = config.n_epochs * config.train_subset_size / config.train_batch_size
+        assert config.eval_every > n_steps, "evaluated once, at the end"
 
 
 def test_a_finished_quickstart_trains_nothing_again(learned, task, corpus, capsys):
